@@ -1,0 +1,24 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "../ops/problem.h"
+
+namespace elbo_ext {
+
+// The kernels of one instruction set. Each call works through the groups [begin, end) of a problem.
+struct CpuKernels {
+  const char* name;
+  void (*term_sum)(const TermSumProblem&, int64_t begin, int64_t end);
+  void (*latent)(const LatentProblem&, int64_t begin, int64_t end);
+  void (*latent_backward)(const LatentProblem&, int64_t begin, int64_t end);
+  void (*normal_noise)(int64_t seed, int64_t first, int64_t count, DType dtype, void* out);
+};
+
+// Those in use on this machine.
+const CpuKernels& cpu_kernels();
+
+std::vector<std::string> compiled_instruction_sets();
+
+}  // namespace elbo_ext

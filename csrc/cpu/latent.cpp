@@ -1,0 +1,191 @@
+// Reparameterized sampling, z = mu + sigma * eps, alone or together with the KL to the prior, and its backward pass.
+// The noise is made in registers from (seed, element number), here and again in the backward pass; it is never stored.
+#include "kernels.h"
+#include "normals.h"
+#include "term_tile.h"
+
+namespace elbo_ext {
+namespace {
+
+enum Slot { kMu, kScale, kPriorMu, kPriorScale };  // as GaussianKL takes them
+
+// The noise of one tile of one sample.
+template <class R>
+struct Noise {
+  NormalBuffer<R, kTile> normals;
+  Buffer<R> buffer;
+
+  Lane<R> load(const LatentProblem& p, const Tile& tile, int64_t sample) {
+    if (p.seed == nullptr) {
+      Operand noise = p.noise;
+      noise.data = advance(noise, sample * p.noise_sample_stride);
+      return elbo_ext::load(p.space, noise, tile, buffer);
+    }
+    const int64_t first = (sample * p.space.rows + tile.row) * p.space.cols + tile.col;
+    return {normals.fill(*p.seed, first, tile.size()), 1};
+  }
+
+  static void* advance(const View& view, int64_t elements) {
+    constexpr int64_t kBytes[] = {4, 8, 2, 2, 1};  // in the order of DType
+    return static_cast<char*>(view.data) + elements * kBytes[static_cast<int>(view.dtype)];
+  }
+};
+
+// Applies body(i, count) to the registers of a tile; the last one may be partly filled.
+template <class R, class Body>
+ELBO_INLINE void for_each_register(int64_t size, Body&& body) {
+  constexpr int64_t kWidth = Vec<R>::size();
+  int64_t i = 0;
+  for (; i + kWidth <= size; i += kWidth) body(i, kWidth);
+  if (i < size) body(i, size - i);
+}
+template <class R>
+ELBO_INLINE Vec<R> get(const Lane<R>& lane, int64_t i, int64_t count) {
+  const R* at = lane.data + i * lane.step;
+  return lane.step == 0 || count == Vec<R>::size() ? Vec<R>::loadu(at) : Vec<R>::loadu(at, count);
+}
+template <class R>
+ELBO_INLINE void put(R* to, Vec<R> numbers, int64_t count) {
+  count == Vec<R>::size() ? numbers.store(to) : numbers.store(to, count);
+}
+
+template <class R>
+void run_forward(const LatentProblem& p, int64_t begin, int64_t end) {
+  Buffer<R> buffer[kMaxInputs], sigma, z_buffer;
+  Noise<R> noise;
+  Sums<R> sums(p.space, p.row_value, p.block_sum);
+  TermTile<R> t;
+
+  for (int64_t group = begin; group < end; ++group) {  // a group is one block here
+    for_each_tile(p.space, p.blocks, group, [&](const Tile& tile) {
+      t.size = tile.size();
+      const int inputs = p.with_kl ? kMaxInputs : 2;
+      for (int k = 0; k < inputs; ++k) t.input[k] = load(p.space, p.input[k], tile, buffer[k]);
+      if (p.with_kl) {
+        t.value = sums.values_of_short_rows();
+        run_term<GaussianKL, R, false>(t, p.form, p.prior_form);
+        sums.add(tile, t.sum);
+      }
+      for_each_register<R>(t.size, [&](int64_t i, int64_t count) {
+        put(sigma.data + i, standard_deviation(p.form, get(t.input[kScale], i, count)), count);
+      });
+      for (int64_t sample = 0; sample < p.samples; ++sample) {
+        const Lane<R> eps = noise.load(p, tile, sample);
+        View z = p.z;
+        z.data = Noise<R>::advance(z, sample * p.z_sample_stride);
+        R* out = begin_store(p.space, z, tile, z_buffer);
+        for_each_register<R>(t.size, [&](int64_t i, int64_t count) {
+          const Vec<R> s = Vec<R>::loadu(sigma.data + i);
+          put(out + i, at::vec::fmadd(s, get(eps, i, count), get(t.input[kMu], i, count)), count);
+        });
+        finish_store(p.space, z, tile, out, z_buffer);
+      }
+    });
+    sums.end_block(group);
+  }
+}
+
+// What the samples add to the gradient of mu or of the scale, delivered behind what the KL has put there (`add`).
+template <class R, class Number>
+void deliver(GradientTile<R>& gradient, int64_t size, bool add, Number&& number) {
+  if (gradient.numbers) {
+    for_each_register<R>(size, [&](int64_t i, int64_t count) {
+      Vec<R> value = number(i, count);
+      if (add) value = value + get(Lane<R>{gradient.numbers, 1}, i, count);
+      put(gradient.numbers + i, value, count);
+    });
+  } else if (gradient.add_up) {
+    Vec<R> sum(R(0));
+    for_each_register<R>(size, [&](int64_t i, int64_t count) {
+      sum = sum + Vec<R>::set(Vec<R>(R(0)), number(i, count), count);
+    });
+    gradient.sum = (add ? gradient.sum : 0.0) + sum_lanes(sum);
+  }
+}
+
+template <class R>
+void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
+  using V = Vec<R>;
+  Buffer<R> buffer[kMaxInputs], upstream_buffer, grad_z_buffer, noise_gradient_buffer;
+  Buffer<R> grad_sum, grad_eps_sum;  // over the samples: gz and gz * eps
+  Noise<R> noise;
+  TermTile<R> t;
+  const bool samples = p.grad_z.present();
+  const bool scale_needed = p.gradient[kScale].wanted();
+
+  for (int64_t group = begin; group < end; ++group) {
+    const int64_t first = group * p.blocks.per_group;
+    for (int64_t block = first; block < std::min(first + p.blocks.per_group, p.blocks.count); ++block) {
+      for_each_tile(p.space, p.blocks, block, [&](const Tile& tile) {
+        t.size = tile.size();
+        const int inputs = p.with_kl ? kMaxInputs : 2;
+        for (int k = 0; k < inputs; ++k) t.input[k] = load(p.space, p.input[k], tile, buffer[k]);
+        for (int k = 0; k < inputs; ++k) t.gradient[k].begin(p.space, p.gradient[k], tile);
+        if (p.with_kl) {
+          t.upstream = load(p.space, p.upstream_kl, tile, upstream_buffer);
+          run_term<GaussianKL, R, true>(t, p.form, p.prior_form);
+        }
+        if (samples) {
+          for (int64_t sample = 0; sample < p.samples; ++sample) {
+            Operand grad_z = p.grad_z;
+            grad_z.data = Noise<R>::advance(grad_z, sample * p.grad_z_sample_stride);
+            const Lane<R> gz = load(p.space, grad_z, tile, grad_z_buffer);
+            const Lane<R> eps = scale_needed ? noise.load(p, tile, sample) : gz;
+            for_each_register<R>(t.size, [&](int64_t i, int64_t count) {
+              const V g = get(gz, i, count), ge = g * get(eps, i, count);
+              const bool more = sample > 0;
+              (more ? V::loadu(grad_sum.data + i) + g : g).store(grad_sum.data + i);
+              (more ? V::loadu(grad_eps_sum.data + i) + ge : ge).store(grad_eps_sum.data + i);
+            });
+            if (p.noise_gradient.data != nullptr) {
+              View view = p.noise_gradient;
+              view.data = Noise<R>::advance(view, sample * p.noise_gradient_sample_stride);
+              R* out = begin_store(p.space, view, tile, noise_gradient_buffer);
+              for_each_register<R>(t.size, [&](int64_t i, int64_t count) {  // dz/deps = sigma
+                put(out + i, get(gz, i, count) * standard_deviation(p.form, get(t.input[kScale], i, count)), count);
+              });
+              finish_store(p.space, view, tile, out, noise_gradient_buffer);
+            }
+          }
+          deliver(t.gradient[kMu], t.size, p.with_kl, [&](int64_t i, int64_t) {  // dz/dmu = 1
+            return V::loadu(grad_sum.data + i);
+          });
+          deliver(t.gradient[kScale], t.size, p.with_kl, [&](int64_t i, int64_t count) {  // dz/dscale = eps dsigma/dscale
+            const V sigma = standard_deviation(p.form, get(t.input[kScale], i, count));
+            return V::loadu(grad_eps_sum.data + i) * standard_deviation_slope(p.form, sigma);
+          });
+        }
+        for (int k = 0; k < inputs; ++k) t.gradient[k].finish(p.space, p.gradient[k], tile, group);
+      });
+    }
+  }
+}
+
+template <class R>
+void run_noise(int64_t seed, int64_t first, int64_t count, R* out) {
+  NormalBuffer<R, kTile> normals;
+  for (int64_t done = 0; done < count; done += kTile) {
+    const int64_t n = std::min(kTile, count - done);
+    std::memcpy(out + done, normals.fill(seed, first + done, n), n * sizeof(R));
+  }
+}
+
+}  // namespace
+
+namespace CPU_CAPABILITY {
+
+void latent(const LatentProblem& p, int64_t begin, int64_t end) {
+  p.compute_double ? run_forward<double>(p, begin, end) : run_forward<float>(p, begin, end);
+}
+
+void latent_backward(const LatentProblem& p, int64_t begin, int64_t end) {
+  p.compute_double ? run_backward<double>(p, begin, end) : run_backward<float>(p, begin, end);
+}
+
+void normal_noise(int64_t seed, int64_t first, int64_t count, DType dtype, void* out) {
+  dtype == DType::kDouble ? run_noise(seed, first, count, static_cast<double*>(out))
+                          : run_noise(seed, first, count, static_cast<float*>(out));
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace elbo_ext

@@ -1,0 +1,116 @@
+// A register of 32-bit words for Philox: at::vec has no widening integer product, so each instruction set names its own.
+#pragma once
+
+#include <ATen/cpu/vec/vec.h>
+
+#include "../terms/noise.h"
+
+namespace elbo_ext {
+namespace {
+
+#if defined(CPU_CAPABILITY_AVX512)
+
+struct Words {
+  static constexpr int size = 16;
+  __m512i value;
+  static Words iota() { return {_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)}; }
+  static Words splat(uint32_t word) { return {_mm512_set1_epi32(static_cast<int>(word))}; }
+  void store(uint32_t* out) const { _mm512_storeu_si512(out, value); }
+};
+ELBO_INLINE Words operator^(Words a, Words b) { return {_mm512_xor_si512(a.value, b.value)}; }
+ELBO_INLINE Words operator+(Words a, Words b) { return {_mm512_add_epi32(a.value, b.value)}; }
+ELBO_INLINE void multiply_wide(Words a, uint32_t b, Words& high, Words& low) {
+  const __m512i factor = _mm512_set1_epi32(static_cast<int>(b));
+  const __m512i even = _mm512_mul_epu32(a.value, factor);
+  const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(a.value, 32), factor);
+  high.value = _mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
+  low.value = _mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
+}
+
+#elif defined(CPU_CAPABILITY_AVX2)
+
+struct Words {
+  static constexpr int size = 8;
+  __m256i value;
+  static Words iota() { return {_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)}; }
+  static Words splat(uint32_t word) { return {_mm256_set1_epi32(static_cast<int>(word))}; }
+  void store(uint32_t* out) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), value); }
+};
+ELBO_INLINE Words operator^(Words a, Words b) { return {_mm256_xor_si256(a.value, b.value)}; }
+ELBO_INLINE Words operator+(Words a, Words b) { return {_mm256_add_epi32(a.value, b.value)}; }
+ELBO_INLINE void multiply_wide(Words a, uint32_t b, Words& high, Words& low) {
+  const __m256i factor = _mm256_set1_epi32(static_cast<int>(b));
+  const __m256i even = _mm256_mul_epu32(a.value, factor);
+  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a.value, 32), factor);
+  high.value = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
+  low.value = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+}
+
+#else  // any other machine: four words at a time, in the shape that compilers turn into their own vectors
+
+struct Words {
+  static constexpr int size = 4;
+  uint32_t value[size];
+  static Words iota() { return {{0, 1, 2, 3}}; }
+  static Words splat(uint32_t word) { return {{word, word, word, word}}; }
+  void store(uint32_t* out) const { std::memcpy(out, value, sizeof value); }
+};
+ELBO_INLINE Words operator^(Words a, Words b) {
+  for (int i = 0; i < Words::size; ++i) a.value[i] ^= b.value[i];
+  return a;
+}
+ELBO_INLINE Words operator+(Words a, Words b) {
+  for (int i = 0; i < Words::size; ++i) a.value[i] += b.value[i];
+  return a;
+}
+ELBO_INLINE void multiply_wide(Words a, uint32_t b, Words& high, Words& low) {
+  for (int i = 0; i < Words::size; ++i) multiply_wide(a.value[i], b, high.value[i], low.value[i]);
+}
+
+#endif
+
+ELBO_INLINE Words operator^(Words a, uint32_t b) { return a ^ Words::splat(b); }
+
+constexpr int kCountersPerBlock = 32;
+constexpr int kNormalsPerBlock = kCountersPerBlock * kNormalsPerCounter;
+
+// The normals of `counters` groups of four, rounded up to whole blocks. first_counter is a multiple of Words::size, so
+// that the lower half of the counter never overflows inside a register.
+template <class F>
+void fill_normals(uint64_t seed, uint64_t first_counter, int64_t counters, F* out) {
+  for (int64_t done = 0; done < counters; done += kCountersPerBlock, out += kNormalsPerBlock) {
+    uint32_t word[4][kCountersPerBlock];
+    for (int i = 0; i < kCountersPerBlock; i += Words::size) {
+      const uint64_t counter = first_counter + done + i;
+      Words lanes[4] = {Words::iota() + Words::splat(static_cast<uint32_t>(counter)),
+                        Words::splat(static_cast<uint32_t>(counter >> 32)), Words::splat(0), Words::splat(0)};
+      philox4x32_10(lanes, seed);
+      for (int j = 0; j < 4; ++j) lanes[j].store(word[j] + i);
+    }
+    F normal[4][kCountersPerBlock];
+    for (int j = 0; j < 4; j += 2)
+      for (int i = 0; i < kCountersPerBlock; ++i)
+        box_muller<F>(word[j][i], word[j + 1][i], normal[j][i], normal[j + 1][i]);
+    for (int i = 0; i < kCountersPerBlock; ++i)
+      for (int j = 0; j < 4; ++j) out[kNormalsPerCounter * i + j] = normal[j][i];
+  }
+}
+
+// Room for any stretch of up to `count` normals, wherever it begins.
+template <class F, int64_t count>
+struct alignas(64) NormalBuffer {
+  F data[count + 2 * kNormalsPerBlock];
+
+  // Normals number first .. first + n - 1 of the stream, n <= count.
+  const F* fill(int64_t seed, int64_t first, int64_t n) {
+    constexpr uint64_t kAligned = 16;  // a multiple of every Words::size
+    const uint64_t first_counter = static_cast<uint64_t>(first) / kNormalsPerCounter / kAligned * kAligned;
+    const int64_t skip = first - static_cast<int64_t>(first_counter * kNormalsPerCounter);
+    fill_normals(static_cast<uint64_t>(seed), first_counter,
+                 (skip + n + kNormalsPerCounter - 1) / kNormalsPerCounter, data);
+    return data + skip;
+  }
+};
+
+}  // namespace
+}  // namespace elbo_ext

@@ -1,0 +1,65 @@
+// Sums of a term over rows, forward, backward, and both in one pass.
+#include "kernels.h"
+#include "term_tile.h"
+
+namespace elbo_ext {
+namespace {
+
+template <template <class> class TermOf, class R, bool kGradient>
+void run_groups(const TermSumProblem& p, int64_t begin, int64_t end) {
+  constexpr int kInputs = TermOf<Vec<R>>::kInputs;
+  Buffer<R> buffer[kMaxOperands], upstream_buffer;
+  Sums<R> sums(p.space, p.row_value, p.block_sum);
+  TermTile<R> t;
+  t.weighted = p.input[kWeight].present();
+
+  for (int64_t group = begin; group < end; ++group) {
+    const int64_t first = group * p.blocks.per_group;
+    for (int64_t block = first; block < std::min(first + p.blocks.per_group, p.blocks.count); ++block) {
+      for_each_tile(p.space, p.blocks, block, [&](const Tile& tile) {
+        t.size = tile.size();
+        for (int k = 0; k < kInputs; ++k) t.input[k] = load(p.space, p.input[k], tile, buffer[k]);
+        if (t.weighted) t.input[kWeight] = load(p.space, p.input[kWeight], tile, buffer[kWeight]);
+        if (kGradient) {
+          t.upstream = load(p.space, p.upstream, tile, upstream_buffer);
+          for (int k = 0; k < kMaxOperands; ++k) t.gradient[k].begin(p.space, p.gradient[k], tile);
+        }
+        t.value = p.element_value ? static_cast<R*>(p.element_value) + tile.col : sums.values_of_short_rows();
+
+        run_term<TermOf, R, kGradient>(t, p.form, p.prior_form);
+
+        sums.add(tile, t.sum);
+        if (kGradient)
+          for (int k = 0; k < kMaxOperands; ++k) t.gradient[k].finish(p.space, p.gradient[k], tile, group);
+      });
+      sums.end_block(block);
+    }
+  }
+}
+
+template <template <class> class TermOf>
+void run_term_sum(const TermSumProblem& p, int64_t begin, int64_t end) {
+  if (p.compute_double) {
+    if (p.wants_gradient) run_groups<TermOf, double, true>(p, begin, end);
+    else run_groups<TermOf, double, false>(p, begin, end);
+  } else {
+    if (p.wants_gradient) run_groups<TermOf, float, true>(p, begin, end);
+    else run_groups<TermOf, float, false>(p, begin, end);
+  }
+}
+
+}  // namespace
+
+namespace CPU_CAPABILITY {
+
+void term_sum(const TermSumProblem& p, int64_t begin, int64_t end) {
+  switch (p.term) {
+#define ELBO_TERM_CASE(number, Term, name) \
+  case number: return run_term_sum<Term>(p, begin, end);
+    ELBO_FOR_EACH_TERM(ELBO_TERM_CASE)
+#undef ELBO_TERM_CASE
+  }
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace elbo_ext

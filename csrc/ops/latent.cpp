@@ -1,0 +1,193 @@
+// The operators of the latent stage on the CPU. Schemas: schema.cpp.
+#include <torch/csrc/stable/library.h>
+
+#include "cpu_run.h"
+#include "gradients.h"
+
+namespace elbo_ext {
+namespace {
+
+// Making noise takes some ten times the time of a term, so that fewer elements are worth another thread.
+constexpr int64_t kLeastElements = 8192;
+
+struct Call {
+  const OptionalTensors& inputs;
+  const std::optional<Tensor>& noise;
+  std::optional<int64_t> num_samples;
+  Dims shape;                // of one sample
+  Dims sample_shape;         // with the leading axis of samples, if there is one
+  const Tensor* like;
+  LatentProblem problem;
+
+  Call(const OptionalTensors& inputs, const std::vector<double>& constants, int64_t form, int64_t prior_form,
+       const std::optional<Tensor>& seed, const std::optional<Tensor>& noise, std::optional<int64_t> num_samples,
+       bool with_kl, int64_t batch_dims)
+      : inputs(inputs), noise(noise), num_samples(num_samples) {
+    STD_TORCH_CHECK(inputs.size() == (with_kl ? 4 : 2) && constants.size() == inputs.size(),
+                    "elbo_ext: latent takes mu and scale, and with_kl prior_mu and prior_scale");
+    STD_TORCH_CHECK(seed.has_value() != noise.has_value(), "elbo_ext: latent takes either a seed or noise");
+    std::vector<const Tensor*> tensors;
+    for (size_t k = 0; k < inputs.size(); ++k) {
+      if (inputs[k]) tensors.push_back(&*inputs[k]);
+      problem.input[k].constant = constants[k];
+    }
+    STD_TORCH_CHECK(!tensors.empty(), "elbo_ext: latent needs a tensor");
+    like = tensors.front();
+    shape = broadcast_shape(tensors);
+    STD_TORCH_CHECK(0 <= batch_dims && batch_dims <= static_cast<int64_t>(shape.size()), "elbo_ext: batch_dims is ",
+                    batch_dims, " for ", shape.size(), " dimensions");
+    problem.compute_double = any_double(tensors);
+    problem.form = static_cast<int>(form);
+    problem.prior_form = static_cast<int>(prior_form);
+    problem.with_kl = with_kl;
+    problem.samples = num_samples.value_or(1);
+    sample_shape = shape;
+    if (num_samples) sample_shape.insert(sample_shape.begin(), *num_samples);
+    if (seed) {
+      STD_TORCH_CHECK(seed->scalar_type() == ScalarType::Long && seed->numel() == 1,
+                      "elbo_ext: seed is an int64 tensor of one element");
+      problem.seed = static_cast<const int64_t*>(seed->data_ptr());
+    }
+  }
+
+  void enter_operands(SpaceBuilder& builder) {
+    for (size_t k = 0; k < inputs.size(); ++k)
+      if (inputs[k]) {
+        set_view(problem.input[k], *inputs[k]);
+        builder.add(problem.input[k], *inputs[k]);
+      }
+    if (noise) problem.noise_sample_stride = enter_samples(problem.noise, *noise, builder);
+  }
+
+  // A tensor with one slice per sample: the view is of the first slice; returns the distance of the slices.
+  int64_t enter_samples(View& view, const Tensor& tensor, SpaceBuilder& builder) const {
+    Dims strides = broadcast_strides(tensor, sample_shape);
+    int64_t sample_stride = 0;
+    if (num_samples) {
+      sample_stride = strides.front();
+      strides.erase(strides.begin());
+    }
+    set_view(view, tensor);
+    builder.add(view, strides);
+    return sample_stride;
+  }
+
+  // z is of the dtype that mu and scale promote to.
+  ScalarType z_type() const {
+    const ScalarType mu = inputs[0] ? inputs[0]->scalar_type() : inputs[1]->scalar_type();
+    const ScalarType scale = inputs[1] ? inputs[1]->scalar_type() : mu;
+    if (mu == scale) return mu;
+    return mu == ScalarType::Double || scale == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  }
+
+  int64_t elements() const { return numel_of(sample_shape); }
+};
+
+std::vector<Tensor> latent(OptionalTensors inputs, std::vector<double> constants, int64_t form, int64_t prior_form,
+                           std::optional<Tensor> seed, std::optional<Tensor> noise, std::optional<int64_t> num_samples,
+                           bool with_kl, int64_t batch_dims, int64_t reduction) {
+  Call call(inputs, constants, form, prior_form, seed, noise, num_samples, with_kl, batch_dims);
+  LatentProblem& problem = call.problem;
+  // The layout of mu carries over to z (channels_last stays channels_last).
+  const Tensor z = empty_like(inputs[0] ? *inputs[0] : *call.like, call.sample_shape, call.z_type());
+
+  SpaceBuilder builder(call.shape, with_kl && reduction == kNone ? batch_dims : 0, /*any_order=*/false);
+  call.enter_operands(builder);
+  problem.z_sample_stride = call.enter_samples(problem.z, z, builder);
+  problem.space = builder.build();
+  problem.blocks = make_blocks(problem.space, 0);
+
+  std::vector<Tensor> results{z};
+  std::optional<Values> kl;
+  if (with_kl) {
+    kl.emplace(call.shape, batch_dims, reduction, problem.compute_double, *call.like);
+    results.push_back(kl->result());
+    if (problem.blocks.count == 0 && reduction == kNone) fill_with_zeros(kl->result());
+    else kl->connect(problem);
+  }
+  run_parallel(problem.blocks, call.elements(), kLeastElements,
+               [&](int64_t begin, int64_t end) { cpu_kernels().latent(problem, begin, end); });
+  if (kl && (problem.blocks.count > 0 || reduction != kNone)) kl->finish(problem.blocks);
+  return results;
+}
+
+std::vector<Tensor> latent_backward(OptionalTensors inputs, std::vector<double> constants, int64_t form,
+                                    int64_t prior_form, std::optional<Tensor> seed, std::optional<Tensor> noise,
+                                    std::optional<int64_t> num_samples, bool with_kl, int64_t batch_dims,
+                                    int64_t reduction, std::optional<Tensor> grad_z, std::optional<Tensor> grad_kl,
+                                    std::vector<bool> needs) {
+  STD_TORCH_CHECK(needs.size() == inputs.size() + 1, "elbo_ext: needs has ", needs.size(), " flags");
+  Call call(inputs, constants, form, prior_form, seed, noise, num_samples, with_kl, batch_dims);
+  LatentProblem& problem = call.problem;
+  SpaceBuilder builder(call.shape, 0, /*any_order=*/false);
+  Gradients gradients(call.shape);
+  call.enter_operands(builder);
+  std::optional<Tensor> prior_gradient[kMaxInputs];
+  for (size_t k = 0; k < inputs.size(); ++k) {
+    if (!inputs[k] || !needs[k]) continue;
+    gradients.add(*inputs[k], problem.gradient[k], builder);
+    if (k >= 2) prior_gradient[k] = gradients.tensors().back();
+  }
+  std::optional<Tensor> noise_gradient;
+  if (noise && needs.back()) {
+    noise_gradient = empty(call.sample_shape, noise->scalar_type(), *noise);
+    problem.noise_gradient_sample_stride = call.enter_samples(problem.noise_gradient, *noise_gradient, builder);
+    if (!grad_z) fill_with_zeros(*noise_gradient);
+  }
+  if (grad_z) problem.grad_z_sample_stride = call.enter_samples(problem.grad_z, *grad_z, builder);
+
+  problem.with_kl = with_kl && grad_kl.has_value();
+  if (problem.with_kl) {
+    if (reduction == kNone) {
+      Dims strides(call.shape.size(), 0);
+      for (int64_t i = 0; i < batch_dims; ++i)
+        if (call.shape[i] != 1) strides[i] = grad_kl->stride(i);
+      set_view(problem.upstream_kl, *grad_kl);
+      builder.add(problem.upstream_kl, strides);
+    } else {
+      const Dims batch(call.shape.begin(), call.shape.begin() + batch_dims);
+      problem.upstream_kl.constant =
+          read_scalar(*grad_kl) / (reduction == kMean ? static_cast<double>(numel_of(batch)) : 1.0);
+    }
+  }
+  problem.space = builder.build();
+  problem.blocks = make_blocks(problem.space, gradients.max_groups());
+  const bool nothing = problem.blocks.count == 0 || (!problem.with_kl && !grad_z);
+  if (nothing) {
+    gradients.zero();
+  } else {
+    gradients.allocate_partials(problem.blocks);
+    run_parallel(problem.blocks, call.elements(), kLeastElements,
+                 [&](int64_t begin, int64_t end) { cpu_kernels().latent_backward(problem, begin, end); });
+    gradients.finish(problem.blocks);
+    if (!problem.with_kl)  // the sample does not depend on the prior
+      for (int k : {2, 3})
+        if (prior_gradient[k]) fill_with_zeros(*prior_gradient[k]);
+  }
+  std::vector<Tensor> results = gradients.take();
+  if (noise_gradient) results.push_back(*noise_gradient);
+  return results;
+}
+
+Tensor normal_noise(Tensor seed, int64_t count, bool double_precision) {
+  STD_TORCH_CHECK(seed.scalar_type() == ScalarType::Long && seed.is_contiguous() && count >= 0,
+                  "elbo_ext: seed is a contiguous int64 tensor, count is not negative");
+  const int64_t rows = seed.numel();
+  const Tensor result = empty({rows, count}, compute_type(double_precision), seed);
+  const int64_t* seeds = static_cast<const int64_t*>(seed.data_ptr());
+  char* out = static_cast<char*>(result.data_ptr());
+  const DType dtype = dtype_of(result);
+  const int64_t row_bytes = count * (double_precision ? 8 : 4);
+  for (int64_t row = 0; row < rows; ++row)
+    cpu_kernels().normal_noise(seeds[row], 0, count, dtype, out + row * row_bytes);
+  return result;
+}
+
+}  // namespace
+}  // namespace elbo_ext
+
+STABLE_TORCH_LIBRARY_IMPL(elbo_ext, CPU, library) {
+  library.impl("latent", TORCH_BOX(&elbo_ext::latent));
+  library.impl("latent_backward", TORCH_BOX(&elbo_ext::latent_backward));
+  library.impl("normal_noise", TORCH_BOX(&elbo_ext::normal_noise));
+}

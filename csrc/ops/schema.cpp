@@ -1,0 +1,33 @@
+// The operators, for every device. They know nothing of autograd: elbo_ext/autograd.py builds on them.
+//
+// Common arguments of the term_sum family:
+//   term        the number of the formula in csrc/terms/terms.h
+//   inputs      its operands in order; where one is None, the number in `constants` stands for every element
+//   weight      multiplies each element's term
+//   form, prior_form   what the scale and the prior's scale hold: 0 logvar, 1 log_std, 2 std, 3 var
+//   batch_dims  leading dimensions of the joint broadcast shape that index examples; the others are summed
+//   reduction   over the examples: 0 none, 1 sum, 2 mean
+//   needs       which of the inputs, and the weight behind them, a gradient is returned for
+// Values are float64 if any operand is, else float32; a gradient has the shape and the dtype of its operand.
+#include <torch/csrc/stable/library.h>
+
+#define ELBO_TERM \
+  "int term, Tensor?[] inputs, float[] constants, Tensor? weight, int form, int prior_form, int batch_dims, int reduction"
+#define ELBO_LATENT                                                                                             \
+  "Tensor?[] inputs, float[] constants, int form, int prior_form, Tensor? seed, Tensor? noise, int? num_samples, " \
+  "bool with_kl, int batch_dims, int reduction"
+
+STABLE_TORCH_LIBRARY(elbo_ext, library) {
+  library.def("term_sum(" ELBO_TERM ") -> Tensor");
+  library.def("term_sum_backward(" ELBO_TERM ", Tensor grad, bool[] needs) -> Tensor[]");
+  // The value, then the gradients of factor * value: one pass over the inputs.
+  library.def("term_sum_with_gradients(" ELBO_TERM ", float factor, bool[] needs) -> Tensor[]");
+  // z = mu + sigma * eps, and with_kl its KL to the prior; inputs are mu, scale and, with_kl, prior_mu and prior_scale.
+  library.def("latent(" ELBO_LATENT ") -> Tensor[]");
+  // Gradients of the needed inputs and, with the last flag of needs, of the noise.
+  library.def("latent_backward(" ELBO_LATENT ", Tensor? grad_z, Tensor? grad_kl, bool[] needs) -> Tensor[]");
+  // Element i of row j is normal number i of the stream of seed j.
+  library.def("normal_noise(Tensor seed, int count, bool double_precision) -> Tensor");
+  // Multiplies gradients in place, without touching their memory where the factor is 1.
+  library.def("scale_gradients_(Tensor(a!)[] gradients, Tensor factor) -> ()");
+}

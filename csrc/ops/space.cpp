@@ -1,0 +1,116 @@
+#include "space.h"
+
+#include <algorithm>
+
+#include <torch/headeronly/util/Exception.h>
+
+namespace elbo_ext {
+
+Dims broadcast_shape(const std::vector<const Tensor*>& tensors) {
+  Dims shape;
+  for (const Tensor* tensor : tensors) {
+    const int64_t ndim = tensor->dim();
+    if (ndim > static_cast<int64_t>(shape.size())) shape.insert(shape.begin(), ndim - shape.size(), 1);
+    for (int64_t i = 0; i < ndim; ++i) {
+      const int64_t size = tensor->size(i);
+      int64_t& joint = shape[shape.size() - ndim + i];
+      STD_TORCH_CHECK(size == joint || size == 1 || joint == 1, "elbo_ext: shapes do not broadcast: ", size, " against ",
+                      joint, " at dimension ", i - ndim);
+      if (size != 1) joint = size;
+    }
+  }
+  return shape;
+}
+
+Dims broadcast_strides(const Tensor& tensor, const Dims& shape) {
+  Dims strides(shape.size(), 0);
+  const int64_t ndim = tensor.dim(), lead = static_cast<int64_t>(shape.size()) - ndim;
+  STD_TORCH_CHECK(lead >= 0, "elbo_ext: a tensor has more dimensions than the shape it should broadcast to");
+  for (int64_t i = 0; i < ndim; ++i) {
+    const int64_t size = tensor.size(i);
+    STD_TORCH_CHECK(size == shape[lead + i] || size == 1, "elbo_ext: a tensor of size ", size, " at dimension ", i,
+                    " does not broadcast to ", shape[lead + i]);
+    if (size != 1) strides[lead + i] = tensor.stride(i);
+  }
+  return strides;
+}
+
+// Outermost first: a dimension with larger strides goes further out. The first view that tells two dimensions apart
+// decides; an insertion sort, because "no view tells" is not transitive.
+void SpaceBuilder::sort_by_memory(Dims& dims) const {
+  const auto is_inside = [&](int64_t a, int64_t b) {  // must a be visited faster than b?
+    for (const Member& member : members_) {
+      const int64_t stride_a = member.strides[a], stride_b = member.strides[b];
+      if (stride_a == 0 || stride_b == 0 || stride_a == stride_b) continue;
+      return stride_a < stride_b;
+    }
+    return false;
+  };
+  for (size_t i = 1; i < dims.size(); ++i)
+    for (size_t j = i; j > 0 && is_inside(dims[j - 1], dims[j]); --j) std::swap(dims[j - 1], dims[j]);
+}
+
+// Joins neighbours that every view steps through evenly; returns how many dimensions are left.
+int SpaceBuilder::join(const Dims& dims, int64_t (&size)[kMaxDims], int64_t (View::*stride)[kMaxDims]) const {
+  int count = 0;
+  for (const int64_t dim : dims) {
+    const bool joins = count > 0 && std::all_of(members_.begin(), members_.end(), [&](const Member& member) {
+      return (member.view->*stride)[count - 1] == member.strides[dim] * shape_[dim];
+    });
+    if (!joins) {
+      STD_TORCH_CHECK(count < kMaxDims, "elbo_ext: a layout with more than ", kMaxDims,
+                      " dimensions that cannot be joined; call contiguous() first");
+      size[count++] = 1;
+    }
+    size[count - 1] *= shape_[dim];
+    for (const Member& member : members_) (member.view->*stride)[count - 1] = member.strides[dim];
+  }
+  return count;
+}
+
+Space SpaceBuilder::build() const {
+  Dims rows, cols;
+  for (int64_t i = 0; i < static_cast<int64_t>(shape_.size()); ++i)
+    if (shape_[i] != 1) (i < row_dims_ ? rows : cols).push_back(i);
+  if (any_order_) sort_by_memory(cols);
+
+  Space space;
+  space.row_dims = join(rows, space.row_size, &View::row_stride);
+  space.col_dims = join(cols, space.col_size, &View::col_stride);
+  for (int i = 0; i < space.row_dims; ++i) space.rows *= space.row_size[i];
+  for (int i = 0; i < space.col_dims; ++i) space.cols *= space.col_size[i];
+
+  for (const Member& member : members_) {
+    View& view = *member.view;
+    view.rows_uniform = view.cols_uniform = view.rows_dense = view.cols_dense = true;
+    int64_t expected = 1;
+    for (int i = space.col_dims - 1; i >= 0; expected *= space.col_size[i--]) {
+      if (view.col_stride[i] != 0) view.cols_uniform = false;
+      if (view.col_stride[i] != expected) view.cols_dense = false;
+    }
+    for (int i = space.row_dims - 1; i >= 0; expected *= space.row_size[i--]) {
+      if (view.row_stride[i] != 0) view.rows_uniform = false;
+      if (view.row_stride[i] != expected) view.rows_dense = false;
+    }
+    view.rows_dense = view.rows_dense && view.cols_dense;
+  }
+  return space;
+}
+
+Blocks make_blocks(const Space& space, int64_t max_groups) {
+  Blocks blocks;
+  if (space.rows == 0 || space.cols == 0) return blocks;
+  if (space.cols >= kBlockElements) {
+    blocks.blocks_per_row = (space.cols + kBlockElements - 1) / kBlockElements;
+    blocks.count = space.rows * blocks.blocks_per_row;
+  } else {
+    blocks.rows_per_block = kBlockElements / space.cols;
+    blocks.count = (space.rows + blocks.rows_per_block - 1) / blocks.rows_per_block;
+  }
+  const int64_t most = max_groups > 0 ? std::min(max_groups, blocks.count) : blocks.count;
+  blocks.per_group = (blocks.count + most - 1) / most;
+  blocks.groups = (blocks.count + blocks.per_group - 1) / blocks.per_group;
+  return blocks;
+}
+
+}  // namespace elbo_ext

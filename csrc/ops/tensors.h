@@ -1,0 +1,37 @@
+// Between torch's tensors and the plain numbers of problem.h.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include <torch/csrc/stable/tensor.h>
+
+#include "space.h"
+
+namespace elbo_ext {
+
+using torch::headeronly::ScalarType;
+using OptionalTensors = std::vector<std::optional<Tensor>>;
+
+// How a result is reduced over the examples. The numbers are part of the operator schema.
+enum Reduction : int64_t { kNone = 0, kSum = 1, kMean = 2 };
+
+DType dtype_of(const Tensor& tensor);
+int64_t numel_of(const Dims& shape);
+
+// float64 if any of the tensors is, else float32: half precision is computed and summed in single precision.
+bool any_double(const std::vector<const Tensor*>& tensors);
+inline ScalarType compute_type(bool compute_double) { return compute_double ? ScalarType::Double : ScalarType::Float; }
+
+// Uninitialized, on the device of `like`.
+Tensor empty(const Dims& shape, ScalarType dtype, const Tensor& like);
+// Uninitialized, of the shape and dtype of `like`, and laid out like it if it is dense, else row-major.
+Tensor empty_like(const Tensor& like);
+Tensor empty_like(const Tensor& like, const Dims& shape, ScalarType dtype);
+
+void fill_with_zeros(const Tensor& tensor);
+
+// A view of a tensor for a kernel; strides come with the Space.
+void set_view(View& view, const Tensor& tensor);
+
+}  // namespace elbo_ext

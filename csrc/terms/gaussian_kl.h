@@ -1,0 +1,70 @@
+// KL( N(mu, sigma^2) || N(prior_mu, prior_sigma^2) ) = 1/2 ( u^2 + expm1(d) - d ),
+//   u = (mu - prior_mu) / prior_sigma,  d = log sigma^2 - log prior_sigma^2.
+// Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014, appendix B, for two diagonal Gaussians. In this form
+// both parts are non-negative and keep full relative precision as the posterior collapses onto the prior.
+#pragma once
+
+#include "scale.h"
+
+namespace elbo_ext {
+namespace {
+
+template <class T>
+struct GaussianKL {
+  static constexpr int kInputs = 4;                  // mu, scale, prior_mu, prior_scale
+  static constexpr unsigned kSharedInputs = 1 << 3;  // Shared is made from the prior's scale alone
+  using R = Real<T>;
+  struct Shared {
+    Scale<T> prior;
+    int form, prior_form;
+  };
+
+  ELBO_INLINE static Shared share(const T* in, int form, int prior_form) {
+    return {make_scale(prior_form, in[3]), form, prior_form};
+  }
+
+  ELBO_INLINE static T value(const Shared& shared, const T* in) {
+    const T u = shared.prior.over_sigma(in[0] - in[2]);
+    return (u * u + ratio_parts(shared, in).minus_d) * T(R(0.5));
+  }
+
+  ELBO_INLINE static T gradient(const Shared& shared, const T* in, T* d) {
+    const T u = shared.prior.over_sigma(in[0] - in[2]);
+    const Expm1<T> ratio = ratio_parts(shared, in);
+    const T half = T(R(0.5));
+    d[0] = shared.prior.over_sigma(u);                                         // d/dmu = (mu - prior_mu) / prior_var
+    d[2] = T(R(0)) - d[0];                                                     // d/dprior_mu
+    d[1] = ratio.value * half * log_variance_slope(shared.form, in[1]);        // d/dlogvar = expm1(d) / 2
+    d[3] = (T(R(0)) - ratio.value - u * u) * half * shared.prior.slope;        // d/dprior_logvar
+    return (u * u + ratio.minus_d) * half;
+  }
+
+ private:
+  // d is taken from the numbers as given, before any logarithm is rounded: the difference of two neighbours is exact.
+  ELBO_INLINE static Expm1<T> ratio_parts(const Shared& shared, const T* in) {
+    if (shared.form != shared.prior_form) {
+      const T d = log_variance(shared.form, in[1]) - shared.prior.logvar;
+      return expm1_parts(d, exp(d));
+    }
+    const T difference = in[1] - in[3];
+    switch (shared.form) {
+      case kLogvar: return expm1_parts(difference, exp(difference));
+      case kLogStd: return expm1_parts(difference * T(R(2)), exp(difference * T(R(2))));
+      case kStd: {
+        const T quotient = in[1] / in[3];
+        return expm1_parts(log_quotient(difference / in[3], quotient) * T(R(2)), quotient * quotient);
+      }
+      default: {
+        const T quotient = in[1] / in[3];
+        return expm1_parts(log_quotient(difference / in[3], quotient), quotient);
+      }
+    }
+  }
+  // log(a / b), given (a - b) / b, which is the more exact start where a is near b, and a / b.
+  ELBO_INLINE static T log_quotient(T relative, T quotient) {
+    return select(abs(relative) < T(R(0.5)), log1p(relative), log(quotient));
+  }
+};
+
+}  // namespace
+}  // namespace elbo_ext

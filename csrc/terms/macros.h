@@ -1,0 +1,10 @@
+// How a formula is declared so that the same text serves the CPU kernels and the CUDA kernels.
+#pragma once
+
+#if defined(__CUDACC__)
+#define ELBO_INLINE __host__ __device__ __forceinline__
+#define ELBO_UNROLL _Pragma("unroll")
+#else
+#define ELBO_INLINE inline __attribute__((always_inline))
+#define ELBO_UNROLL _Pragma("GCC unroll 32")
+#endif

@@ -1,0 +1,39 @@
+// Mathematics that several formulas share.
+#pragma once
+
+#include <limits>
+
+#include "number.h"
+
+namespace elbo_ext {
+namespace {
+
+template <class T>
+constexpr Real<T> kLargest = std::numeric_limits<Real<T>>::max();
+
+// expm1(d) and expm1(d) - d, given also exp(d): both to full relative precision for every d, most of all near 0, where
+// the textbook difference exp(d) - 1 - d loses every digit. Inside |d| < 1 the Taylor series
+//   expm1(d) - d = d^2 (1/2! + d/3! + d^2/4! + ...),
+// cut where the rest is below the rounding of T; outside, the difference loses no more than a bit.
+template <class T>
+struct Expm1 {
+  T value;       // exp(d) - 1
+  T minus_d;     // exp(d) - 1 - d, never negative
+};
+
+template <class T>
+ELBO_INLINE Expm1<T> expm1_parts(T d, T exp_d) {
+  using R = Real<T>;
+  constexpr int kTerms = std::numeric_limits<R>::digits > 24 ? 18 : 10;
+  // Horner from the innermost factor: 1/2 (1 + d/3 (1 + d/4 (1 + ...)))
+  T series = T(R(1));
+  ELBO_UNROLL
+  for (int k = kTerms + 1; k >= 3; --k) series = T(R(1)) + series * d * T(R(1) / R(k));
+  const T near = d * d * series * T(R(0.5));
+  const T far = exp_d - T(R(1));
+  const auto is_near = abs(d) < T(R(1));
+  return {select(is_near, d + near, far), select(is_near, near, far - d)};
+}
+
+}  // namespace
+}  // namespace elbo_ext

@@ -1,0 +1,7 @@
+// All terms.
+#pragma once
+
+#include "bernoulli.h"
+#include "gaussian.h"
+#include "gaussian_kl.h"
+#include "list.h"

@@ -1,0 +1,27 @@
+"""Fused evidence lower bound for PyTorch: reparameterized sampling, likelihoods and the analytic KL."""
+
+from . import reference
+from .functional import (
+    ELBO,
+    bernoulli_log_prob,
+    elbo_loss,
+    gaussian_kl,
+    gaussian_log_prob,
+    rsample,
+    rsample_kl,
+)
+from .nn import ELBOLoss
+from .ops import build_info
+
+__all__ = [
+    "ELBO",
+    "ELBOLoss",
+    "bernoulli_log_prob",
+    "build_info",
+    "elbo_loss",
+    "gaussian_kl",
+    "gaussian_log_prob",
+    "reference",
+    "rsample",
+    "rsample_kl",
+]

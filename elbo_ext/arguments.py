@@ -1,0 +1,148 @@
+"""Checks of arguments, each written once. Every error names the argument, what came, and what was expected."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .ops import FORMS, REDUCTIONS
+
+LIKELIHOODS = ("gaussian", "bernoulli")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def tensor(name: str, value: Any) -> Tensor:
+    """A floating-point tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.dtype not in DTYPES:
+        raise TypeError(
+            f"{name} must have dtype float32, float64, bfloat16 or float16, got {_dtype(value)}; "
+            f"convert it first, for example with {name}.float()"
+        )
+    return value
+
+
+def tensor_or_number(name: str, value: Any) -> Tensor | float:
+    """A floating-point tensor, or a Python number that stands for every element."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor or a number, got {type(value).__name__}")
+    return tensor(name, value)
+
+
+def weight(value: Any) -> Tensor | None:
+    """Weights, or a boolean mask."""
+    if value is None or (isinstance(value, Tensor) and value.dtype == torch.bool):
+        return value
+    return tensor("weight", value)
+
+
+def scale(given: Mapping[str, Any]) -> tuple[str, Tensor | float, int]:
+    """Name, value and form of the one scale that is given.
+
+    ``given`` maps the names of the four arguments, in the order of FORMS, to what was passed for them.
+    """
+    chosen = [name for name, value in given.items() if value is not None]
+    if len(chosen) != 1:
+        found = "none of them" if not chosen else " and ".join(chosen)
+        raise ValueError(f"exactly one of {', '.join(given)} must be given, got {found}")
+    name = chosen[0]
+    value = tensor_or_number(name, given[name])
+    form = list(given).index(name)
+    if isinstance(value, float) and form >= FORMS["std"] and not value > 0:
+        raise ValueError(f"{name} must be positive, got {value}")
+    return name, value, form
+
+
+def broadcast(operands: Mapping[str, Any]) -> torch.Size:
+    """The shape that all tensors among the operands broadcast to; they must be on one device."""
+    first_name, first = next((name, t) for name, t in operands.items() if isinstance(t, Tensor))
+    shape: torch.Size | None = first.shape
+    for name, t in operands.items():
+        if not isinstance(t, Tensor):
+            continue
+        if t.device != first.device:
+            raise ValueError(
+                f"all tensors must be on one device, got {first_name} on {first.device} and {name} on {t.device}"
+            )
+        if shape is not None and t.shape != shape:
+            shape = _joint(shape, t.shape)
+    if shape is None:
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in operands.items() if isinstance(t, Tensor))
+        raise ValueError(f"shapes do not broadcast: {shapes}")
+    return shape
+
+
+def _joint(a: torch.Size, b: torch.Size) -> torch.Size | None:
+    if len(a) < len(b):
+        a, b = b, a
+    lead = len(a) - len(b)
+    joint = list(a)
+    for i, size in enumerate(b, lead):
+        if joint[i] == 1:
+            joint[i] = size
+        elif size != 1 and size != joint[i]:
+            return None
+    return torch.Size(joint)
+
+
+def broadcasts_to_batch(values: Mapping[str, Any], batch: torch.Size, device: torch.device) -> None:
+    """Tensors with one number per example, or fewer."""
+    for name, t in values.items():
+        if not isinstance(t, Tensor):
+            continue
+        if t.device != device:
+            raise ValueError(f"all tensors must be on one device, got recon on {device} and {name} on {t.device}")
+        if t.shape != batch and _joint(batch, t.shape) != batch:
+            raise ValueError(f"{name} of shape {tuple(t.shape)} does not broadcast to the batch shape {tuple(batch)}")
+
+
+def recon_scale(likelihood: Any, scales: Mapping[str, Any]) -> str | None:
+    """The name of the likelihood's scale, if one is given."""
+    if likelihood not in LIKELIHOODS:
+        raise ValueError(f"likelihood must be 'gaussian' or 'bernoulli', got {likelihood!r}")
+    known = ("recon_logvar", "recon_log_std", "recon_std", "recon_var")
+    for name in scales:
+        if name not in known:
+            raise TypeError(f"unexpected argument {name!r}; the scale of the likelihood is one of {', '.join(known)}")
+    given = [name for name, value in scales.items() if value is not None]
+    if likelihood == "bernoulli" and given:
+        raise ValueError(f"{given[0]} has no meaning for likelihood='bernoulli', which has no scale")
+    if len(given) > 1:
+        scale(scales)  # says what is wrong
+    return given[0] if given else None
+
+
+def batch_dims(value: Any, shape: torch.Size) -> int:
+    """A number of leading dimensions of a shape."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"batch_dims must be an int, got {type(value).__name__}")
+    if not 0 <= value <= len(shape):
+        raise ValueError(
+            f"batch_dims must be between 0 and {len(shape)}, the number of dimensions of {tuple(shape)}, got {value}"
+        )
+    return value
+
+
+def reduction(value: Any) -> int:
+    """One of none, sum and mean, as the number of the operator schema."""
+    if value not in REDUCTIONS:
+        raise ValueError(f"reduction must be 'none', 'sum' or 'mean', got {value!r}")
+    return REDUCTIONS[value]
+
+
+def num_samples(value: Any) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"num_samples must be an int or None, got {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"num_samples must not be negative, got {value}")
+    return value
+
+
+def _dtype(t: Tensor) -> str:
+    return str(t.dtype).removeprefix("torch.")

@@ -1,0 +1,554 @@
+"""The torch.autograd.Function classes around the operators, nothing else.
+
+- :class:`TermSum` and :class:`Latent` serve every way of differentiating: backward, double backward, forward mode,
+  torch.func transforms, torch.compile.
+- :class:`ScalarTermSum` and :class:`ScalarELBO` are the fast path of plain eager training on a reduced result: the
+  forward pass reads the inputs once and writes the gradients at the same time.
+
+First derivatives always come from the kernels. Derivatives of derivatives are taken of the same formula written in torch
+operations (``reference.TERMS``), by torch itself.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from . import reference
+from .ops import FORMS, NONE, REDUCTIONS, TERM_NUMBERS, value_dtype
+
+_ops = torch.ops.elbo_ext
+_FORM_NAMES = list(FORMS)
+_TERM_NAMES = {number: name for name, number in TERM_NUMBERS.items()}
+MEAN = REDUCTIONS["mean"]
+
+Operands = Sequence[Tensor | None]
+
+
+class TermSpec(NamedTuple):
+    """The arguments of the term_sum operators that are not tensors (csrc/ops/schema.cpp)."""
+
+    term: int
+    constants: tuple[float, ...]  # stand for inputs that are None
+    form: int
+    prior_form: int
+    batch_dims: int
+    reduction: int
+
+
+class LatentSpec(NamedTuple):
+    """The arguments of the latent operators that are not tensors (csrc/ops/schema.cpp)."""
+
+    constants: tuple[float, ...]
+    form: int
+    prior_form: int
+    num_samples: int | None
+    with_kl: bool
+    batch_dims: int
+    reduction: int
+
+
+# ---- the operators called with a spec and the operands in one tuple; the weight is the last operand of a term ----
+
+
+def _term_arguments(spec: TermSpec, operands: Operands) -> tuple[Any, ...]:
+    term, constants, form, prior_form, batch_dims, reduction = spec
+    return term, operands[:-1], constants, operands[-1], form, prior_form, batch_dims, reduction
+
+
+def _latent_arguments(spec: LatentSpec, seed: Tensor | None, noise: Tensor | None, inputs: Operands) -> tuple[Any, ...]:
+    constants, form, prior_form, num_samples, with_kl, batch_dims, reduction = spec
+    return inputs, constants, form, prior_form, seed, noise, num_samples, with_kl, batch_dims, reduction
+
+
+def _spread(gradients: Sequence[Tensor], operands: Operands, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """One gradient or None for each operand; ``gradients`` has those that are needed."""
+    rest = iter(gradients)
+    return tuple(next(rest) if need and t is not None else None for t, need in zip(operands, needs, strict=True))
+
+
+# ---- the same mathematics in torch operations, for derivatives of derivatives ----
+
+
+def _term_in_torch(spec: TermSpec, *operands: Tensor | None) -> Tensor:
+    dtype = value_dtype(*operands)
+    device = next(t.device for t in operands if t is not None)
+    *inputs, weight = (None if t is None else t.to(dtype) for t in operands)
+    inputs = [
+        torch.tensor(constant, dtype=dtype, device=device) if t is None else t
+        for t, constant in zip(inputs, spec.constants, strict=True)
+    ]
+    name = _TERM_NAMES[spec.term]
+    forms = {"gaussian": [spec.form], "gaussian_kl": [spec.form, spec.prior_form]}.get(name, [])
+    value = reference.TERMS[name](*inputs, *(_FORM_NAMES[form] for form in forms))
+    shape = torch.broadcast_shapes(*(t.shape for t in operands if t is not None))
+    value = reference.weighted(value.expand(shape), weight)
+    return _reduce(value.flatten(spec.batch_dims).sum(-1) if len(shape) > spec.batch_dims else value, spec.reduction)
+
+
+def _latent_in_torch(spec: LatentSpec, seed: Tensor | None, noise: Tensor | None, *inputs: Tensor | None):
+    dtype = value_dtype(*inputs)
+    mu, scale = (
+        torch.tensor(constant, dtype=dtype) if t is None else t.to(dtype)
+        for t, constant in zip(inputs[:2], spec.constants, strict=False)
+    )
+    shape = torch.broadcast_shapes(*(t.shape for t in inputs if t is not None))
+    if spec.num_samples is not None:
+        shape = (spec.num_samples, *shape)
+    eps = _explicit_noise(seed, shape, dtype)[0] if noise is None else noise.to(dtype)
+    z = (mu + reference.standard_deviation(scale, _FORM_NAMES[spec.form]) * eps).to(_sample_dtype(inputs))
+    if not spec.with_kl:
+        return z
+    kl = TermSpec(TERM_NUMBERS["gaussian_kl"], spec.constants, *spec[1:3], spec.batch_dims, spec.reduction)
+    return z, _term_in_torch(kl, *inputs, None)
+
+
+def _sample_dtype(inputs: Operands) -> torch.dtype:
+    dtypes = [t.dtype for t in inputs[:2] if t is not None]
+    return torch.promote_types(dtypes[0], dtypes[-1])
+
+
+def _explicit_noise(seed: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """What the kernels make from each of the seeds ``[n]``: ``[n, *shape]``."""
+    noise = _ops.normal_noise(seed.reshape(-1), math.prod(shape), dtype == torch.float64)
+    return noise.reshape(-1, *shape)
+
+
+def _reduce(examples: Tensor, reduction: int) -> Tensor:
+    return examples if reduction == NONE else examples.mean() if reduction == MEAN else examples.sum()
+
+
+def _vjp(function: Callable, operands: Operands, needs: Sequence[bool], cotangents) -> tuple[Tensor | None, ...]:
+    """Gradients of function(*operands) by the needed operands, by torch."""
+    picked = [i for i, (t, need) in enumerate(zip(operands, needs, strict=True)) if need and t is not None]
+
+    def of_picked(*values: Tensor):
+        full = list(operands)
+        for i, value in zip(picked, values, strict=True):
+            full[i] = value
+        return function(*full)
+
+    _, pull_back = torch.func.vjp(of_picked, *(operands[i] for i in picked))
+    return _spread(pull_back(cotangents), operands, needs)
+
+
+def _jvp(function: Callable, operands: Operands, tangents: Operands):
+    """The derivative of function(*operands) along the tangents: the transpose of the transpose, because torch.func.jvp
+    cannot be nested inside torch.autograd.forward_ad."""
+    picked = [i for i, tangent in enumerate(tangents) if tangent is not None]
+
+    def of_picked(*values: Tensor):
+        full = list(operands)
+        for i, value in zip(picked, values, strict=True):
+            full[i] = value
+        return function(*full)
+
+    output, pull_back = torch.func.vjp(of_picked, *(operands[i] for i in picked))
+    zeros = torch.zeros_like(output) if isinstance(output, Tensor) else tuple(map(torch.zeros_like, output))
+    _, push_forward = torch.func.vjp(pull_back, zeros)
+    return push_forward(tuple(tangents[i] for i in picked))[0]
+
+
+# ---- vmap: the mapped axis becomes the first batch dimension ----
+
+
+def _rank(t: Tensor, dim: int | None) -> int:
+    return t.dim() - (dim is not None)
+
+
+def _align(operands: Operands, dims: Sequence[int | None], size: int, expand: bool) -> list[Tensor | None]:
+    """Operands with the mapped axis in front of the joint rank. ``expand``: also those that have none."""
+    rank = max(_rank(t, dim) for t, dim in zip(operands, dims, strict=True) if t is not None)
+    aligned: list[Tensor | None] = []
+    for t, dim in zip(operands, dims, strict=True):
+        if t is not None:
+            own_rank = _rank(t, dim)
+            if dim is not None:
+                t = t.movedim(dim, 0)
+            elif expand:
+                t = t.unsqueeze(0).expand(size, *t.shape)
+            if dim is not None or expand:
+                t = t.reshape(size, *(1,) * (rank - own_rank), *t.shape[1:])
+        aligned.append(t)
+    return aligned
+
+
+def _unalign(gradients: Sequence[Tensor | None], operands: Operands, dims: Sequence[int | None], size: int):
+    """Gradients of aligned operands, as gradients of the operands with the mapped axis in front."""
+    shapes = [
+        None if t is None else (size, *(s for i, s in enumerate(t.shape) if i != dim))
+        for t, dim in zip(operands, dims, strict=True)
+    ]
+    return tuple(None if g is None else g.reshape(shape) for g, shape in zip(gradients, shapes, strict=True))
+
+
+def _per_example(spec, size: int, operands: Operands, grad: Tensor | None, dim: int | None):
+    """The spec without reduction over examples but with the mapped axis as an example axis, and the upstream gradient
+    that goes with it."""
+    inner = spec._replace(batch_dims=spec.batch_dims + 1, reduction=NONE)
+    if grad is None:
+        return inner, None
+    grad = grad.unsqueeze(0).expand(size, *grad.shape) if dim is None else grad.movedim(dim, 0)
+    if spec.reduction != NONE:
+        batch = torch.broadcast_shapes(*(t.shape for t in operands if t is not None))[1 : spec.batch_dims + 1]
+        if spec.reduction == MEAN:
+            grad = grad / math.prod(batch)
+        grad = grad.reshape(size, *(1,) * len(batch)).expand(size, *batch)
+    return inner, grad
+
+
+def _reduce_mapped(value: Tensor, reduction: int) -> Tensor:
+    if reduction == NONE:
+        return value
+    value = value.flatten(1) if value.dim() > 1 else value.unsqueeze(1)
+    return value.mean(1) if reduction == MEAN else value.sum(1)
+
+
+def _mapped_noise(seed, noise, in_dims, spec: LatentSpec, size: int, inputs: Operands, dims) -> Tensor:
+    """The noise of a mapped sample, explicit, in the kernels' layout: ``[K, size, ...]`` or ``[size, ...]``.
+
+    A mapped seed (randomness="different") gives every slice its own stream, an unmapped one the same noise to all.
+    """
+    seed_dim, noise_dim = in_dims
+    aligned = _align(inputs, dims, size, expand=True)
+    shape = torch.broadcast_shapes(*(t.shape for t in aligned if t is not None))[1:]
+    if spec.num_samples is not None:
+        shape = (spec.num_samples, *shape)
+    if noise is None:
+        seeds = seed if seed_dim is None else seed.movedim(seed_dim, 0)
+        noise = _explicit_noise(seeds, shape, value_dtype(*inputs))
+        if seed_dim is None:
+            noise = noise.expand(size, *shape)
+    else:
+        noise = noise.unsqueeze(0).expand(size, *noise.shape) if noise_dim is None else noise.movedim(noise_dim, 0)
+        noise = noise.reshape(size, *(1,) * (len(shape) - noise.dim() + 1), *noise.shape[1:])
+    return noise.movedim(0, 1) if spec.num_samples is not None else noise
+
+
+# ---- sums of terms ----
+
+
+class TermSum(Function):
+    """``apply(spec, *operands)``: the sum of a term, weight last; operands that are None stand for constants."""
+
+    @staticmethod
+    def forward(spec: TermSpec, *operands: Tensor | None) -> Tensor:
+        return _ops.term_sum(*_term_arguments(spec, operands))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.spec = inputs[0]
+        ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        needs = ctx.needs_input_grad[1:]
+        operands = ctx.saved_tensors
+        if torch.compiler.is_compiling():
+            gradients = _ops.term_sum_backward(*_term_arguments(ctx.spec, operands), grad, needs)
+            return None, *_spread(gradients, operands, needs)
+        gradients = _by_kernel(TermSumBackward, ctx.spec, needs, grad, *operands)
+        return None, *_spread(gradients, operands, needs)
+
+    @staticmethod
+    def vmap(info, in_dims, spec: TermSpec, *operands: Tensor | None):
+        operands = _align(operands, in_dims[1:], info.batch_size, expand=False)
+        inner = spec._replace(batch_dims=spec.batch_dims + 1, reduction=NONE)
+        return _reduce_mapped(_for_mode(TermSum).apply(inner, *operands), spec.reduction), 0
+
+
+class TermSumBackward(Function):
+    """``apply(spec, needs, grad, *operands)``: the needed gradients of :class:`TermSum`, a tuple."""
+
+    @staticmethod
+    def forward(spec: TermSpec, needs: Sequence[bool], grad: Tensor, *operands: Tensor | None):
+        return tuple(_ops.term_sum_backward(*_term_arguments(spec, operands), grad, needs))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.spec, ctx.needs, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def in_torch(spec: TermSpec, needs: Sequence[bool], grad: Tensor, *operands: Tensor | None):
+        gradients = _vjp(lambda *ts: _term_in_torch(spec, *ts), operands, needs, grad.to(value_dtype(*operands)))
+        return tuple(g for g in gradients if g is not None)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        return None, None, *_vjp(
+            lambda *ts: TermSumBackward.in_torch(ctx.spec, ctx.needs, *ts), ctx.saved_tensors, ctx.needs_input_grad[2:], grads
+        )
+
+    @staticmethod
+    def vmap(info, in_dims, spec: TermSpec, needs: Sequence[bool], grad: Tensor, *operands: Tensor | None):
+        dims, size = in_dims[3:], info.batch_size
+        aligned = _align(operands, dims, size, expand=True)
+        inner, grad = _per_example(spec, size, aligned, grad, in_dims[2])
+        gradients = _spread(_for_mode(TermSumBackward).apply(inner, needs, grad, *aligned), operands, needs)
+        result = tuple(g for g in _unalign(gradients, operands, dims, size) if g is not None)
+        return result, (0,) * len(result)
+
+
+# ---- the latent stage ----
+
+
+class Latent(Function):
+    """``apply(spec, seed, noise, *inputs)``: z, or (z, kl) if spec.with_kl; inputs are mu, scale[, prior_mu, prior_scale]."""
+
+    @staticmethod
+    def forward(spec: LatentSpec, seed: Tensor | None, noise: Tensor | None, *inputs: Tensor | None):
+        results = _ops.latent(*_latent_arguments(spec, seed, noise, inputs))
+        return tuple(results) if spec.with_kl else results[0]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.spec, *tensors = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx, grad_z: Tensor | None, grad_kl: Tensor | None = None):
+        seed, noise, *inputs = ctx.saved_tensors
+        needs = (*ctx.needs_input_grad[3:], ctx.needs_input_grad[2])
+        if grad_z is None and grad_kl is None:
+            return (None,) * len(ctx.needs_input_grad)
+        if torch.compiler.is_compiling():
+            gradients = _ops.latent_backward(*_latent_arguments(ctx.spec, seed, noise, inputs), grad_z, grad_kl, needs)
+        else:
+            gradients = _by_kernel(LatentBackward, ctx.spec, needs, grad_z, grad_kl, seed, noise, *inputs)
+        *of_inputs, of_noise = _spread(gradients, (*inputs, noise), needs)
+        return None, None, of_noise, *of_inputs
+
+    @staticmethod
+    def vmap(info, in_dims, spec: LatentSpec, seed, noise, *inputs: Tensor | None):
+        size, dims = info.batch_size, in_dims[3:]
+        noise = _mapped_noise(seed, noise, in_dims[1:3], spec, size, inputs, dims)
+        # Expanded, so that z has the mapped axis even where only the noise has it.
+        aligned = _align(inputs, dims, size, expand=True)
+        inner = spec._replace(batch_dims=spec.batch_dims + 1, reduction=NONE)
+        result = _for_mode(Latent).apply(inner, None, noise, *aligned)
+        axis = 0 if spec.num_samples is None else 1
+        if not spec.with_kl:
+            return result, axis
+        return (result[0], _reduce_mapped(result[1], spec.reduction)), (axis, 0)
+
+
+class LatentBackward(Function):
+    """``apply(spec, needs, grad_z, grad_kl, seed, noise, *inputs)``: the needed gradients of :class:`Latent`, a tuple;
+    the last flag of needs is for the noise."""
+
+    @staticmethod
+    def forward(spec: LatentSpec, needs, grad_z, grad_kl, seed, noise, *inputs: Tensor | None):
+        return tuple(_ops.latent_backward(*_latent_arguments(spec, seed, noise, inputs), grad_z, grad_kl, needs))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.spec, ctx.needs, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def in_torch(spec: LatentSpec, needs, grad_z, grad_kl, seed, noise, *inputs: Tensor | None):
+        wanted = []
+
+        def function(noise, *inputs):
+            results = _latent_in_torch(spec, seed, noise, *inputs)
+            results = results if spec.with_kl else (results,)
+            return tuple(r for r, keep in zip(results, wanted, strict=False) if keep)
+
+        wanted.extend([grad_z is not None, grad_kl is not None])
+        cotangents = tuple(g for g in (grad_z, grad_kl) if g is not None)
+        of_noise, *of_inputs = _vjp(function, (noise, *inputs), (needs[-1], *needs[:-1]), cotangents)
+        return tuple(g for g in (*of_inputs, of_noise) if g is not None)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        return None, None, *_vjp(
+            lambda *ts: LatentBackward.in_torch(ctx.spec, ctx.needs, *ts), ctx.saved_tensors, ctx.needs_input_grad[2:], grads
+        )
+
+    @staticmethod
+    def vmap(info, in_dims, spec: LatentSpec, needs, grad_z, grad_kl, seed, noise, *inputs: Tensor | None):
+        size, dims = info.batch_size, in_dims[6:]
+        noise_tensor = _mapped_noise(seed, noise, in_dims[4:6], spec, size, inputs, dims)
+        aligned = _align(inputs, dims, size, expand=True)
+        inner, grad_kl = _per_example(spec, size, aligned, grad_kl, in_dims[3])
+        axis = 0 if spec.num_samples is None else 1
+        if grad_z is not None:
+            grad_z = grad_z.unsqueeze(axis).expand_as(noise_tensor) if in_dims[2] is None else grad_z.movedim(in_dims[2], axis)
+        gradients = _for_mode(LatentBackward).apply(inner, needs, grad_z, grad_kl, None, noise_tensor, *aligned)
+        *of_inputs, of_noise = _spread(gradients, (*inputs, noise), needs)
+        result = [g for g in _unalign(of_inputs, inputs, dims, size) if g is not None]
+        if of_noise is not None:
+            result.append(of_noise.movedim(axis, 0))
+        return tuple(result), (0,) * len(result)
+
+
+# ---- forward mode: torch.compile refuses a Function that defines jvp, so only eager code sees these ----
+
+
+class EagerTermSum(TermSum):
+    @staticmethod
+    def jvp(ctx, _, *tangents: Tensor | None):
+        return _jvp(lambda *ts: _term_in_torch(ctx.spec, *ts), ctx.saved_tensors, tangents)
+
+
+class EagerTermSumBackward(TermSumBackward):
+    @staticmethod
+    def jvp(ctx, _, __, *tangents: Tensor | None):
+        return _jvp(lambda *ts: TermSumBackward.in_torch(ctx.spec, ctx.needs, *ts), ctx.saved_tensors, tangents)
+
+
+class EagerLatent(Latent):
+    @staticmethod
+    def jvp(ctx, _, *tangents: Tensor | None):
+        return _jvp(lambda *ts: _latent_in_torch(ctx.spec, *ts), ctx.saved_tensors, tangents)
+
+
+class EagerLatentBackward(LatentBackward):
+    @staticmethod
+    def jvp(ctx, _, __, *tangents: Tensor | None):
+        return _jvp(lambda *ts: LatentBackward.in_torch(ctx.spec, ctx.needs, *ts), ctx.saved_tensors, tangents)
+
+
+_EAGER = {
+    TermSum: EagerTermSum,
+    TermSumBackward: EagerTermSumBackward,
+    Latent: EagerLatent,
+    LatentBackward: EagerLatentBackward,
+}
+
+
+def _by_kernel(function: type[Function], spec, needs, *tensors: Tensor | None):
+    """A backward function by its kernel, or in torch operations under torch.autograd.grad(is_grads_batched=True), whose
+    older kind of vmap asks no Function for its rule."""
+    if any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors):
+        return function.in_torch(spec, needs, *tensors)
+    return _for_mode(function).apply(spec, needs, *tensors)
+
+
+def _for_mode(function: type[Function]) -> type[Function]:
+    return function if torch.compiler.is_compiling() else _EAGER[function]
+
+
+# ---- the fast path: gradients in the forward pass ----
+
+
+def fast_path(operands: Operands, reduction: int) -> bool:
+    """Whether a term's gradients can be made in its forward pass.
+
+    Not for unreduced results, whose upstream gradient differs from row to row; not for float16, whose gradients could
+    underflow before a GradScaler's factor reaches them; not under torch.func, forward mode or torch.compile, which need
+    functions without hidden state.
+    """
+    return (
+        reduction != NONE
+        and not torch.compiler.is_compiling()
+        and torch.is_grad_enabled()
+        and any(t is not None and t.requires_grad for t in operands)
+        and not any(t is not None and t.dtype == torch.float16 for t in operands)
+        and not torch._C._are_functorch_transforms_active()
+        and torch.autograd.forward_ad._current_level < 0
+    )
+
+
+def _differentiable_backward(grad: Tensor) -> bool:
+    """Whether the gradients must be functions of what they depend on: create_graph, or a batch of upstream gradients."""
+    return torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(grad)
+
+
+def _stored_gradients(ctx, factor: Tensor, operands: Operands, needs: Sequence[bool]):
+    """The gradients made in the forward pass, times ``factor``. They are given away: the first backward pass takes them,
+    so that autograd may keep them without a copy; a later one makes them anew."""
+    gradients, ctx.gradients = ctx.gradients, None
+    if gradients is None:
+        gradients = _ops.term_sum_backward(*_term_arguments(ctx.spec, operands), factor * ctx.factor, needs)
+    else:
+        _ops.scale_gradients_(gradients, factor)
+    return _spread(gradients, operands, needs)
+
+
+class ScalarTermSum(Function):
+    """As :class:`TermSum`, reduced, with gradients in the forward pass."""
+
+    @staticmethod
+    def forward(ctx, spec: TermSpec, *operands: Tensor | None) -> Tensor:
+        ctx.spec, ctx.factor = spec, 1.0
+        value, *ctx.gradients = _ops.term_sum_with_gradients(
+            *_term_arguments(spec, operands), ctx.factor, ctx.needs_input_grad[1:]
+        )
+        ctx.save_for_backward(*operands)
+        return value
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        needs, operands = ctx.needs_input_grad[1:], ctx.saved_tensors
+        if _differentiable_backward(grad):
+            gradients = _by_kernel(TermSumBackward, ctx.spec, needs, grad, *operands)
+            return None, *_spread(gradients, operands, needs)
+        return None, *_stored_gradients(ctx, grad, operands, needs)
+
+
+class ScalarELBO(Function):
+    """``apply(spec, beta, kl, *operands)``: (loss, log_likelihood, kl), each reduced by spec.reduction.
+
+    loss = beta * kl - log_likelihood, so that the operands' gradient is (grad of log_likelihood - grad of loss) times
+    that of the log-likelihood, and the gradient of the KL is grad of kl + beta * grad of loss.
+    """
+
+    @staticmethod
+    def forward(ctx, spec: TermSpec, beta: float, kl: Tensor, examples: int, *operands: Tensor | None):
+        ctx.spec, ctx.factor, ctx.beta = spec, -1.0, beta
+        ctx.set_materialize_grads(False)
+        log_likelihood, *ctx.gradients = _ops.term_sum_with_gradients(
+            *_term_arguments(spec, operands), ctx.factor, ctx.needs_input_grad[4:]
+        )
+        ctx.save_for_backward(*operands)
+        # kl is repeated over the samples, if its shape is smaller than that of the examples
+        repeats = examples // max(kl.numel(), 1)
+        ctx.kl_shape, ctx.kl_dtype = kl.shape, kl.dtype
+        ctx.kl_factor = 1 / kl.numel() if spec.reduction == MEAN and kl.numel() else float(repeats)
+        kl = kl.mean() if spec.reduction == MEAN else kl.sum() * repeats if repeats != 1 else kl.sum()
+        kl = kl.to(log_likelihood.dtype)
+        loss = torch.sub(kl if beta == 1.0 else kl * beta, log_likelihood)
+        return loss, log_likelihood, kl
+
+    @staticmethod
+    def backward(ctx, grad_loss: Tensor | None, grad_log_likelihood: Tensor | None, grad_kl: Tensor | None):
+        needs, operands = ctx.needs_input_grad[4:], ctx.saved_tensors
+        of_kl = None
+        if ctx.needs_input_grad[2]:
+            of_kl = _sum_of(grad_kl, None if grad_loss is None else grad_loss * ctx.beta)
+            if of_kl is not None:
+                of_kl = (of_kl * ctx.kl_factor).to(ctx.kl_dtype).expand(ctx.kl_shape)
+        factor = _sum_of(grad_loss, None if grad_log_likelihood is None else -grad_log_likelihood)
+        if factor is None or not any(needs):
+            return None, None, of_kl, None, *(None for _ in operands)
+        if _differentiable_backward(factor):
+            gradients = _by_kernel(TermSumBackward, ctx.spec, needs, -factor, *operands)
+            return None, None, of_kl, None, *_spread(gradients, operands, needs)
+        return None, None, of_kl, None, *_stored_gradients(ctx, factor, operands, needs)
+
+
+def _sum_of(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
+
+
+# ---- what the public functions call ----
+
+
+def term_sum(spec: TermSpec, operands: Operands) -> Tensor:
+    if fast_path(operands, spec.reduction):
+        return ScalarTermSum.apply(spec, *operands)
+    return _for_mode(TermSum).apply(spec, *operands)
+
+
+def latent(spec: LatentSpec, seed: Tensor | None, noise: Tensor | None, inputs: Operands):
+    return _for_mode(Latent).apply(spec, seed, noise, *inputs)

@@ -1,0 +1,406 @@
+"""The public functions. They check their arguments, draw the seed, and call the kernels through autograd.
+
+Conventions, the same in every function:
+
+**Scales.** The scale of a Gaussian is passed as ``logvar`` = ln sigma^2, or by exactly one of the keywords
+``log_std``, ``std``, ``var`` in its place (``prior_...`` for the prior, ``recon_...`` for the likelihood). It is a
+tensor that broadcasts to the mean (one number, one per channel, one per element) or a Python number.
+
+**Shapes.** Operands broadcast to a joint shape. Its ``batch_dims`` leading dimensions index examples, the others are
+summed; ``batch_dims`` = number of dimensions means no sum: one value per element.
+
+**Reduction.** Over the examples: "none" gives one value per example; "sum" adds them; "mean" = sum / number of
+examples, never over elements.
+
+**Weight.** ``weight`` (weights, or a boolean mask) broadcasts to the joint shape and multiplies each element's term. An
+element of weight zero is left out, whatever stands there.
+
+**Dtypes.** float32, float64, bfloat16 and float16, also mixed, without a cast copy. Half precision is computed and
+accumulated in float32. Values are float64 if any operand is, else float32; gradients have their operand's dtype.
+
+**Errors.** TypeError for what is no floating-point tensor (or number, where one may stand), ValueError for shapes that
+do not broadcast, tensors on different devices, no or several scales, a ``batch_dims`` or ``reduction`` that does not
+exist. The message names the argument, what came and what was expected.
+
+All values are natural logarithms (nats).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import arguments, autograd
+from .autograd import LatentSpec, TermSpec
+from .ops import FORMS, NONE, REDUCTIONS, TERM_NUMBERS, draw_seed
+from .reference import ELBO
+
+__all__ = ["ELBO", "bernoulli_log_prob", "elbo_loss", "gaussian_kl", "gaussian_log_prob", "rsample", "rsample_kl"]
+
+Scale = Tensor | float | None
+
+GAUSSIAN = TERM_NUMBERS["gaussian"]
+BERNOULLI = TERM_NUMBERS["bernoulli"]
+GAUSSIAN_KL = TERM_NUMBERS["gaussian_kl"]
+
+_UNIT_SCALE = (0.0, 0.0, 1.0, 1.0)  # sigma = 1 in each form, in the order of FORMS
+_NO_FORM = FORMS["logvar"]  # for terms without a scale, and for the prior of terms without one
+
+
+def _operands(values: list[Any]) -> tuple[tuple[Tensor | None, ...], tuple[float, ...]]:
+    """Tensors, with None where a number stands, and the numbers, with 0 where a tensor stands."""
+    tensors = tuple(v if isinstance(v, Tensor) else None for v in values)
+    return tensors, tuple(0.0 if isinstance(v, Tensor) else v for v in values)
+
+
+def _prior(mu: Tensor | float | None, given: dict[str, Scale], form: int) -> tuple[dict[str, Any], int]:
+    """Mean, scale and form of the prior, by name; N(0, 1) in the posterior's own form where nothing is given."""
+    mean = 0.0 if mu is None else arguments.tensor_or_number("prior_mu", mu)
+    if all(value is None for value in given.values()):
+        return {"prior_mu": mean, "prior_scale": _UNIT_SCALE[form]}, form
+    name, value, prior_form = arguments.scale(given)
+    return {"prior_mu": mean, name: value}, prior_form
+
+
+def rsample(
+    mu: Tensor,
+    logvar: Scale = None,
+    *,
+    log_std: Scale = None,
+    std: Scale = None,
+    var: Scale = None,
+    num_samples: int | None = None,
+    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """Reparameterized Gaussian sample, z = mu + sigma * eps, eps ~ N(0, I).
+
+    Kingma & Welling 2014 ("Auto-Encoding Variational Bayes"), section 2.4. Gradients: dz/dmu = 1, dz/dsigma = eps.
+    The noise is Philox4x32-10 and Box-Muller, made in registers from one drawn seed and made again in the backward
+    pass; element i of z in row-major order gets normal number i of the seed's stream, on every device, with any number
+    of threads and for any memory layout.
+
+    Args:
+        mu: mean, any shape.
+        logvar: ln sigma^2; or ``log_std=``, ``std=``, ``var=`` in its place.
+        num_samples: K adds a leading axis of K samples; None adds no axis.
+        generator: where the seed is drawn from; by default torch's generator of mu's device.
+        noise: eps itself, of z's shape, instead of a draw.
+
+    Returns:
+        z of the joint shape S of mu and the scale, or ``[K, *S]``; its dtype is what the two promote to.
+
+    Raises:
+        ValueError, TypeError: see the module's conventions; also if noise has not z's shape or a generator comes with it.
+    """
+    name, scale, form = arguments.scale({"logvar": logvar, "log_std": log_std, "std": std, "var": var})
+    named = {"mu": arguments.tensor("mu", mu), name: scale}
+    shape = arguments.broadcast(named)
+    inputs, constants = _operands(list(named.values()))
+    spec = LatentSpec(constants, form, _NO_FORM, arguments.num_samples(num_samples), False, len(shape), NONE)
+    return autograd.latent(spec, *_seed_or_noise(mu, shape, spec, generator, noise), inputs)
+
+
+def rsample_kl(
+    mu: Tensor,
+    logvar: Scale = None,
+    prior_mu: Tensor | float | None = None,
+    prior_logvar: Scale = None,
+    *,
+    log_std: Scale = None,
+    std: Scale = None,
+    var: Scale = None,
+    prior_log_std: Scale = None,
+    prior_std: Scale = None,
+    prior_var: Scale = None,
+    num_samples: int | None = None,
+    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
+    batch_dims: int = 1,
+    reduction: str = "none",
+) -> tuple[Tensor, Tensor]:
+    """:func:`rsample` and :func:`gaussian_kl` in one pass over mu and the scale.
+
+    Args:
+        mu, logvar, num_samples, generator, noise: as in :func:`rsample`.
+        prior_mu, prior_logvar, batch_dims, reduction: as in :func:`gaussian_kl`.
+
+    Returns:
+        ``(z, kl)``: z as from :func:`rsample`, with the joint shape of all four; kl as from :func:`gaussian_kl`, in nats.
+        The KL is analytic, so it has no axis of samples.
+
+    Raises:
+        ValueError, TypeError: as the two functions.
+    """
+    name, scale, form = arguments.scale({"logvar": logvar, "log_std": log_std, "std": std, "var": var})
+    prior, prior_form = _prior(
+        prior_mu,
+        {"prior_logvar": prior_logvar, "prior_log_std": prior_log_std, "prior_std": prior_std, "prior_var": prior_var},
+        form,
+    )
+    named = {"mu": arguments.tensor("mu", mu), name: scale, **prior}
+    shape = arguments.broadcast(named)
+    inputs, constants = _operands(list(named.values()))
+    spec = LatentSpec(
+        constants,
+        form,
+        prior_form,
+        arguments.num_samples(num_samples),
+        True,
+        arguments.batch_dims(batch_dims, shape),
+        arguments.reduction(reduction),
+    )
+    return autograd.latent(spec, *_seed_or_noise(mu, shape, spec, generator, noise), inputs)
+
+
+def _seed_or_noise(
+    mu: Tensor, shape: torch.Size, spec: LatentSpec, generator: torch.Generator | None, noise: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """What the latent operators take: a fresh seed, or the caller's noise."""
+    if noise is None:
+        if torch.compiler.is_compiling() and generator is None:
+            return torch.ops.elbo_ext.draw_seed(mu), None
+        return draw_seed(mu.device, generator), None
+    if generator is not None:
+        raise ValueError("noise and generator were both given; noise leaves nothing to draw")
+    arguments.tensor("noise", noise)
+    expected = shape if spec.num_samples is None else (spec.num_samples, *shape)
+    if tuple(noise.shape) != tuple(expected):
+        raise ValueError(f"noise must have the shape of the sample, {tuple(expected)}, got {tuple(noise.shape)}")
+    arguments.broadcast({"mu": mu, "noise": noise})  # for the device
+    return None, noise
+
+
+def gaussian_kl(
+    mu: Tensor,
+    logvar: Scale = None,
+    prior_mu: Tensor | float | None = None,
+    prior_logvar: Scale = None,
+    *,
+    log_std: Scale = None,
+    std: Scale = None,
+    var: Scale = None,
+    prior_log_std: Scale = None,
+    prior_std: Scale = None,
+    prior_var: Scale = None,
+    weight: Tensor | None = None,
+    batch_dims: int = 1,
+    reduction: str = "none",
+) -> Tensor:
+    """KL( N(mu, diag sigma^2) || N(prior_mu, diag prior_sigma^2) ), the prior N(0, I) by default.
+
+    KL = sum 1/2 ((mu - prior_mu)^2 / prior_sigma^2 + r - 1 - ln r), r = sigma^2 / prior_sigma^2 (Kingma & Welling 2014,
+    appendix B). Never negative, and right to full relative precision as r -> 1, where the textbook form loses all digits.
+
+    Args:
+        mu, logvar: of the posterior; or ``log_std=``, ``std=``, ``var=`` in place of ``logvar``.
+        prior_mu, prior_logvar: of the prior; or ``prior_log_std=``, ``prior_std=``, ``prior_var=``.
+        weight, batch_dims, reduction: see the module's conventions.
+
+    Returns:
+        The KL in nats: the batch shape, or a scalar if reduced; float64 if any operand is, else float32.
+
+    Raises:
+        ValueError, TypeError: see the module's conventions.
+    """
+    name, scale, form = arguments.scale({"logvar": logvar, "log_std": log_std, "std": std, "var": var})
+    prior, prior_form = _prior(
+        prior_mu,
+        {"prior_logvar": prior_logvar, "prior_log_std": prior_log_std, "prior_std": prior_std, "prior_var": prior_var},
+        form,
+    )
+    named = {"mu": arguments.tensor("mu", mu), name: scale, **prior}
+    return _term_sum(GAUSSIAN_KL, named, form, prior_form, weight, batch_dims, reduction)
+
+
+def gaussian_log_prob(
+    x: Tensor,
+    mean: Tensor | float,
+    logvar: Scale = None,
+    *,
+    log_std: Scale = None,
+    std: Scale = None,
+    var: Scale = None,
+    weight: Tensor | None = None,
+    batch_dims: int = 1,
+    reduction: str = "none",
+) -> Tensor:
+    """ln N(x; mean, diag sigma^2), the constant included; sigma = 1 if no scale is given.
+
+    ln N = sum -1/2 ((x - mean)^2 / sigma^2 + ln sigma^2 + ln 2 pi) (Kingma & Welling 2014, appendix C.2). Finite for
+    x = mean with any finite ln sigma^2.
+
+    Args:
+        x: data.
+        mean: mean, a tensor or a number.
+        logvar: ln sigma^2; or ``log_std=``, ``std=``, ``var=`` in its place.
+        weight, batch_dims, reduction: see the module's conventions.
+
+    Returns:
+        The log-density in nats: the batch shape, or a scalar if reduced; float64 if any operand is, else float32.
+
+    Raises:
+        ValueError, TypeError: see the module's conventions.
+    """
+    given = {"logvar": logvar, "log_std": log_std, "std": std, "var": var}
+    if all(value is None for value in given.values()):
+        given["logvar"] = 0.0
+    name, scale, form = arguments.scale(given)
+    named = {"x": arguments.tensor("x", x), "mean": arguments.tensor_or_number("mean", mean), name: scale}
+    return _term_sum(GAUSSIAN, named, form, _NO_FORM, weight, batch_dims, reduction)
+
+
+def bernoulli_log_prob(
+    x: Tensor,
+    logits: Tensor,
+    *,
+    weight: Tensor | None = None,
+    batch_dims: int = 1,
+    reduction: str = "none",
+) -> Tensor:
+    """ln Bernoulli(x; sigmoid(logits)) = x * logits - softplus(logits), for any x in [0, 1].
+
+    Kingma & Welling 2014, appendix C.1; minus the binary cross-entropy. Right for logits of any size. The values of x
+    are not checked.
+
+    Args:
+        x: data in [0, 1].
+        logits: log-odds.
+        weight, batch_dims, reduction: see the module's conventions.
+
+    Returns:
+        The log-probability in nats: the batch shape, or a scalar if reduced; float64 if any operand is, else float32.
+
+    Raises:
+        ValueError, TypeError: see the module's conventions.
+    """
+    named = {"x": arguments.tensor("x", x), "logits": arguments.tensor("logits", logits)}
+    return _term_sum(BERNOULLI, named, _NO_FORM, _NO_FORM, weight, batch_dims, reduction)
+
+
+def _term(
+    term: int, named: dict[str, Any], form: int, prior_form: int, weight: Any, batch_dims: Any, reduction: Any
+) -> tuple[TermSpec, tuple[Tensor | None, ...], torch.Size]:
+    """Spec, operands (weight last) and joint shape of a term whose inputs are checked one by one."""
+    weight = arguments.weight(weight)
+    shape = arguments.broadcast(named if weight is None else {**named, "weight": weight})
+    inputs, constants = _operands(list(named.values()))
+    spec = TermSpec(
+        term, constants, form, prior_form, arguments.batch_dims(batch_dims, shape), arguments.reduction(reduction)
+    )
+    return spec, (*inputs, weight), shape
+
+
+def _term_sum(
+    term: int, named: dict[str, Any], form: int, prior_form: int, weight: Any, batch_dims: Any, reduction: Any
+) -> Tensor:
+    spec, operands, _ = _term(term, named, form, prior_form, weight, batch_dims, reduction)
+    return autograd.term_sum(spec, operands)
+
+
+def elbo_loss(
+    recon: Tensor,
+    x: Tensor,
+    mu: Tensor | None = None,
+    logvar: Scale = None,
+    *,
+    kl: Tensor | None = None,
+    log_std: Scale = None,
+    std: Scale = None,
+    var: Scale = None,
+    prior_mu: Tensor | float | None = None,
+    prior_logvar: Scale = None,
+    prior_log_std: Scale = None,
+    prior_std: Scale = None,
+    prior_var: Scale = None,
+    likelihood: str = "gaussian",
+    recon_logvar: Scale = None,
+    recon_log_std: Scale = None,
+    recon_std: Scale = None,
+    recon_var: Scale = None,
+    beta: Tensor | float = 1.0,
+    weight: Tensor | None = None,
+    batch_dims: int = 1,
+    reduction: str = "mean",
+) -> ELBO:
+    """Minus the evidence lower bound: loss = -(log_likelihood - beta * kl).
+
+    ELBO(x) = E_q(z|x)[ln p(x|z)] - KL(q(z|x) || p(z)) <= ln p(x) (Kingma & Welling 2014, equation 3); beta other than 1
+    as in Higgins et al. 2017 ("beta-VAE"). The expectation is over the samples of z that recon was decoded from. On the
+    first backward pass after a reduced result, the gradients are ready: the forward pass made them.
+
+    Args:
+        recon: the decoder's output: the mean, or the logits of a Bernoulli. With K samples it has a leading axis K
+            that x lacks, which counts among ``batch_dims`` (K samples of B examples: ``batch_dims=2``).
+        x: data; broadcasts to recon without a copy.
+        mu, logvar: of the posterior, whose KL to the prior is computed (:func:`gaussian_kl`); or
+        kl: the KL of each example, as :func:`rsample_kl` returns it. Broadcasts to the batch shape.
+        likelihood: "gaussian" or "bernoulli".
+        recon_logvar: scale of the Gaussian likelihood, ln sigma^2 = 0 by default; or ``recon_log_std=``, ...
+        beta: factor of the KL, a number or a tensor that broadcasts to the batch shape.
+        weight: multiplies each element's log-likelihood.
+        batch_dims, reduction: see the module's conventions.
+
+    Returns:
+        ``ELBO(loss, log_likelihood, kl)`` in nats, each of the batch shape, or scalars if reduced; kl is without beta.
+
+    Raises:
+        ValueError, TypeError: see the module's conventions; also for an unknown likelihood, a scale with the Bernoulli,
+            and if neither or both of kl and mu are given.
+    """
+    spec, operands, shape = _likelihood(
+        likelihood,
+        arguments.tensor("x", x),
+        arguments.tensor("recon", recon),
+        {
+            "recon_logvar": recon_logvar,
+            "recon_log_std": recon_log_std,
+            "recon_std": recon_std,
+            "recon_var": recon_var,
+        },
+        weight,
+        batch_dims,
+        reduction,
+    )
+    batch = shape[: spec.batch_dims]
+    posterior = {"logvar": logvar, "log_std": log_std, "std": std, "var": var}
+    prior = {
+        "prior_mu": prior_mu,
+        "prior_logvar": prior_logvar,
+        "prior_log_std": prior_log_std,
+        "prior_std": prior_std,
+        "prior_var": prior_var,
+    }
+    if (kl is None) == (mu is None):
+        raise ValueError(f"exactly one of kl and mu must be given, got {'neither' if kl is None else 'both'}")
+    if kl is None:
+        kl = gaussian_kl(mu, **posterior, **prior, batch_dims=spec.batch_dims - max(len(shape) - x.dim(), 0))
+    else:
+        extra = [name for name, value in {**posterior, **prior}.items() if value is not None]
+        if extra:
+            raise ValueError(f"{' and '.join(extra)} has no use beside kl, which is computed already")
+        arguments.tensor("kl", kl)
+    beta = arguments.tensor_or_number("beta", beta)
+    arguments.broadcasts_to_batch({"kl": kl, "beta": beta}, batch, recon.device)
+
+    if isinstance(beta, float) and autograd.fast_path(operands, spec.reduction):
+        return ELBO(*autograd.ScalarELBO.apply(spec, beta, kl, batch.numel(), *operands))
+    log_likelihood = autograd.term_sum(spec._replace(reduction=NONE), operands)
+    kl = kl.to(log_likelihood.dtype).expand(batch)
+    loss = beta * kl - log_likelihood
+    if spec.reduction == REDUCTIONS["sum"]:
+        return ELBO(loss.sum(), log_likelihood.sum(), kl.sum())
+    if spec.reduction == REDUCTIONS["mean"]:
+        return ELBO(loss.mean(), log_likelihood.mean(), kl.mean())
+    return ELBO(loss, log_likelihood, kl)
+
+
+def _likelihood(
+    likelihood: str, x: Tensor, recon: Tensor, scales: dict[str, Scale], weight: Any, batch_dims: Any, reduction: Any
+) -> tuple[TermSpec, tuple[Tensor | None, ...], torch.Size]:
+    """The term that a decoder's output stands for."""
+    name = arguments.recon_scale(likelihood, scales)
+    if likelihood == "bernoulli":
+        return _term(BERNOULLI, {"x": x, "recon": recon}, _NO_FORM, _NO_FORM, weight, batch_dims, reduction)
+    name, scale, form = arguments.scale(scales if name else {**scales, "recon_logvar": 0.0})
+    return _term(GAUSSIAN, {"x": x, "recon": recon, name: scale}, form, _NO_FORM, weight, batch_dims, reduction)

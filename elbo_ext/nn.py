@@ -1,0 +1,59 @@
+"""The loss as a module."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import arguments
+from .functional import ELBO, elbo_loss
+
+
+class ELBOLoss(torch.nn.Module):
+    """:func:`elbo_ext.elbo_loss` with its options fixed.
+
+    Args:
+        likelihood: "gaussian" or "bernoulli".
+        beta: factor of the KL.
+        batch_dims, reduction: as in :func:`elbo_ext.elbo_loss`.
+        recon_logvar: scale of the Gaussian likelihood: a number, a tensor, or a ``torch.nn.Parameter``, which is then
+            learned with the module; ``recon_log_std=``, ``recon_std=`` or ``recon_var=`` may stand in its place.
+
+    Shapes: as in :func:`elbo_ext.elbo_loss`; returns ``ELBO(loss, log_likelihood, kl)`` in nats. Anything else that the
+    function takes (``kl``, the prior, ``weight``, another ``beta``) may be passed to the call.
+
+    Raises:
+        ValueError, TypeError: on construction for an unknown likelihood or reduction, for two scales, or for a scale with
+            the Bernoulli; on the call as the function.
+    """
+
+    def __init__(
+        self,
+        likelihood: str = "gaussian",
+        *,
+        beta: float = 1.0,
+        batch_dims: int = 1,
+        reduction: str = "mean",
+        **recon_scale: Any,
+    ) -> None:
+        super().__init__()
+        arguments.reduction(reduction)
+        self.likelihood, self.beta = likelihood, beta
+        self.batch_dims, self.reduction = batch_dims, reduction
+        self.scale_name = arguments.recon_scale(likelihood, recon_scale)
+        scale = recon_scale.get(self.scale_name)
+        if isinstance(scale, torch.nn.Parameter):
+            self.register_parameter("scale", scale)
+        elif isinstance(scale, Tensor):
+            self.register_buffer("scale", scale)
+        else:
+            self.scale = scale
+
+    def forward(self, recon: Tensor, x: Tensor, mu: Tensor | None = None, logvar: Any = None, **options: Any) -> ELBO:
+        fixed = {"beta": self.beta, "batch_dims": self.batch_dims, "reduction": self.reduction}
+        if self.scale_name is not None:
+            fixed[self.scale_name] = self.scale
+        return elbo_loss(recon, x, mu, logvar, likelihood=self.likelihood, **{**fixed, **options})
+
+    def extra_repr(self) -> str:
+        return f"likelihood={self.likelihood!r}, beta={self.beta}, batch_dims={self.batch_dims}, reduction={self.reduction!r}"

@@ -1,0 +1,171 @@
+"""Loads the compiled library and completes its operators: shapes for tracing, and the opaque seed draw.
+
+The operators themselves (``torch.ops.elbo_ext.*``) are declared in csrc/ops/schema.cpp. They know nothing of autograd,
+which elbo_ext/autograd.py adds, and need no autocast rule: they take mixed dtypes as they come and compute in float32.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+try:
+    from . import _C
+except ImportError as error:
+    raise ImportError(
+        f"elbo_ext's compiled library could not be loaded with torch {torch.__version__} ({error}); "
+        "reinstall with 'pip install .' from the source folder; torch >= 2.11 is needed"
+    ) from error
+
+__all__ = ["FORMS", "NONE", "REDUCTIONS", "TERM_NUMBERS", "build_info", "draw_seed"]
+
+# Numbers of the operator schema (csrc/ops/schema.cpp).
+FORMS = {"logvar": 0, "log_std": 1, "std": 2, "var": 3}
+REDUCTIONS = {"none": 0, "sum": 1, "mean": 2}
+NONE = REDUCTIONS["none"]
+TERM_NUMBERS: dict[str, int] = _C.terms()
+
+
+def build_info() -> dict[str, object]:
+    """How the package was built and what it runs on.
+
+    Returns:
+        A dict with ``version`` of the package, ``compiler``, ``flags``, ``instruction_sets`` compiled in and
+        ``instruction_set`` in use (the widest the machine has, bounded by torch's ATEN_CPU_CAPABILITY),
+        ``cuda_architectures`` of the CUDA library (empty: there is none), ``torch_built_against`` and
+        ``torch_running``.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        package_version = version("elbo_ext")
+    except PackageNotFoundError:  # imported from a source folder, built in place
+        package_version = "not installed"
+    return {
+        "version": package_version,
+        "compiler": _C.compiler,
+        "flags": _C.flags,
+        "instruction_sets": _C.instruction_sets(),
+        "instruction_set": _C.instruction_set(),
+        "cuda_architectures": [],
+        "torch_built_against": _C.torch_built_against,
+        "torch_running": torch.__version__,
+    }
+
+
+# ---- the seed ----
+
+
+def draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """One int64 drawn uniformly by torch's generator of the device (or ``generator``), shape ``[1]``.
+
+    This is the only randomness the package consumes, and torch makes it: ``torch.manual_seed``, ``generator=``,
+    activation checkpointing, CUDA graphs and vmap's ``randomness=`` therefore act as on any torch function.
+    """
+    return torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, dtype=torch.int64, device=device)
+
+
+# inductor replaces torch.randint by its own generator, with other draws; inside this operator it cannot. The tag keeps
+# two draws from being merged into one, and a checkpoint's recomputation from drawing anew.
+torch.library.define("elbo_ext::draw_seed", "(Tensor like) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
+
+
+@torch.library.impl("elbo_ext::draw_seed", ("cpu", "cuda"))
+def _(like: Tensor) -> Tensor:
+    return draw_seed(like.device)
+
+
+@torch.library.register_fake("elbo_ext::draw_seed")
+def _(like: Tensor) -> Tensor:
+    return like.new_empty((1,), dtype=torch.int64)
+
+
+# ---- shapes and dtypes of the results, for FakeTensor (torch.compile, export, meta tensors) ----
+
+
+def value_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """float64 if any of the tensors is, else float32: half precision is computed and summed in float32."""
+    double = any(t is not None and t.dtype == torch.float64 for t in tensors)
+    return torch.float64 if double else torch.float32
+
+
+def _first(tensors: Sequence[Tensor | None]) -> Tensor:
+    return next(t for t in tensors if t is not None)
+
+
+def _broadcast(tensors: Sequence[Tensor | None]) -> torch.Size:
+    return torch.broadcast_shapes(*(t.shape for t in tensors if t is not None))
+
+
+def _gradient_like(operand: Tensor, full: torch.Size) -> Tensor:
+    """A gradient has the layout of its operand where that is dense and not broadcast, else it is row-major."""
+    same_size = math.prod(operand.shape) == math.prod(full)
+    if same_size and torch._prims_common.is_non_overlapping_and_dense(operand):
+        return torch.empty_like(operand)
+    return operand.new_empty(operand.shape)
+
+
+@torch.library.register_fake("elbo_ext::term_sum")
+def _(term, inputs, constants, weight, form, prior_form, batch_dims, reduction):
+    operands = [*inputs, weight]
+    shape = _broadcast(operands)[:batch_dims] if reduction == NONE else ()
+    return _first(operands).new_empty(shape, dtype=value_dtype(*operands))
+
+
+@torch.library.register_fake("elbo_ext::term_sum_backward")
+def _(term, inputs, constants, weight, form, prior_form, batch_dims, reduction, grad, needs):
+    operands = [*inputs, weight]
+    full = _broadcast(operands)
+    return [_gradient_like(t, full) for t, need in zip(operands, needs, strict=True) if t is not None and need]
+
+
+@torch.library.register_fake("elbo_ext::term_sum_with_gradients")
+def _(term, inputs, constants, weight, form, prior_form, batch_dims, reduction, factor, needs):
+    operands = [*inputs, weight]
+    full = _broadcast(operands)
+    value = _first(operands).new_empty((), dtype=value_dtype(*operands))
+    return [value] + [
+        _gradient_like(t, full) for t, need in zip(operands, needs, strict=True) if t is not None and need
+    ]
+
+
+@torch.library.register_fake("elbo_ext::latent")
+def _(inputs, constants, form, prior_form, seed, noise, num_samples, with_kl, batch_dims, reduction):
+    mu, scale = inputs[:2]
+    full = _broadcast(inputs)
+    dtype = _z_dtype(mu, scale)
+    first = mu if mu is not None else _first(inputs)
+    if num_samples is None and tuple(first.shape) == tuple(full):
+        z = _gradient_like(first, full).to(dtype)
+    else:
+        z = first.new_empty((*(() if num_samples is None else (num_samples,)), *full), dtype=dtype)
+    if not with_kl:
+        return [z]
+    shape = full[:batch_dims] if reduction == NONE else ()
+    return [z, first.new_empty(shape, dtype=value_dtype(*inputs))]
+
+
+def _z_dtype(mu: Tensor | None, scale: Tensor | None) -> torch.dtype:
+    """The dtype of a sample: what mu and the scale promote to."""
+    dtypes = [t.dtype for t in (mu, scale) if t is not None]
+    return torch.promote_types(dtypes[0], dtypes[-1])
+
+
+@torch.library.register_fake("elbo_ext::latent_backward")
+def _(inputs, constants, form, prior_form, seed, noise, num_samples, with_kl, batch_dims, reduction, grad_z, grad_kl, needs):
+    full = _broadcast(inputs)
+    gradients = [_gradient_like(t, full) for t, need in zip(inputs, needs, strict=False) if t is not None and need]
+    if noise is not None and needs[-1]:
+        gradients.append(noise.new_empty((*(() if num_samples is None else (num_samples,)), *full)))
+    return gradients
+
+
+@torch.library.register_fake("elbo_ext::normal_noise")
+def _(seed, count, double_precision):
+    return seed.new_empty((seed.numel(), count), dtype=torch.float64 if double_precision else torch.float32)
+
+
+@torch.library.register_fake("elbo_ext::scale_gradients_")
+def _(gradients, factor):
+    return None
