@@ -441,6 +441,20 @@ def _for_mode(function: type[Function]) -> type[Function]:
 # ---- the fast path: gradients in the forward pass ----
 
 
+def _plain(operands: Operands) -> bool:
+    """Nothing but a forward pass is asked for: no Function is needed."""
+    return not _wants_grad(operands) and not _transformed()
+
+
+def _wants_grad(operands: Operands) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
+
+
+def _transformed() -> bool:
+    """Under torch.func or forward-mode differentiation."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
 def fast_path(operands: Operands, reduction: int) -> bool:
     """Whether a term's gradients can be made in its forward pass.
 
@@ -451,11 +465,9 @@ def fast_path(operands: Operands, reduction: int) -> bool:
     return (
         reduction != NONE
         and not torch.compiler.is_compiling()
-        and torch.is_grad_enabled()
-        and any(t is not None and t.requires_grad for t in operands)
+        and _wants_grad(operands)
         and not any(t is not None and t.dtype == torch.float16 for t in operands)
-        and not torch._C._are_functorch_transforms_active()
-        and torch.autograd.forward_ad._current_level < 0
+        and not _transformed()
     )
 
 
@@ -547,8 +559,13 @@ def _sum_of(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 def term_sum(spec: TermSpec, operands: Operands) -> Tensor:
     if fast_path(operands, spec.reduction):
         return ScalarTermSum.apply(spec, *operands)
+    if _plain(operands):
+        return _ops.term_sum(*_term_arguments(spec, operands))
     return _for_mode(TermSum).apply(spec, *operands)
 
 
 def latent(spec: LatentSpec, seed: Tensor | None, noise: Tensor | None, inputs: Operands):
+    if _plain((noise, *inputs)):
+        results = _ops.latent(*_latent_arguments(spec, seed, noise, inputs))
+        return tuple(results) if spec.with_kl else results[0]
     return _for_mode(Latent).apply(spec, seed, noise, *inputs)

@@ -4,11 +4,11 @@ The operators themselves (``torch.ops.elbo_ext.*``) are declared in csrc/ops/sch
 which elbo_ext/autograd.py adds, and need no autocast rule: they take mixed dtypes as they come and compute in float32.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._higher_order_ops.effects import _EffectType, _register_effectful_op
 
 try:
     from . import _C
@@ -66,14 +66,19 @@ def draw_seed(device: torch.device, generator: torch.Generator | None = None) ->
     return torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, dtype=torch.int64, device=device)
 
 
-# inductor replaces torch.randint by its own generator, with other draws; inside this operator it cannot. The tag keeps
-# two draws from being merged into one, and a checkpoint's recomputation from drawing anew.
+# inductor replaces torch.randint by its own generator, with other draws; inside this operator it cannot. The tag keeps a
+# recomputation from drawing anew.
 torch.library.define("elbo_ext::draw_seed", "(Tensor like) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
 
 
 @torch.library.impl("elbo_ext::draw_seed", ("cpu", "cuda"))
 def _(like: Tensor) -> Tensor:
     return draw_seed(like.device)
+
+
+# An ordered effect: compiled code draws as often, and in the same order, as eager code. Without it two equal draws are
+# merged by common subexpression elimination, which looks only at torch's own random functions.
+_register_effectful_op(torch.ops.elbo_ext.draw_seed.default, _EffectType.ORDERED)
 
 
 @torch.library.register_fake("elbo_ext::draw_seed")
@@ -98,12 +103,8 @@ def _broadcast(tensors: Sequence[Tensor | None]) -> torch.Size:
     return torch.broadcast_shapes(*(t.shape for t in tensors if t is not None))
 
 
-def _gradient_like(operand: Tensor, full: torch.Size) -> Tensor:
-    """A gradient has the layout of its operand where that is dense and not broadcast, else it is row-major."""
-    same_size = math.prod(operand.shape) == math.prod(full)
-    if same_size and torch._prims_common.is_non_overlapping_and_dense(operand):
-        return torch.empty_like(operand)
-    return operand.new_empty(operand.shape)
+def _gradients(operands: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor]:
+    return [torch.empty_like(t) for t, need in zip(operands, needs, strict=True) if t is not None and need]
 
 
 @torch.library.register_fake("elbo_ext::term_sum")
@@ -115,19 +116,14 @@ def _(term, inputs, constants, weight, form, prior_form, batch_dims, reduction):
 
 @torch.library.register_fake("elbo_ext::term_sum_backward")
 def _(term, inputs, constants, weight, form, prior_form, batch_dims, reduction, grad, needs):
-    operands = [*inputs, weight]
-    full = _broadcast(operands)
-    return [_gradient_like(t, full) for t, need in zip(operands, needs, strict=True) if t is not None and need]
+    return _gradients([*inputs, weight], needs)
 
 
 @torch.library.register_fake("elbo_ext::term_sum_with_gradients")
 def _(term, inputs, constants, weight, form, prior_form, batch_dims, reduction, factor, needs):
     operands = [*inputs, weight]
-    full = _broadcast(operands)
     value = _first(operands).new_empty((), dtype=value_dtype(*operands))
-    return [value] + [
-        _gradient_like(t, full) for t, need in zip(operands, needs, strict=True) if t is not None and need
-    ]
+    return [value, *_gradients(operands, needs)]
 
 
 @torch.library.register_fake("elbo_ext::latent")
@@ -136,8 +132,8 @@ def _(inputs, constants, form, prior_form, seed, noise, num_samples, with_kl, ba
     full = _broadcast(inputs)
     dtype = _z_dtype(mu, scale)
     first = mu if mu is not None else _first(inputs)
-    if num_samples is None and tuple(first.shape) == tuple(full):
-        z = _gradient_like(first, full).to(dtype)
+    if num_samples is None and first.shape == full:
+        z = torch.empty_like(first, dtype=dtype)
     else:
         z = first.new_empty((*(() if num_samples is None else (num_samples,)), *full), dtype=dtype)
     if not with_kl:
@@ -155,7 +151,7 @@ def _z_dtype(mu: Tensor | None, scale: Tensor | None) -> torch.dtype:
 @torch.library.register_fake("elbo_ext::latent_backward")
 def _(inputs, constants, form, prior_form, seed, noise, num_samples, with_kl, batch_dims, reduction, grad_z, grad_kl, needs):
     full = _broadcast(inputs)
-    gradients = [_gradient_like(t, full) for t, need in zip(inputs, needs, strict=False) if t is not None and need]
+    gradients = _gradients(inputs, needs[:-1])
     if noise is not None and needs[-1]:
         gradients.append(noise.new_empty((*(() if num_samples is None else (num_samples,)), *full)))
     return gradients

@@ -20,6 +20,12 @@ from elbo_ext.data import load_images, split
 FILES = ["learning_curves.png", "reconstructions.png", "results.json", "samples.png"]
 SMALL = ["--epochs", "4", "--hidden", "48", "--latent", "6", "--iw-samples", "60"]
 
+# A child process imports the package that is tested here, from any folder, and does without a second thread.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+ENVIRONMENT["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [os.path.dirname(elbo_ext.__path__[0]), os.environ.get("PYTHONPATH")])
+)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
@@ -52,8 +58,7 @@ def finished(request, tmp_path_factory, one_thread):
     options = [*SMALL, "--likelihood", request.param, "--out", str(out)]
     if request.param == "gaussian":
         command = [sys.executable, "-m", "elbo_ext.demo", *options]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
         code, printed, errors = done.returncode, done.stdout, done.stderr
     else:
         with contextlib.redirect_stdout(io.StringIO()) as stdout:
@@ -284,7 +289,7 @@ def test_command_exit_code(tmp_path):
     """The same through a real process: nothing but the sentence on stderr."""
     (tmp_path / "digits.npy").write_text("not an array")
     command = [sys.executable, "-m", "elbo_ext.demo", "--data", str(tmp_path / "digits.npy"), "--out", "out"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
     assert_one_sentence(done.returncode, done.stdout, done.stderr, "is none of .npy, .npz and MNIST's idx")
     assert os.listdir() == []
 

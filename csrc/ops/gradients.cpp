@@ -32,11 +32,9 @@ void add_up<double>(const GradientSink& sink, int64_t groups, void* out) {
 }  // namespace
 
 void Gradients::add(const Tensor& operand, GradientSink& sink, SpaceBuilder& space) {
-  const auto sizes = operand.sizes();
-  const Dims shape(sizes.begin(), sizes.end());
-  sink.numel = numel_of(shape);
+  sink.numel = operand.numel();
   sink.summed = sink.numel != numel_;
-  tensors_.push_back(sink.summed ? empty(shape, operand.scalar_type(), operand) : empty_like(operand));
+  tensors_.push_back(empty_like(operand));  // dense: a place in memory is a number below numel
   set_view(sink, tensors_.back());
   space.add(sink, tensors_.back());
   sinks_.push_back(&sink);

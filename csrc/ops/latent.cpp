@@ -88,8 +88,10 @@ std::vector<Tensor> latent(OptionalTensors inputs, std::vector<double> constants
                            bool with_kl, int64_t batch_dims, int64_t reduction) {
   Call call(inputs, constants, form, prior_form, seed, noise, num_samples, with_kl, batch_dims);
   LatentProblem& problem = call.problem;
-  // The layout of mu carries over to z (channels_last stays channels_last).
-  const Tensor z = empty_like(inputs[0] ? *inputs[0] : *call.like, call.sample_shape, call.z_type());
+  const Tensor& mu = inputs[0] ? *inputs[0] : *call.like;
+  // The layout of mu carries over to z (channels_last stays channels_last) where they have one shape.
+  const bool like_mu = mu.dim() == static_cast<int64_t>(call.sample_shape.size()) && mu.numel() == call.elements();
+  const Tensor z = like_mu ? empty_like(mu, call.z_type()) : empty(call.sample_shape, call.z_type(), mu);
 
   SpaceBuilder builder(call.shape, with_kl && reduction == kNone ? batch_dims : 0, /*any_order=*/false);
   call.enter_operands(builder);

@@ -27,20 +27,6 @@ Dims row_major(const Dims& shape) {
   return strides;
 }
 
-// Do the strides visit every place of one stretch of memory exactly once?
-bool is_dense(const Dims& shape, const Dims& strides) {
-  std::vector<size_t> order(shape.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return strides[a] < strides[b]; });
-  int64_t expected = 1;
-  for (const size_t dim : order) {
-    if (shape[dim] == 1) continue;
-    if (strides[dim] != expected) return false;
-    expected *= shape[dim];
-  }
-  return true;
-}
-
 }  // namespace
 
 DType dtype_of(const Tensor& tensor) {
@@ -67,16 +53,12 @@ Tensor empty(const Dims& shape, ScalarType dtype, const Tensor& like) {
   return empty_strided(shape, row_major(shape), dtype, like);
 }
 
-Tensor empty_like(const Tensor& like) {
-  const auto sizes = like.sizes();
-  return empty_like(like, Dims(sizes.begin(), sizes.end()), like.scalar_type());
-}
-
-Tensor empty_like(const Tensor& like, const Dims& shape, ScalarType dtype) {
-  const auto sizes = like.sizes(), strides = like.strides();
-  const Dims own_shape(sizes.begin(), sizes.end()), own_strides(strides.begin(), strides.end());
-  const bool copies = own_shape == shape && is_dense(own_shape, own_strides);
-  return empty_strided(shape, copies ? own_strides : row_major(shape), dtype, like);
+Tensor empty_like(const Tensor& like, std::optional<ScalarType> dtype) {
+  using torch::stable::detail::from;
+  StableIValue stack[] = {from(like),         from(dtype),        from(std::nullopt),
+                          from(std::nullopt), from(std::nullopt), from(std::nullopt)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 void fill_with_zeros(const Tensor& tensor) {

@@ -23,11 +23,10 @@ int64_t numel_of(const Dims& shape);
 bool any_double(const std::vector<const Tensor*>& tensors);
 inline ScalarType compute_type(bool compute_double) { return compute_double ? ScalarType::Double : ScalarType::Float; }
 
-// Uninitialized, on the device of `like`.
+// Uninitialized and row-major, on the device of `like`.
 Tensor empty(const Dims& shape, ScalarType dtype, const Tensor& like);
-// Uninitialized, of the shape and dtype of `like`, and laid out like it if it is dense, else row-major.
-Tensor empty_like(const Tensor& like);
-Tensor empty_like(const Tensor& like, const Dims& shape, ScalarType dtype);
+// Uninitialized and dense, in the layout of `like`, as torch.empty_like.
+Tensor empty_like(const Tensor& like, std::optional<ScalarType> dtype = std::nullopt);
 
 void fill_with_zeros(const Tensor& tensor);
 
