@@ -248,10 +248,7 @@ class TermSum(Function):
     def backward(ctx, grad: Tensor):
         needs = ctx.needs_input_grad[1:]
         operands = ctx.saved_tensors
-        if torch.compiler.is_compiling():
-            gradients = _ops.term_sum_backward(*_term_arguments(ctx.spec, operands), grad, needs)
-            return None, *_spread(gradients, operands, needs)
-        gradients = _by_kernel(TermSumBackward, ctx.spec, needs, grad, *operands)
+        gradients = _needed_gradients(TermSumBackward, ctx.spec, needs, grad, *operands)
         return None, *_spread(gradients, operands, needs)
 
     @staticmethod
@@ -319,10 +316,7 @@ class Latent(Function):
         needs = (*ctx.needs_input_grad[3:], ctx.needs_input_grad[2])
         if grad_z is None and grad_kl is None:
             return (None,) * len(ctx.needs_input_grad)
-        if torch.compiler.is_compiling():
-            gradients = _ops.latent_backward(*_latent_arguments(ctx.spec, seed, noise, inputs), grad_z, grad_kl, needs)
-        else:
-            gradients = _by_kernel(LatentBackward, ctx.spec, needs, grad_z, grad_kl, seed, noise, *inputs)
+        gradients = _needed_gradients(LatentBackward, ctx.spec, needs, grad_z, grad_kl, seed, noise, *inputs)
         *of_inputs, of_noise = _spread(gradients, (*inputs, noise), needs)
         return None, None, of_noise, *of_inputs
 
@@ -426,24 +420,45 @@ _EAGER = {
 }
 
 
-def _by_kernel(function: type[Function], spec, needs, *tensors: Tensor | None):
-    """A backward function by its kernel, or in torch operations under torch.autograd.grad(is_grads_batched=True), whose
-    older kind of vmap asks no Function for its rule."""
+def _needed_gradients(function: type[Function], spec, needs, *tensors: Tensor | None) -> Sequence[Tensor]:
+    """What a backward function returns, in the cheapest way that the caller's mode of differentiation allows."""
+    if torch.compiler.is_compiling():
+        return function.forward(spec, needs, *tensors)
     if any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors):
+        # torch.autograd.grad(is_grads_batched=True): this older kind of vmap asks no Function for its rule.
         return function.in_torch(spec, needs, *tensors)
-    return _for_mode(function).apply(spec, needs, *tensors)
+    if torch.is_grad_enabled() or _transformed():
+        return _EAGER[function].apply(spec, needs, *tensors)
+    return function.forward(spec, needs, *tensors)
 
 
 def _for_mode(function: type[Function]) -> type[Function]:
     return function if torch.compiler.is_compiling() else _EAGER[function]
 
 
+# ---- plain eager backward: torch binds the arguments of a Function with setup_context by inspecting its signature, which
+# takes longer than our kernels on a small problem; a forward that takes ctx itself is called at once ----
+
+
+class PlainTermSum(TermSum):
+    setup_context = Function.setup_context
+
+    @staticmethod
+    def forward(ctx, *arguments):
+        TermSum.setup_context(ctx, arguments, None)
+        return TermSum.forward(*arguments)
+
+
+class PlainLatent(Latent):
+    setup_context = Function.setup_context
+
+    @staticmethod
+    def forward(ctx, *arguments):
+        Latent.setup_context(ctx, arguments, None)
+        return Latent.forward(*arguments)
+
+
 # ---- the fast path: gradients in the forward pass ----
-
-
-def _plain(operands: Operands) -> bool:
-    """Nothing but a forward pass is asked for: no Function is needed."""
-    return not _wants_grad(operands) and not _transformed()
 
 
 def _wants_grad(operands: Operands) -> bool:
@@ -503,7 +518,7 @@ class ScalarTermSum(Function):
     def backward(ctx, grad: Tensor):
         needs, operands = ctx.needs_input_grad[1:], ctx.saved_tensors
         if _differentiable_backward(grad):
-            gradients = _by_kernel(TermSumBackward, ctx.spec, needs, grad, *operands)
+            gradients = _needed_gradients(TermSumBackward, ctx.spec, needs, grad, *operands)
             return None, *_spread(gradients, operands, needs)
         return None, *_stored_gradients(ctx, grad, operands, needs)
 
@@ -544,7 +559,7 @@ class ScalarELBO(Function):
         if factor is None or not any(needs):
             return None, None, of_kl, None, *(None for _ in operands)
         if _differentiable_backward(factor):
-            gradients = _by_kernel(TermSumBackward, ctx.spec, needs, -factor, *operands)
+            gradients = _needed_gradients(TermSumBackward, ctx.spec, needs, -factor, *operands)
             return None, None, of_kl, None, *_spread(gradients, operands, needs)
         return None, None, of_kl, None, *_stored_gradients(ctx, factor, operands, needs)
 
@@ -559,13 +574,17 @@ def _sum_of(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 def term_sum(spec: TermSpec, operands: Operands) -> Tensor:
     if fast_path(operands, spec.reduction):
         return ScalarTermSum.apply(spec, *operands)
-    if _plain(operands):
-        return _ops.term_sum(*_term_arguments(spec, operands))
-    return _for_mode(TermSum).apply(spec, *operands)
+    return _function(TermSum, PlainTermSum, operands)(spec, *operands)
 
 
 def latent(spec: LatentSpec, seed: Tensor | None, noise: Tensor | None, inputs: Operands):
-    if _plain((noise, *inputs)):
-        results = _ops.latent(*_latent_arguments(spec, seed, noise, inputs))
-        return tuple(results) if spec.with_kl else results[0]
-    return _for_mode(Latent).apply(spec, seed, noise, *inputs)
+    return _function(Latent, PlainLatent, (noise, *inputs))(spec, seed, noise, *inputs)
+
+
+def _function(general: type[Function], plain: type[Function], operands: Operands) -> Callable:
+    """The cheapest way to a forward pass that serves the caller's mode of differentiation."""
+    if not torch.compiler.is_compiling() and _transformed():
+        return _EAGER[general].apply
+    if not _wants_grad(operands):
+        return general.forward
+    return general.apply if torch.compiler.is_compiling() else plain.apply

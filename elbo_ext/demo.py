@@ -49,6 +49,9 @@ COMPARED_STEPS = 500
 """... or, when epochs are long, over so many first steps: rounding errors grow as training goes on ..."""
 LOSS_TOLERANCE = 1e-4
 """... to this relative difference."""
+SMALL_LAYER = 8_000_000
+"""Below so many multiplications in a batch's largest layer, one CPU thread is at least as fast as several,
+and far faster on a busy machine."""
 OUTPUT_FILES = ("learning_curves.png", "reconstructions.png", "samples.png", "results.json")
 
 
@@ -142,22 +145,29 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         from . import plots
     except ImportError as error:
         raise DemoError(f"the demo needs {error.name}: pip install 'elbo_ext[demo]'") from None
+    processors = os.cpu_count() or 1
+    if options.threads and options.threads > processors:
+        raise DemoError(f"--threads {options.threads} is more than this machine's {processors} processors")
     device = _device(options.device)
     images = load_images(options.data)
     check_likelihood(images, options.likelihood)
     train_data, test_data = (part.to(device) for part in split(images, options.batch_size, options.seed))
     output = OutputFolder(options.out)
+    pixels = train_data.shape[1]
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    elif options.batch_size * options.hidden * max(options.hidden, pixels) < SMALL_LAYER:
+        torch.set_num_threads(1)
 
     with seeded(device, options.seed):
         model = VAE(train_data.cpu(), options.hidden, options.latent, options.likelihood).to(device)
     twin = copy.deepcopy(model)
-    print(
+    _say(
         f"Data: {len(train_data):,} training and {len(test_data):,} test images of "
         f"{' x '.join(map(str, images.shape))} from {images.source}, values {images.scaling}.\n"
         f"Model: {options.likelihood} VAE, {options.latent} latent dimensions, "
         f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters; {device}, "
-        f"{_threads()}, seed {options.seed}.",
-        flush=True,
+        f"{_threads()}, seed {options.seed}."
     )
 
     def measure(data: torch.Tensor, num_samples: int, **more: Any) -> dict[str, float]:
@@ -282,9 +292,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
     numbers = (json.dumps(results, indent=1, allow_nan=False) + "\n").encode()
     output.write(dict(zip(OUTPUT_FILES, (curves, pairs, sheet, numbers), strict=True)))
-    print(table(results))
+    _say(table(results))
     total = results["seconds"]["total"]
-    print(f"Wrote {', '.join(OUTPUT_FILES)} to {options.out} after {total:.0f} s.", flush=True)
+    _say(f"Wrote {', '.join(OUTPUT_FILES)} to {options.out} after {total:.0f} s.")
     return results
 
 
@@ -304,6 +314,14 @@ def compare(fused: History, plain: History, steps_an_epoch: int) -> tuple[dict[s
         "largest_relative_difference_all_steps": float(differences.max(initial=0)),
     }
     return summary, differences
+
+
+def _say(text: str) -> None:
+    """Print; a reader who has gone (`| head`) does not stop the work."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")
 
 
 def _threads() -> str:
@@ -395,6 +413,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="samples per test image of the importance-weighted log p(x) (default: %(default)s)",
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="CPU threads (default: 1 for small layers, else PyTorch's)",
+    )
     parser.add_argument("--compile", action="store_true", help="run the training through torch.compile")
     parser.add_argument(
         "--seed",
@@ -496,6 +520,7 @@ def table(results: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; returns the exit code (see --help)."""
+    threads = torch.get_num_threads()
     try:
         results = run(build_parser().parse_args(argv))
     except (DemoError, DataError) as error:
@@ -512,6 +537,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print("elbo_ext.demo: error: there is not enough memory for this model and data.", file=sys.stderr)
         return 2
+    finally:
+        torch.set_num_threads(threads)
     failed = [name for name, passed in results["checks"].items() if not passed]
     if failed:
         print(f"elbo_ext.demo: failed: {', '.join(failed).replace('_', ' ')}.", file=sys.stderr)

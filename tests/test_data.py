@@ -51,9 +51,7 @@ def test_uint8_is_divided_by_255(tmp_path, encode, compress):
     torch.testing.assert_close(images.values, torch.from_numpy(BYTES.reshape(12, 20) / np.float32(255)))
 
 
-@pytest.mark.parametrize(
-    "code, dtype", [(9, ">i1"), (0x0B, ">i2"), (0x0C, ">i4"), (0x0D, ">f4"), (0x0E, ">f8")]
-)
+@pytest.mark.parametrize("code, dtype", [(9, ">i1"), (0x0B, ">i2"), (0x0C, ">i4"), (0x0D, ">f4"), (0x0E, ">f8")])
 def test_idx_types(tmp_path, code, dtype):
     values = (10 * FLOATS).astype(dtype)
     (tmp_path / "x").write_bytes(idx_bytes(values, code))
@@ -190,9 +188,7 @@ def test_no_file(tmp_path):
 def test_likelihood(values):
     images = images_from_array(np.array(values), "x")
     check_likelihood(images, "gaussian")
-    with pytest.raises(
-        DataError, match="--likelihood bernoulli needs values between 0 and 1, but those of 'x' run"
-    ):
+    with pytest.raises(DataError, match="--likelihood bernoulli needs values between 0 and 1, but those of 'x' run"):
         check_likelihood(images, "bernoulli")
 
 

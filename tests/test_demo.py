@@ -156,9 +156,7 @@ def test_the_same_seed_gives_the_same_numbers_and_leaves_the_random_state_alone(
     for name, seed in (("first", 1), ("again", 1), ("other", 2)):
         with vae.seeded(train_data.device, seed):
             model = vae.VAE(train_data, 16, 4, "gaussian")
-        history = vae.train(
-            model, train_data, elbo_ext, epochs=1, batch_size=64, learning_rate=1e-3, seed=seed
-        )
+        history = vae.train(model, train_data, elbo_ext, epochs=1, batch_size=64, learning_rate=1e-3, seed=seed)
         losses[name] = history.losses
     assert losses["first"] == losses["again"] != losses["other"]
     assert torch.equal(torch.get_rng_state(), state)
@@ -217,6 +215,8 @@ def assert_one_sentence(code: int, printed: str, error: str, message: str) -> No
         (["--latent", "-1"], "argument --latent: '-1' is not a whole number of 1 or more"),
         (["--hidden", "many"], "argument --hidden: 'many' is not a whole number of 1 or more"),
         (["--batch-size", "0"], "argument --batch-size: '0' is not"),
+        (["--threads", "0"], "argument --threads: '0' is not"),
+        (["--threads", "1000000"], "--threads 1000000 is more than this machine's"),
         (["--iw-samples", "0"], "argument --iw-samples: '0' is not"),
         (["--seed", "-1"], "argument --seed: '-1' is not a whole number of 0 or more"),
         (["--seed", "99999999999999999999"], "argument --seed: '99999999999999999999' is not"),
@@ -267,9 +267,7 @@ def test_bad_data(tmp_path, capsys, array, options, message):
 def test_bad_out(tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     assert_one_sentence(*run_main(capsys, "--out", str(tmp_path / "file")), "is not a folder")
-    assert_one_sentence(
-        *run_main(capsys, "--out", str(tmp_path / "file" / "x")), "cannot be written: Not a directory"
-    )
+    assert_one_sentence(*run_main(capsys, "--out", str(tmp_path / "file" / "x")), "cannot be written: Not a directory")
     assert_one_sentence(*run_main(capsys, "--out", ""), "--out '' is not a folder")
     assert_one_sentence(*run_main(capsys, "--out", "x" * 300), "cannot be written: File name too long")
     (tmp_path / "out" / "samples.png").mkdir(parents=True)
@@ -298,10 +296,7 @@ def test_diverged_training(tmp_path, capsys):
     code, _, error = run_main(capsys, *SMALL, "--learning-rate", "1e30", "--out", str(tmp_path / "out"))
     assert code == 2 and not (tmp_path / "out").exists()
     last = error.splitlines()[-1]
-    assert (
-        last.startswith("elbo_ext.demo: error: the training diverged in epoch 1:")
-        and "Traceback" not in error
-    )
+    assert last.startswith("elbo_ext.demo: error: the training diverged in epoch 1:") and "Traceback" not in error
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path):

@@ -60,9 +60,7 @@ def exact_slope(scale: float, form: str) -> mpmath.mpf:
     return slope if form.startswith("log") else slope / mp.mpf(scale)
 
 
-def exact_kl(
-    mu: float, scale: float, prior_mu: float, prior_scale: float, form: str, prior_form: str
-) -> mpmath.mpf:
+def exact_kl(mu: float, scale: float, prior_mu: float, prior_scale: float, form: str, prior_form: str) -> mpmath.mpf:
     prior_logvar = exact_logvar(prior_scale, prior_form)
     d = exact_logvar(scale, form) - prior_logvar
     return ((mp.mpf(mu) - mp.mpf(prior_mu)) ** 2 * mp.exp(-prior_logvar) + mp.expm1(d) - d) / 2

@@ -1,5 +1,7 @@
-// A register of 32-bit words for Philox: at::vec has no widening integer product, so each instruction set names its own.
+// Normal noise in bulk: Philox on registers of 32-bit words, Box-Muller in loops that the compiler vectorizes.
 #pragma once
+
+#include <cstring>
 
 #include <ATen/cpu/vec/vec.h>
 
@@ -8,18 +10,18 @@
 namespace elbo_ext {
 namespace {
 
+// at::vec has no widening integer product, so each instruction set names its own register of words and that product.
 #if defined(CPU_CAPABILITY_AVX512)
 
-struct Words {
+struct Register {
   static constexpr int size = 16;
   __m512i value;
-  static Words iota() { return {_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)}; }
-  static Words splat(uint32_t word) { return {_mm512_set1_epi32(static_cast<int>(word))}; }
-  void store(uint32_t* out) const { _mm512_storeu_si512(out, value); }
+  static Register load(const uint32_t* from) { return {_mm512_loadu_si512(from)}; }
+  static Register splat(uint32_t word) { return {_mm512_set1_epi32(static_cast<int>(word))}; }
+  void store(uint32_t* to) const { _mm512_storeu_si512(to, value); }
 };
-ELBO_INLINE Words operator^(Words a, Words b) { return {_mm512_xor_si512(a.value, b.value)}; }
-ELBO_INLINE Words operator+(Words a, Words b) { return {_mm512_add_epi32(a.value, b.value)}; }
-ELBO_INLINE void multiply_wide(Words a, uint32_t b, Words& high, Words& low) {
+ELBO_INLINE Register operator^(Register a, Register b) { return {_mm512_xor_si512(a.value, b.value)}; }
+ELBO_INLINE void multiply_wide(Register a, uint32_t b, Register& high, Register& low) {
   const __m512i factor = _mm512_set1_epi32(static_cast<int>(b));
   const __m512i even = _mm512_mul_epu32(a.value, factor);
   const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(a.value, 32), factor);
@@ -29,16 +31,15 @@ ELBO_INLINE void multiply_wide(Words a, uint32_t b, Words& high, Words& low) {
 
 #elif defined(CPU_CAPABILITY_AVX2)
 
-struct Words {
+struct Register {
   static constexpr int size = 8;
   __m256i value;
-  static Words iota() { return {_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)}; }
-  static Words splat(uint32_t word) { return {_mm256_set1_epi32(static_cast<int>(word))}; }
-  void store(uint32_t* out) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), value); }
+  static Register load(const uint32_t* from) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))}; }
+  static Register splat(uint32_t word) { return {_mm256_set1_epi32(static_cast<int>(word))}; }
+  void store(uint32_t* to) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value); }
 };
-ELBO_INLINE Words operator^(Words a, Words b) { return {_mm256_xor_si256(a.value, b.value)}; }
-ELBO_INLINE Words operator+(Words a, Words b) { return {_mm256_add_epi32(a.value, b.value)}; }
-ELBO_INLINE void multiply_wide(Words a, uint32_t b, Words& high, Words& low) {
+ELBO_INLINE Register operator^(Register a, Register b) { return {_mm256_xor_si256(a.value, b.value)}; }
+ELBO_INLINE void multiply_wide(Register a, uint32_t b, Register& high, Register& low) {
   const __m256i factor = _mm256_set1_epi32(static_cast<int>(b));
   const __m256i even = _mm256_mul_epu32(a.value, factor);
   const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a.value, 32), factor);
@@ -46,29 +47,48 @@ ELBO_INLINE void multiply_wide(Words a, uint32_t b, Words& high, Words& low) {
   low.value = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
 }
 
-#else  // any other machine: four words at a time, in the shape that compilers turn into their own vectors
+#else  // any other machine: plain arrays, in the shape that compilers turn into their own vectors
 
-struct Words {
-  static constexpr int size = 4;
+struct Register {
+  static constexpr int size = 8;
   uint32_t value[size];
-  static Words iota() { return {{0, 1, 2, 3}}; }
-  static Words splat(uint32_t word) { return {{word, word, word, word}}; }
-  void store(uint32_t* out) const { std::memcpy(out, value, sizeof value); }
+  static Register load(const uint32_t* from) {
+    Register r;
+    std::memcpy(r.value, from, sizeof r.value);
+    return r;
+  }
+  static Register splat(uint32_t word) {
+    Register r;
+    for (uint32_t& lane : r.value) lane = word;
+    return r;
+  }
+  void store(uint32_t* to) const { std::memcpy(to, value, sizeof value); }
 };
-ELBO_INLINE Words operator^(Words a, Words b) {
-  for (int i = 0; i < Words::size; ++i) a.value[i] ^= b.value[i];
+ELBO_INLINE Register operator^(Register a, Register b) {
+  for (int i = 0; i < Register::size; ++i) a.value[i] ^= b.value[i];
   return a;
 }
-ELBO_INLINE Words operator+(Words a, Words b) {
-  for (int i = 0; i < Words::size; ++i) a.value[i] += b.value[i];
-  return a;
-}
-ELBO_INLINE void multiply_wide(Words a, uint32_t b, Words& high, Words& low) {
-  for (int i = 0; i < Words::size; ++i) multiply_wide(a.value[i], b, high.value[i], low.value[i]);
+ELBO_INLINE void multiply_wide(Register a, uint32_t b, Register& high, Register& low) {
+  for (int i = 0; i < Register::size; ++i) multiply_wide(a.value[i], b, high.value[i], low.value[i]);
 }
 
 #endif
 
+// Two registers side by side: a round of Philox is a chain of dependent steps, and the second chain fills its waits.
+struct Words {
+  static constexpr int size = 2 * Register::size;
+  Register half[2];
+  static Words load(const uint32_t* from) { return {{Register::load(from), Register::load(from + Register::size)}}; }
+  static Words splat(uint32_t word) { return {{Register::splat(word), Register::splat(word)}}; }
+  void store(uint32_t* to) const {
+    half[0].store(to);
+    half[1].store(to + Register::size);
+  }
+};
+ELBO_INLINE Words operator^(Words a, Words b) { return {{a.half[0] ^ b.half[0], a.half[1] ^ b.half[1]}}; }
+ELBO_INLINE void multiply_wide(Words a, uint32_t b, Words& high, Words& low) {
+  for (int i = 0; i < 2; ++i) multiply_wide(a.half[i], b, high.half[i], low.half[i]);
+}
 ELBO_INLINE Words operator^(Words a, uint32_t b) { return a ^ Words::splat(b); }
 
 constexpr int kCountersPerBlock = 32;
@@ -82,8 +102,10 @@ void fill_normals(uint64_t seed, uint64_t first_counter, int64_t counters, F* ou
     uint32_t word[4][kCountersPerBlock];
     for (int i = 0; i < kCountersPerBlock; i += Words::size) {
       const uint64_t counter = first_counter + done + i;
-      Words lanes[4] = {Words::iota() + Words::splat(static_cast<uint32_t>(counter)),
-                        Words::splat(static_cast<uint32_t>(counter >> 32)), Words::splat(0), Words::splat(0)};
+      uint32_t low[Words::size];
+      for (int j = 0; j < Words::size; ++j) low[j] = static_cast<uint32_t>(counter) + j;
+      Words lanes[4] = {Words::load(low), Words::splat(static_cast<uint32_t>(counter >> 32)), Words::splat(0),
+                        Words::splat(0)};
       philox4x32_10(lanes, seed);
       for (int j = 0; j < 4; ++j) lanes[j].store(word[j] + i);
     }
@@ -103,7 +125,7 @@ struct alignas(64) NormalBuffer {
 
   // Normals number first .. first + n - 1 of the stream, n <= count.
   const F* fill(int64_t seed, int64_t first, int64_t n) {
-    constexpr uint64_t kAligned = 16;  // a multiple of every Words::size
+    constexpr uint64_t kAligned = 32;  // a multiple of every Words::size
     const uint64_t first_counter = static_cast<uint64_t>(first) / kNormalsPerCounter / kAligned * kAligned;
     const int64_t skip = first - static_cast<int64_t>(first_counter * kNormalsPerCounter);
     fill_normals(static_cast<uint64_t>(seed), first_counter,

@@ -17,91 +17,90 @@ struct TermTile {
   GradientTile<R> gradient[kMaxOperands];
 };
 
-// The terms of the elements [i, i + count) of a tile, count == a register's width if Full.
-template <template <class> class TermOf, class R, bool kGradient, bool kFull>
-struct TermStep {
-  using V = Vec<R>;
-  using Term = TermOf<V>;
-
-  ELBO_INLINE static V get(const Lane<R>& lane, int64_t i, int count) {
-    const R* at = lane.data + i * lane.step;
-    return kFull || lane.step == 0 ? V::loadu(at) : V::loadu(at, count);
-  }
-  ELBO_INLINE static void put(R* to, V numbers, int count) { kFull ? numbers.store(to) : numbers.store(to, count); }
-  // Lanes past the end of the tile hold anything; they must not reach a sum.
-  ELBO_INLINE static V inside(V numbers, int count) { return kFull ? numbers : V::set(V(R(0)), numbers, count); }
-
-  ELBO_INLINE static void run(TermTile<R>& tile, typename Term::Shared& shared, bool share_each, int form,
-                              int prior_form, int64_t i, int count, V& sum, V (&gradient_sum)[kMaxOperands]) {
-    V in[Term::kInputs];
-    for (int k = 0; k < Term::kInputs; ++k) in[k] = get(tile.input[k], i, count);
-    if (share_each) shared = Term::share(in, form, prior_form);
-
-    V derivative[kMaxOperands], value;
-    if constexpr (kGradient) value = Term::gradient(shared, in, derivative);
-    else value = Term::value(shared, in);
-
-    const V zero(R(0));
-    if constexpr (kGradient) {
-      derivative[kWeight] = value;
-      V factor = get(tile.upstream, i, count), masked = zero;
-      V factor_of_weight = factor;
-      if (tile.weighted) {
-        const V weight = get(tile.input[kWeight], i, count);
-        factor = factor * weight;
-        masked = weight == zero;
-      }
-      const auto deliver = [&](int k, V number) {
-        GradientTile<R>& to = tile.gradient[k];
-        if (to.numbers) put(to.numbers + i, number, count);
-        else if (to.add_up) gradient_sum[k] = gradient_sum[k] + inside(number, count);
-      };
-      for (int k = 0; k < Term::kInputs; ++k) {
-        V number = derivative[k] * factor;
-        if (tile.weighted) number = select(masked, zero, number);
-        deliver(k, number);
-      }
-      if (tile.weighted) deliver(kWeight, derivative[kWeight] * factor_of_weight);
-    }
-    if (tile.weighted) {
-      // A weight of zero leaves the element out, whatever stands there: 0 * inf must not become NaN.
-      const V weight = get(tile.input[kWeight], i, count);
-      value = select(weight == zero, zero, value * weight);
-    }
-    if (tile.value) put(tile.value + i, value, count);
-    sum = sum + inside(value, count);
-  }
-};
-
 template <template <class> class TermOf, class R, bool kGradient>
 void run_term(TermTile<R>& tile, int form, int prior_form) {
   using V = Vec<R>;
   using Term = TermOf<V>;
   constexpr int kWidth = V::size();
+  constexpr int kInputs = Term::kInputs;
+  const V zero(R(0));
+
+  // Copies, because the compiler must assume that a store through any pointer could change the tile itself.
+  Lane<R> input[kInputs];
+  R* numbers[kMaxOperands];
+  bool add_up[kMaxOperands];
+  for (int k = 0; k < kInputs; ++k) input[k] = tile.input[k];
+  for (int k = 0; k < kMaxOperands; ++k) {
+    numbers[k] = tile.gradient[k].numbers;
+    add_up[k] = tile.gradient[k].add_up;
+  }
+  const Lane<R> weights = tile.input[kWeight], upstream = tile.upstream;
+  const bool weighted = tile.weighted;
+  R* const values = tile.value;
 
   // What depends on a uniform scale alone is computed once a tile.
   bool share_each = false;
-  for (int k = 0; k < Term::kInputs; ++k)
-    if ((Term::kSharedInputs >> k & 1) && tile.input[k].step != 0) share_each = true;
+  for (int k = 0; k < kInputs; ++k)
+    if ((Term::kSharedInputs >> k & 1) && input[k].step != 0) share_each = true;
   typename Term::Shared shared{};
   if (!share_each) {
-    V in[Term::kInputs];
-    for (int k = 0; k < Term::kInputs; ++k) in[k] = V(tile.input[k].data[0]);
+    V in[kInputs];
+    for (int k = 0; k < kInputs; ++k) in[k] = V(input[k].data[0]);
     shared = Term::share(in, form, prior_form);
   }
 
-  V sum(R(0)), gradient_sum[kMaxOperands];
-  for (V& lanes : gradient_sum) lanes = V(R(0));
+  V sum = zero, gradient_sum[kMaxOperands];
+  for (V& lanes : gradient_sum) lanes = zero;
+
+  // The elements [i, i + count). Lanes past the end hold anything and must reach neither memory nor a sum.
+  const auto step = [&](auto full, int64_t i, int count) __attribute__((always_inline)) {
+    constexpr bool kFull = decltype(full)::value;
+    const auto get = [&](const Lane<R>& lane) {
+      const R* at = lane.data + i * lane.step;
+      return kFull || lane.step == 0 ? V::loadu(at) : V::loadu(at, count);
+    };
+    const auto put = [&](R* to, V result) { kFull ? result.store(to + i) : result.store(to + i, count); };
+    const auto inside = [&](V result) { return kFull ? result : V::set(zero, result, count); };
+
+    V in[kInputs];
+    for (int k = 0; k < kInputs; ++k) in[k] = get(input[k]);
+    if (share_each) shared = Term::share(in, form, prior_form);
+
+    V value, derivative[kInputs];
+    if constexpr (kGradient) value = Term::gradient(shared, in, derivative);
+    else value = Term::value(shared, in);
+
+    V weight = zero, masked = zero;
+    if (weighted) {
+      weight = get(weights);
+      masked = weight == zero;
+    }
+    if constexpr (kGradient) {
+      const V grad = get(upstream), factor = weighted ? grad * weight : grad;
+      const auto deliver = [&](int k, V result) {
+        if (numbers[k]) put(numbers[k], result);
+        else if (add_up[k]) gradient_sum[k] = gradient_sum[k] + inside(result);
+      };
+      for (int k = 0; k < kInputs; ++k) {
+        const V result = derivative[k] * factor;
+        deliver(k, weighted ? select(masked, zero, result) : result);
+      }
+      if (weighted) deliver(kWeight, value * grad);
+    }
+    // A weight of zero leaves the element out, whatever stands there: 0 * inf must not become NaN.
+    if (weighted) value = select(masked, zero, value * weight);
+    if (values) put(values, value);
+    sum = sum + inside(value);
+  };
+
   int64_t i = 0;
-  for (; i + kWidth <= tile.size; i += kWidth)
-    TermStep<TermOf, R, kGradient, true>::run(tile, shared, share_each, form, prior_form, i, kWidth, sum, gradient_sum);
-  if (i < tile.size)
-    TermStep<TermOf, R, kGradient, false>::run(tile, shared, share_each, form, prior_form, i,
-                                               static_cast<int>(tile.size - i), sum, gradient_sum);
+  for (; i + kWidth <= tile.size; i += kWidth) step(std::true_type{}, i, kWidth);
+  if (i < tile.size) step(std::false_type{}, i, static_cast<int>(tile.size - i));
+
   tile.sum = sum_lanes(sum);
   if constexpr (kGradient)
     for (int k = 0; k < kMaxOperands; ++k)
-      if (tile.gradient[k].add_up) tile.gradient[k].sum = sum_lanes(gradient_sum[k]);
+      if (add_up[k]) tile.gradient[k].sum = sum_lanes(gradient_sum[k]);
 }
 
 // The sums of a block: of each of its rows, and of all of it, whichever are wanted.

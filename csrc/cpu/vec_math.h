@@ -19,11 +19,30 @@ struct RealOf<Vec<R>> {
 };
 
 template <class R>
-ELBO_INLINE Vec<R> exp(Vec<R> x) { return x.exp(); }
-template <class R>
 ELBO_INLINE Vec<R> fast_exp(Vec<R> x) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<R, float>) {
+    // 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2; at::vec's exp_u20 spends as much again on its range checks,
+    // which scalef does by itself. Taylor series: the rest, r^8 / 8!, is below 1e-8. Measured: within 1 ulp.
+    const __m512 inside = _mm512_max_ps(_mm512_set1_ps(-120.f), _mm512_min_ps(_mm512_set1_ps(120.f), x));
+    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(inside, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693145752f), inside);  // ln 2 in two parts, the first exact in n * part
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(1.42860677e-6f), r);
+    __m512 series = _mm512_set1_ps(1.f / 5040);
+    for (const float factor : {1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 0.5f, 1.f, 1.f})
+      series = _mm512_fmadd_ps(series, r, _mm512_set1_ps(factor));
+    return _mm512_scalef_ps(series, n);
+  }
+#endif
   if constexpr (std::is_same_v<R, float>) return x.exp_u20();  // measured: 1.7 ulp, and without a call
   else return x.exp();
+}
+template <class R>
+ELBO_INLINE Vec<R> exp(Vec<R> x) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<R, float>) return fast_exp(x);
+#endif
+  return x.exp();
 }
 template <class R>
 ELBO_INLINE Vec<R> log(Vec<R> x) { return x.log(); }
@@ -36,6 +55,15 @@ ELBO_INLINE Vec<R> sqrt(Vec<R> x) { return x.sqrt(); }
 using at::vec::minimum;
 template <class R>
 ELBO_INLINE Vec<R> select(Vec<R> mask, Vec<R> yes, Vec<R> no) { return Vec<R>::blendv(no, yes, mask); }
+
+// Is the mask set in any lane?
+template <class R>
+ELBO_INLINE bool any(Vec<R> mask) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<R, float>) return _mm512_movepi32_mask(_mm512_castps_si512(mask)) != 0;
+#endif
+  return mask.zero_mask() != (1 << Vec<R>::size()) - 1;
+}
 
 // The lanes added up in double, in the order of memory.
 template <class R>

@@ -29,11 +29,11 @@ struct Bernoulli {
   }
 
  private:
-  ELBO_INLINE static T tail(T logits) { return exp(T(R(0)) - abs(logits)); }
+  ELBO_INLINE static T tail(T logits) { return fast_exp(T(R(0)) - abs(logits)); }
   // softplus(l) = max(l, 0) + log1p(exp(-|l|)); the first part is joined to x * l, where it cancels exactly.
   ELBO_INLINE static T from_tail(const T* in, T t) {
     const T step = select(in[1] > T(R(0)), T(R(1)), T(R(0)));
-    return in[1] * (in[0] - step) - log1p(t);
+    return in[1] * (in[0] - step) - log1p_of_unit(t);
   }
 };
 

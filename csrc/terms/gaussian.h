@@ -17,17 +17,20 @@ struct Gaussian {
   ELBO_INLINE static Shared share(const T* in, int form, int /*prior_form*/) { return make_scale(form, in[2]); }
 
   ELBO_INLINE static T value(const Shared& scale, const T* in) {
-    const T z = scale.over_sigma(in[0] - in[1]);
-    return (z * z + scale.logvar + T(R(kLogTwoPi))) * T(R(-0.5));
+    return from_z2(scale, scale.standardize(in[0] - in[1]).z2);
   }
 
   ELBO_INLINE static T gradient(const Shared& scale, const T* in, T* d) {
-    const T z = scale.over_sigma(in[0] - in[1]);
-    const T z2 = z * z;
-    d[1] = scale.over_sigma(z);                                  // d/dmean = z / sigma
-    d[0] = T(R(0)) - d[1];                                       // d/dx    = -z / sigma
-    d[2] = (z2 - T(R(1))) * T(R(0.5)) * scale.slope;             // d/dlogvar = (z^2 - 1) / 2, chained to the form
-    return (z2 + scale.logvar + T(R(kLogTwoPi))) * T(R(-0.5));
+    const Standardized<T> standardized = scale.standardize(in[0] - in[1]);
+    d[1] = standardized.over_var;                                      // d/dmean = (x - mean) / sigma^2
+    d[0] = T(R(0)) - d[1];                                             // d/dx    = -(x - mean) / sigma^2
+    d[2] = (standardized.z2 - T(R(1))) * (T(R(0.5)) * scale.slope);    // d/dlogvar = (z^2 - 1) / 2, chained to the form
+    return from_z2(scale, standardized.z2);
+  }
+
+ private:
+  ELBO_INLINE static T from_z2(const Shared& scale, T z2) {
+    return (z2 + (scale.logvar + T(R(kLogTwoPi)))) * T(R(-0.5));
   }
 };
 

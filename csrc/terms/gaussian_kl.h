@@ -24,19 +24,18 @@ struct GaussianKL {
   }
 
   ELBO_INLINE static T value(const Shared& shared, const T* in) {
-    const T u = shared.prior.over_sigma(in[0] - in[2]);
-    return (u * u + ratio_parts(shared, in).minus_d) * T(R(0.5));
+    return (shared.prior.standardize(in[0] - in[2]).z2 + ratio_parts(shared, in).minus_d) * T(R(0.5));
   }
 
   ELBO_INLINE static T gradient(const Shared& shared, const T* in, T* d) {
-    const T u = shared.prior.over_sigma(in[0] - in[2]);
+    const Standardized<T> u = shared.prior.standardize(in[0] - in[2]);
     const Expm1<T> ratio = ratio_parts(shared, in);
     const T half = T(R(0.5));
-    d[0] = shared.prior.over_sigma(u);                                         // d/dmu = (mu - prior_mu) / prior_var
-    d[2] = T(R(0)) - d[0];                                                     // d/dprior_mu
-    d[1] = ratio.value * half * log_variance_slope(shared.form, in[1]);        // d/dlogvar = expm1(d) / 2
-    d[3] = (T(R(0)) - ratio.value - u * u) * half * shared.prior.slope;        // d/dprior_logvar
-    return (u * u + ratio.minus_d) * half;
+    d[0] = u.over_var;                                                   // d/dmu = (mu - prior_mu) / prior_sigma^2
+    d[2] = T(R(0)) - d[0];                                               // d/dprior_mu
+    d[1] = ratio.value * (half * log_variance_slope(shared.form, in[1]));  // d/dlogvar = expm1(d) / 2
+    d[3] = (T(R(0)) - ratio.value - u.z2) * (half * shared.prior.slope);   // d/dprior_logvar
+    return (u.z2 + ratio.minus_d) * half;
   }
 
  private:

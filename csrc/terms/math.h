@@ -35,5 +35,18 @@ ELBO_INLINE Expm1<T> expm1_parts(T d, T exp_d) {
   return {select(is_near, d + near, far), select(is_near, near, far - d)};
 }
 
+// log(1 + t) for 0 <= t <= 1, to full relative precision: 2 artanh(s) = 2 s (1 + s^2/3 + s^4/5 + ...) with
+// s = t / (2 + t) <= 1/3, cut where the rest is below the rounding of T.
+template <class T>
+ELBO_INLINE T log1p_of_unit(T t) {
+  using R = Real<T>;
+  constexpr int kTerms = std::numeric_limits<R>::digits > 24 ? 17 : 8;
+  const T s = t / (T(R(2)) + t), s2 = s * s;
+  T series = T(R(1) / R(2 * kTerms - 1));
+  ELBO_UNROLL
+  for (int k = kTerms - 2; k >= 1; --k) series = series * s2 + T(R(1) / R(2 * k + 1));
+  return (s + s) + (s + s) * (s2 * series);  // the first term apart, so that the series' rounding hardly counts
+}
+
 }  // namespace
 }  // namespace elbo_ext

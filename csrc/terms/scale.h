@@ -1,6 +1,8 @@
 // The scale of a Gaussian, in any of the four forms users keep it in.
 #pragma once
 
+#include <limits>
+
 #include "math.h"
 
 namespace elbo_ext {
@@ -56,38 +58,59 @@ ELBO_INLINE T log_variance_slope(int form, T s) {
   }
 }
 
+// A squared distance in units of sigma, and its half derivative.
+template <class T>
+struct Standardized {
+  T z2;        // (difference / sigma)^2
+  T over_var;  // difference / sigma^2
+};
+
 // Everything that a density with this scale needs and that does not depend on where it is evaluated.
 //
-// 1 / sigma is kept as root * rest. Wherever 1 / sigma is an ordinary number, rest is 1. Where a logarithmic form asks
-// for a 1 / sigma beyond the range of T, each factor is its square root: (x - mean) * root * rest is right as long as
-// the result has a finite value, and 0 * root stays 0 because root is never infinite.
+// In the ordinary regime `factor` is 1 / sigma^2. Where that leaves, or nearly leaves, the range of T (`extreme`, for any
+// of the numbers in a register), it is sigma^(-1/2) instead, applied twice: the result is then right as long as it has a
+// finite value, and 0 / sigma stays 0, because factor is kept finite.
 template <class T>
 struct Scale {
   T logvar;
-  T root;
-  T rest;
   T slope;  // d logvar / d(the scale as given)
+  T factor;
+  bool extreme;
 
-  ELBO_INLINE T over_sigma(T difference) const { return difference * root * rest; }
+  ELBO_INLINE Standardized<T> standardize(T difference) const {
+    if (!extreme) {
+      const T over_var = difference * factor;
+      return {difference * over_var, over_var};
+    }
+    const T z = difference * factor * factor;
+    return {z * z, z * factor * factor};
+  }
 };
 
 template <class T>
 ELBO_INLINE Scale<T> make_scale(int form, T s) {
   using R = Real<T>;
-  const T one = T(R(1));
+  // exp of +-(three quarters of the largest exponent), 66 for float, is ordinary, and so is its square root.
+  constexpr R kBound = R(std::numeric_limits<R>::max_exponent * 0.693 * 0.75);
   Scale<T> scale;
   scale.logvar = log_variance(form, s);
   scale.slope = log_variance_slope(form, s);
-  scale.rest = one;
-  if (form == kLogvar || form == kLogStd) {
-    // exp(-logvar / 2) leaves the range of T a little beyond the bound; past it the exponent is halved once more.
-    constexpr R kBound = std::numeric_limits<R>::max_exponent * R(1.25);  // 160 for float, 1280 for double
-    const auto extreme = abs(scale.logvar) > T(kBound);
-    const T exponent = scale.logvar * select(extreme, T(R(-0.25)), T(R(-0.5)));
-    scale.root = minimum(fast_exp(exponent), T(kLargest<T>));
-    scale.rest = select(extreme, scale.root, one);
+  scale.extreme = any(abs(scale.logvar) > T(kBound));
+  if (scale.extreme) {
+    switch (form) {
+      case kLogvar:
+      case kLogStd: scale.factor = fast_exp(scale.logvar * T(R(-0.25))); break;
+      case kStd: scale.factor = T(R(1)) / sqrt(s); break;
+      default: scale.factor = T(R(1)) / sqrt(sqrt(s)); break;
+    }
+    scale.factor = minimum(scale.factor, T(kLargest<T>));
   } else {
-    scale.root = minimum(one / (form == kStd ? s : sqrt(s)), T(kLargest<T>));
+    switch (form) {
+      case kLogvar:
+      case kLogStd: scale.factor = fast_exp(T(R(0)) - scale.logvar); break;
+      case kStd: scale.factor = T(R(1)) / (s * s); break;
+      default: scale.factor = T(R(1)) / s; break;
+    }
   }
   return scale;
 }

@@ -1,0 +1,1047 @@
+"""The sample inputs of every test: values, gradients, operators, compilation. One table, one line per case.
+
+``sample.make(dtype, device)`` returns the named arguments of the public function ``sample.function``, the same numbers
+every time; ``differentiable`` names those that have gradients. :data:`SAMPLES` is everything, :data:`CORE` the part for
+expensive tests: small, and with each function, operand and option at least once.
+"""
+
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import elbo_ext
+from elbo_ext import reference
+
+FORMS = ("logvar", "log_std", "std", "var")
+REDUCTIONS = ("none", "sum", "mean")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+# ---- tolerances ----
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What a result may deviate from the float64 truth at the same (rounded) inputs.
+
+    A sum of n terms may be off by ``value_rtol * sum |term| + value_atol * n``, before it is rounded to the dtype it is
+    stored in, which :func:`rounding` allows for. Gradients: the same, with the term's derivatives for the terms.
+    """
+
+    value_rtol: float
+    value_atol: float
+    gradient_rtol: float
+    gradient_atol: float
+
+
+# float32, bfloat16 and float16 inputs are all computed in float32, where an ulp is 1.2e-7: an element costs at most
+# about ten roundings, and a sum in lanes of float32 that ends after 1024 elements is as accurate as an element. atol is
+# for what cancels inside an element (z^2 - 1, ln sigma^2 + ln 2 pi), whose parts are of size 1. The float64 truth is
+# itself rounded, so there both sides have 2.2e-16.
+_SINGLE = Tolerance(value_rtol=1e-6, value_atol=5e-7, gradient_rtol=1e-6, gradient_atol=5e-7)
+TOLERANCES = {
+    torch.float32: _SINGLE,
+    torch.float64: Tolerance(value_rtol=3e-15, value_atol=1e-15, gradient_rtol=3e-15, gradient_atol=1e-15),
+    torch.bfloat16: _SINGLE,
+    torch.float16: _SINGLE,
+}
+
+
+def computed_in(arguments: dict[str, Any]) -> torch.dtype:
+    """float64 if any operand is, else float32: the dtype of values, and the accuracy of everything."""
+    tensors = [value for value in arguments.values() if isinstance(value, Tensor)]
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def rounding(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Half a unit in the last place of the values once they are stored as ``dtype``."""
+    info = torch.finfo(dtype)
+    return value.abs().clamp(min=info.tiny) * (info.eps / 2)
+
+
+def devices() -> list[Any]:
+    """The devices to test on, as parameters for pytest; what is missing is named in its skip mark."""
+    missing = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU, or a torch without CUDA")
+    return ["cpu", pytest.param("cuda", marks=missing)]
+
+
+# ---- numbers ----
+
+
+class Maker:
+    """Random tensors of one dtype on one device. All numbers are of size 1, so that no dtype overflows."""
+
+    def __init__(self, dtype: torch.dtype, device: str, seed: int):
+        self.dtype, self.device = dtype, device
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def _to(self, t: Tensor, dtype: torch.dtype | None) -> Tensor:
+        return t.to(dtype or self.dtype).to(self.device)
+
+    def normal(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return self._to(torch.randn(shape, generator=self.generator, dtype=torch.float64), dtype)
+
+    def unit(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """In [0, 1): pixels, weights."""
+        return self._to(torch.rand(shape, generator=self.generator, dtype=torch.float64), dtype)
+
+    def bits(self, *shape: int) -> Tensor:
+        return self.unit(*shape, dtype=torch.float64).round().to(self.dtype)
+
+    def mask(self, *shape: int) -> Tensor:
+        return self.unit(*shape, dtype=torch.float64) < 0.6
+
+    def holes(self, *shape: int) -> Tensor:
+        """Weights, two in five of them zero."""
+        return self.unit(*shape) * self.mask(*shape)
+
+    def scale(self, form: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """A scale whose ln sigma^2 is about 0.7 * normal, in the form asked for."""
+        logvar = 0.7 * torch.randn(shape, generator=self.generator, dtype=torch.float64)
+        return self._to(from_logvar(logvar, form), dtype)
+
+
+def from_logvar(logvar: Tensor, form: str) -> Tensor:
+    value = logvar / 2 if form in ("log_std", "std") else logvar
+    return value if form in ("logvar", "log_std") else value.exp()
+
+
+def number(form: str) -> float:
+    """The Python number that stands for ln sigma^2 = 0.4."""
+    return {"logvar": 0.4, "log_std": 0.2, "std": math.exp(0.2), "var": math.exp(0.4)}[form]
+
+
+# ---- layouts: the same numbers, lying differently in memory ----
+
+
+def _copied_into(place: Tensor, t: Tensor) -> Tensor:
+    return place.copy_(t)
+
+
+def channels_last(t: Tensor) -> Tensor:
+    return t.contiguous(memory_format=torch.channels_last)
+
+
+def transposed(t: Tensor) -> Tensor:
+    """The first two dimensions swapped in memory."""
+    return t.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def reversed_dims(t: Tensor) -> Tensor:
+    """Column-major: the first dimension is the innermost one."""
+    return t.permute(*range(t.dim() - 1, -1, -1)).contiguous().permute(*range(t.dim() - 1, -1, -1))
+
+
+def stepped(t: Tensor) -> Tensor:
+    """Every third element of a longer last dimension."""
+    return _copied_into(t.new_zeros(*t.shape[:-1], 3 * t.shape[-1])[..., 1::3], t)
+
+
+def stepped_rows(t: Tensor) -> Tensor:
+    """Every second row, and a margin behind each."""
+    return _copied_into(t.new_zeros(2 * t.shape[0], *t.shape[1:-1], t.shape[-1] + 5)[::2, ..., : t.shape[-1]], t)
+
+
+def unaligned(t: Tensor) -> Tensor:
+    """Contiguous, but the first element stands one element behind an aligned address."""
+    return _copied_into(t.new_zeros(t.numel() + 1)[1:].view(t.shape), t)
+
+
+def first_row_repeated(t: Tensor) -> Tensor:
+    """Stride 0 over the first dimension, at full size."""
+    return t[:1].expand(t.shape)
+
+
+def one_number_repeated(t: Tensor) -> Tensor:
+    return t.flatten()[0].expand(t.shape)
+
+
+def windows(t: Tensor) -> Tensor:
+    """Rows that overlap in memory: each begins two elements after the one before."""
+    return t.as_strided((t.shape[0], t.shape[-1]), (2, 1))
+
+
+# ---- the table ----
+
+
+@dataclass(frozen=True)
+class Sample:
+    id: str
+    function: str  # its name in elbo_ext and in elbo_ext.reference
+    build: Callable[[Maker], dict[str, Any]]
+    note: str  # what it exercises
+    core: bool = False
+
+    def make(self, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> dict[str, Any]:
+        """The named arguments. Every sample has numbers of its own, the same (but for rounding) in every dtype."""
+        return self.build(Maker(dtype, device, zlib.crc32(self.id.encode()) + seed))
+
+
+def differentiable(arguments: dict[str, Any]) -> list[str]:
+    """The names of the arguments that have gradients: every floating-point tensor."""
+    return [name for name, value in arguments.items() if isinstance(value, Tensor) and value.is_floating_point()]
+
+
+SEED = 20_240_229  # for what draws noise
+
+
+def run(sample: Sample, arguments: dict[str, Any], module: Any = elbo_ext) -> dict[str, Tensor]:
+    """The results of the sample's function by name, with the same noise in every call."""
+    torch.manual_seed(SEED)
+    result = getattr(module, sample.function)(**arguments)
+    if isinstance(result, reference.ELBO):
+        return result._asdict()
+    names = {"rsample": ("z",), "rsample_kl": ("z", "kl")}.get(sample.function, ("value",))
+    return dict(zip(names, result if isinstance(result, tuple) else (result,), strict=True))
+
+
+def in_float64(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The same numbers, as they are after rounding to their dtypes, on the CPU; masks stay masks."""
+    return {
+        name: value.detach().cpu().to(torch.float64 if value.is_floating_point() else value.dtype)
+        if isinstance(value, Tensor)
+        else value
+        for name, value in arguments.items()
+    }
+
+
+def joint_shape(arguments: dict[str, Any]) -> torch.Size:
+    return torch.broadcast_shapes(*(value.shape for value in arguments.values() if isinstance(value, Tensor)))
+
+
+_X = dict[str, Any]
+
+
+def _gaussian(id: str, build: Callable[[Maker], _X], note: str, core: bool = False) -> Sample:
+    return Sample("gaussian-" + id, "gaussian_log_prob", build, note, core)
+
+
+def _bernoulli(id: str, build: Callable[[Maker], _X], note: str, core: bool = False) -> Sample:
+    return Sample("bernoulli-" + id, "bernoulli_log_prob", build, note, core)
+
+
+def _kl(id: str, build: Callable[[Maker], _X], note: str, core: bool = False) -> Sample:
+    return Sample("kl-" + id, "gaussian_kl", build, note, core)
+
+
+def _rsample(id: str, build: Callable[[Maker], _X], note: str, core: bool = False) -> Sample:
+    return Sample("rsample-" + id, "rsample", build, note, core)
+
+
+def _rsample_kl(id: str, build: Callable[[Maker], _X], note: str, core: bool = False) -> Sample:
+    return Sample("rsample_kl-" + id, "rsample_kl", build, note, core)
+
+
+def _elbo(id: str, build: Callable[[Maker], _X], note: str, core: bool = False) -> Sample:
+    return Sample("elbo-" + id, "elbo_loss", build, note, core)
+
+
+# A scale of an operand of shape [4, 3, 2, 5], in every extent users have. None is a Python number.
+SCALE_SHAPES = {"number": None, "scalar": (), "channel": (3, 1, 1), "example": (4, 1, 1, 1), "element": (4, 3, 2, 5)}
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "channels_last": channels_last,
+    "transposed": transposed,
+    "reversed": reversed_dims,
+    "stepped": stepped,
+    "stepped_rows": stepped_rows,
+    "unaligned": unaligned,
+    "first_row_repeated": first_row_repeated,
+    "one_number_repeated": one_number_repeated,
+}
+
+# Row lengths around every seam of the CPU kernels: a register (4 to 16 numbers), a short row (64: several rows share a
+# tile), a tile (1024), a block (8192: the row is cut, its pieces are summed by several threads).
+ROW_LENGTHS = (1, 2, 3, 15, 16, 17, 31, 33, 63, 64, 65, 127, 1023, 1024, 1025, 2049, 8191, 8192, 8193, 20_000)
+
+GAUSSIAN = [
+    _gaussian("plain", lambda m: dict(x=m.normal(4, 6), mean=m.normal(4, 6)), "sigma = 1 by default", core=True),
+    *(
+        _gaussian(
+            f"{form}-{extent}",
+            lambda m, form=form, shape=shape: {
+                "x": m.normal(4, 3, 2, 5),
+                "mean": m.normal(4, 3, 2, 5),
+                form: number(form) if shape is None else m.scale(form, *shape),
+            },
+            "the scale in each form and extent: shared by a tile, or one per element",
+            core=form in ("logvar", "std"),
+        )
+        for form in FORMS
+        for extent, shape in SCALE_SHAPES.items()
+    ),
+    # -- broadcasting
+    _gaussian(
+        "x-over-samples",
+        lambda m: dict(x=m.normal(4, 6), mean=m.normal(3, 4, 6), logvar=m.scale("logvar", 6), batch_dims=2),
+        "x [B, D] against K = 3 means: its gradient is summed over K",
+        core=True,
+    ),
+    _gaussian(
+        "mean-vector", lambda m: dict(x=m.normal(5, 9), mean=m.normal(9), logvar=m.scale("logvar", 5, 9)), "mean [D]"
+    ),
+    _gaussian(
+        "mean-number",
+        lambda m: dict(x=m.normal(5, 9), mean=0.25, var=m.scale("var", 9)),
+        "a constant operand",
+        core=True,
+    ),
+    _gaussian(
+        "x-column", lambda m: dict(x=m.normal(5, 1), mean=m.normal(9), logvar=m.scale("logvar", 5, 9)), "x [B, 1]"
+    ),
+    _gaussian(
+        "x-smallest",
+        lambda m: dict(x=m.normal(), mean=m.normal(2, 3), std=m.scale("std", 4, 1, 3)),
+        "x [], scale [4, 1, 3]",
+    ),
+    _gaussian(
+        "crossed",
+        lambda m: dict(
+            x=m.normal(4, 1, 5, 1), mean=m.normal(3, 1, 6), logvar=m.scale("logvar", 4, 1, 1, 6), batch_dims=2
+        ),
+        "no operand has the joint shape [4, 3, 5, 6]: every gradient is summed",
+        core=True,
+    ),
+    # -- batch_dims and reductions
+    *(
+        _gaussian(
+            f"batch_dims-{dims}-{reduction}",
+            lambda m, dims=dims, reduction=reduction: dict(
+                x=m.normal(2, 3, 5),
+                mean=m.normal(2, 3, 5),
+                logvar=m.scale("logvar", 3, 1),
+                batch_dims=dims,
+                reduction=reduction,
+            ),
+            "from one sum over everything to no sum at all",
+            core=reduction == "mean" or dims in (1, 3),
+        )
+        for dims in range(4)
+        for reduction in REDUCTIONS
+    ),
+    # -- weights
+    *(
+        _gaussian(
+            f"weight-{name}",
+            lambda m, weight=weight: dict(
+                x=m.normal(4, 3, 7), mean=m.normal(4, 3, 7), logvar=m.scale("logvar", 4, 3, 7), weight=weight(m)
+            ),
+            "weights and masks in every extent",
+            core=name in ("element", "mask"),
+        )
+        for name, weight in {
+            "element": lambda m: m.unit(4, 3, 7),
+            "channel": lambda m: m.unit(3, 1),
+            "example": lambda m: m.unit(4, 1, 1),
+            "scalar": lambda m: m.unit(),
+            "holes": lambda m: m.holes(4, 3, 7),
+            "zeros": lambda m: m.unit(4, 3, 7) * 0,
+            "negative": lambda m: m.normal(4, 3, 7),
+            "mask": lambda m: m.mask(4, 3, 7),
+            "time-mask": lambda m: m.mask(4, 1, 7),
+            "widening": lambda m: m.unit(2, 4, 3, 7),
+        }.items()
+    ),
+    # -- mixed dtypes
+    _gaussian(
+        "mixed-x-float32",
+        lambda m: dict(
+            x=m.normal(4, 70, dtype=torch.float32),
+            mean=m.normal(4, 70),
+            logvar=m.scale("logvar", 70, dtype=torch.float32),
+        ),
+        "float32 data, a decoder under autocast",
+        core=True,
+    ),
+    _gaussian(
+        "mixed-all",
+        lambda m: dict(
+            x=m.normal(4, 9, dtype=torch.bfloat16),
+            mean=m.normal(4, 9),
+            std=m.scale("std", 4, 9, dtype=torch.float16),
+            weight=m.unit(9, dtype=torch.float32),
+        ),
+        "four dtypes in one call",
+    ),
+    _gaussian(
+        "mixed-float64-scale",
+        lambda m: dict(x=m.normal(4, 9), mean=m.normal(4, 9), logvar=m.scale("logvar", dtype=torch.float64)),
+        "one float64 operand makes the result float64",
+    ),
+    # -- layouts
+    *(
+        _gaussian(
+            f"layout-{name}",
+            lambda m, layout=layout: dict(
+                x=layout(m.normal(3, 4, 5, 17)),
+                mean=m.normal(3, 4, 5, 17),
+                logvar=layout(m.scale("logvar", 3, 4, 5, 17)),
+            ),
+            "two operands of one layout, one contiguous",
+            core=name in ("channels_last", "stepped"),
+        )
+        for name, layout in LAYOUTS.items()
+    ),
+    *(
+        _gaussian(
+            f"layout-all-{name}",
+            lambda m, layout=layout: dict(
+                x=layout(m.normal(3, 4, 5, 17)),
+                mean=layout(m.normal(3, 4, 5, 17)),
+                logvar=m.scale("logvar", 4, 1, 1),
+                reduction="sum",
+            ),
+            "one dense permuted layout: walked in memory order, channel scale",
+        )
+        for name, layout in LAYOUTS.items()
+    ),
+    _gaussian(
+        "layout-windows",
+        lambda m: dict(x=windows(m.normal(9, 40)), mean=m.normal(9, 40), var=m.scale("var", 9, 1)),
+        "rows overlap in memory",
+    ),
+    _gaussian(
+        "layout-mixed",
+        lambda m: dict(
+            x=channels_last(m.normal(2, 3, 8, 9)),
+            mean=reversed_dims(m.normal(2, 3, 8, 9)),
+            logvar=stepped(m.scale("logvar", 2, 3, 8, 9)),
+            weight=unaligned(m.mask(3, 8, 9)),
+        ),
+        "each operand in a layout of its own",
+    ),
+    # -- sizes
+    *(
+        _gaussian(
+            f"row-{n}",
+            lambda m, n=n: dict(x=m.normal(3, n), mean=m.normal(3, n), logvar=m.scale("logvar", 3, n)),
+            "row lengths around the seams of registers, tiles and blocks",
+        )
+        for n in ROW_LENGTHS
+    ),
+    *(
+        _gaussian(
+            f"sum-{n}",
+            lambda m, n=n: dict(
+                x=m.normal(n), mean=m.normal(n), log_std=m.scale("log_std"), batch_dims=1, reduction="sum"
+            ),
+            "one long sum, scalar scale",
+        )
+        for n in ROW_LENGTHS
+    ),
+    *(
+        _gaussian(
+            f"rows-{rows}x{cols}",
+            lambda m, rows=rows, cols=cols: dict(
+                x=m.normal(rows, cols), mean=m.normal(rows, cols), logvar=m.scale("logvar", cols)
+            ),
+            "many short rows: several in a tile, several tiles in a block",
+        )
+        for rows, cols in ((3000, 1), (1500, 7), (1025, 8), (300, 63), (140, 64), (40, 1000))
+    ),
+    _gaussian(
+        "per-example-scale-long",
+        lambda m: dict(x=m.normal(5, 9000), mean=m.normal(9000), var=m.scale("var", 5, 1)),
+        "scale uniform along rows of two blocks",
+    ),
+    # -- empty, 0-dim, 1-dim
+    _gaussian(
+        "empty-batch",
+        lambda m: dict(x=m.normal(0, 4), mean=m.normal(0, 4), logvar=m.scale("logvar", 4)),
+        "no example",
+        core=True,
+    ),
+    _gaussian(
+        "empty-batch-sum", lambda m: dict(x=m.normal(0, 4), mean=m.normal(4), reduction="sum"), "an empty sum is 0"
+    ),
+    _gaussian(
+        "empty-batch-mean",
+        lambda m: dict(x=m.normal(0, 4), mean=m.normal(4), reduction="mean"),
+        "an empty mean is NaN, as torch's",
+    ),
+    _gaussian(
+        "empty-event",
+        lambda m: dict(x=m.normal(3, 0), mean=m.normal(3, 0), logvar=m.scale("logvar")),
+        "examples without elements have 0",
+        core=True,
+    ),
+    _gaussian(
+        "empty-event-mean",
+        lambda m: dict(x=m.normal(3, 0), mean=m.normal(0), logvar=m.scale("logvar", 3, 1), reduction="mean"),
+        "and mean 0",
+    ),
+    _gaussian(
+        "empty-elementwise", lambda m: dict(x=m.normal(3, 0), mean=m.normal(3, 0), batch_dims=2), "no element to return"
+    ),
+    _gaussian(
+        "0-dim",
+        lambda m: dict(x=m.normal(), mean=m.normal(), logvar=m.scale("logvar"), batch_dims=0),
+        "one number",
+        core=True,
+    ),
+    _gaussian(
+        "1-dim", lambda m: dict(x=m.normal(7), mean=m.normal(7), std=m.scale("std", 7), batch_dims=0), "one example"
+    ),
+    _gaussian(
+        "1-dim-batch", lambda m: dict(x=m.normal(7), mean=m.normal(7), std=m.scale("std", 7)), "elements are examples"
+    ),
+]
+
+BERNOULLI = [
+    _bernoulli("bits", lambda m: dict(x=m.bits(4, 6), logits=3 * m.normal(4, 6)), "binary data", core=True),
+    _bernoulli("pixels", lambda m: dict(x=m.unit(4, 3, 6), logits=3 * m.normal(4, 3, 6)), "data between 0 and 1"),
+    _bernoulli(
+        "x-over-samples",
+        lambda m: dict(x=m.unit(4, 6), logits=m.normal(3, 4, 6), batch_dims=2),
+        "x [B, D] against K samples",
+        core=True,
+    ),
+    _bernoulli("x-scalar", lambda m: dict(x=m.unit(), logits=m.normal(4, 6), reduction="mean"), "one x for all"),
+    _bernoulli(
+        "logits-vector",
+        lambda m: dict(x=m.bits(40, 9), logits=m.normal(9), reduction="sum"),
+        "one distribution, many examples",
+    ),
+    _bernoulli(
+        "weight",
+        lambda m: dict(x=m.unit(4, 6), logits=m.normal(4, 6), weight=m.holes(4, 6), reduction="mean"),
+        "weights",
+        core=True,
+    ),
+    _bernoulli("mask", lambda m: dict(x=m.unit(4, 6), logits=m.normal(4, 6), weight=m.mask(6)), "a mask"),
+    _bernoulli("elementwise", lambda m: dict(x=m.unit(4, 6), logits=m.normal(4, 6), batch_dims=2), "no sum"),
+    _bernoulli(
+        "mixed",
+        lambda m: dict(x=m.unit(4, 60, dtype=torch.float32), logits=m.normal(4, 60)),
+        "float32 x, half logits",
+        core=True,
+    ),
+    *(
+        _bernoulli(
+            f"layout-{name}",
+            lambda m, layout=layout: dict(
+                x=m.unit(3, 4, 5, 17), logits=layout(m.normal(3, 4, 5, 17)), weight=layout(m.unit(3, 4, 5, 17))
+            ),
+            "layouts",
+        )
+        for name, layout in LAYOUTS.items()
+    ),
+    *(
+        _bernoulli(
+            f"row-{n}", lambda m, n=n: dict(x=m.unit(2, n), logits=2 * m.normal(2, n)), "row lengths around the seams"
+        )
+        for n in (1, 15, 17, 63, 65, 1023, 1025, 8191, 8193)
+    ),
+    _bernoulli("empty-batch", lambda m: dict(x=m.unit(0, 4), logits=m.normal(0, 4), reduction="sum"), "no example"),
+    _bernoulli("0-dim", lambda m: dict(x=m.unit(), logits=m.normal(), batch_dims=0), "one number"),
+]
+
+KL = [
+    *(
+        _kl(
+            f"{form}-{extent}",
+            lambda m, form=form, shape=shape: {
+                "mu": m.normal(4, 3, 2, 5),
+                form: number(form) if shape is None else m.scale(form, *shape),
+            },
+            "the unit prior, in the posterior's own form",
+            core=extent in ("channel", "element"),
+        )
+        for form in FORMS
+        for extent, shape in SCALE_SHAPES.items()
+    ),
+    *(
+        _kl(
+            f"{form}-prior_{prior_form}",
+            lambda m, form=form, prior_form=prior_form: {
+                "mu": m.normal(4, 5),
+                form: m.scale(form, 4, 5),
+                "prior_mu": m.normal(4, 5),
+                "prior_" + prior_form: m.scale(prior_form, 4, 5),
+            },
+            "equal forms compare the numbers as given, mixed forms their logarithms",
+            core=form == "logvar" or form == prior_form,
+        )
+        for form in FORMS
+        for prior_form in FORMS
+    ),
+    *(
+        _kl(
+            f"prior-{form}-{extent}",
+            lambda m, form=form, shape=shape: {
+                "mu": m.normal(4, 3, 2, 5),
+                form: m.scale(form, 3, 1, 1),
+                "prior_mu": m.normal(5),
+                "prior_" + form: number(form) if shape is None else m.scale(form, *shape),
+            },
+            "the prior's scale in each extent",
+        )
+        for form in ("logvar", "std")
+        for extent, shape in SCALE_SHAPES.items()
+    ),
+    _kl(
+        "prior-mean-number",
+        lambda m: dict(mu=m.normal(4, 5), logvar=m.scale("logvar", 4, 5), prior_mu=0.5),
+        "constant prior mean",
+        core=True,
+    ),
+    _kl(
+        "prior-mean-only",
+        lambda m: dict(mu=m.normal(4, 5), std=m.scale("std", 4, 5), prior_mu=m.normal(5)),
+        "learned prior mean, sigma 1",
+    ),
+    _kl(
+        "prior-scale-only",
+        lambda m: dict(mu=m.normal(4, 5), logvar=m.scale("logvar", 4, 5), prior_var=m.scale("var", 5)),
+        "learned prior scale",
+    ),
+    _kl(
+        "prior-larger",
+        lambda m: dict(
+            mu=m.normal(5),
+            logvar=m.scale("logvar", 5),
+            prior_mu=m.normal(3, 4, 5),
+            prior_logvar=m.scale("logvar", 4, 1),
+            batch_dims=2,
+        ),
+        "one posterior, many priors: the posterior's gradients are sums",
+        core=True,
+    ),
+    *(
+        _kl(
+            f"batch_dims-{dims}-{reduction}",
+            lambda m, dims=dims, reduction=reduction: dict(
+                mu=m.normal(2, 3, 5), logvar=m.scale("logvar", 2, 3, 5), batch_dims=dims, reduction=reduction
+            ),
+            "reductions",
+            core=reduction == "sum",
+        )
+        for dims in range(4)
+        for reduction in REDUCTIONS
+    ),
+    _kl(
+        "weight",
+        lambda m: dict(mu=m.normal(4, 6), logvar=m.scale("logvar", 4, 6), weight=m.holes(4, 6)),
+        "weights, some of them zero",
+        core=True,
+    ),
+    _kl(
+        "time-mask",
+        lambda m: dict(
+            mu=m.normal(4, 3, 7), log_std=m.scale("log_std", 4, 3, 7), weight=m.mask(4, 1, 7), reduction="sum"
+        ),
+        "a mask over time",
+    ),
+    _kl(
+        "mixed",
+        lambda m: dict(mu=m.normal(4, 6), logvar=m.scale("logvar", 4, 6, dtype=torch.float32), prior_mu=m.normal(6)),
+        "mixed dtypes",
+        core=True,
+    ),
+    *(
+        _kl(
+            f"layout-{name}",
+            lambda m, layout=layout: dict(
+                mu=layout(m.normal(3, 4, 5, 17)),
+                logvar=layout(m.scale("logvar", 3, 4, 5, 17)),
+                prior_mu=m.normal(4, 1, 1),
+            ),
+            "layouts",
+            core=name == "transposed",
+        )
+        for name, layout in LAYOUTS.items()
+    ),
+    *(
+        _kl(
+            f"row-{n}",
+            lambda m, n=n: dict(mu=m.normal(2, n), std=m.scale("std", 2, n), prior_std=m.scale("std", n)),
+            "row lengths",
+        )
+        for n in (1, 15, 17, 63, 65, 1023, 1025, 8191, 8193)
+    ),
+    _kl(
+        "rows-700x20",
+        lambda m: dict(mu=m.normal(700, 20), logvar=m.scale("logvar", 700, 20), reduction="mean"),
+        "a usual latent space",
+    ),
+    _kl("empty-batch", lambda m: dict(mu=m.normal(0, 4), logvar=m.scale("logvar", 0, 4)), "no example"),
+    _kl("0-dim", lambda m: dict(mu=m.normal(), logvar=m.scale("logvar"), batch_dims=0, reduction="mean"), "one number"),
+]
+
+RSAMPLE = [
+    *(
+        _rsample(
+            f"{form}-{extent}",
+            lambda m, form=form, shape=shape: {
+                "mu": m.normal(4, 3, 2, 5),
+                form: number(form) if shape is None else m.scale(form, *shape),
+            },
+            "the scale in each form and extent",
+            core=extent in ("number", "element"),
+        )
+        for form in FORMS
+        for extent, shape in SCALE_SHAPES.items()
+    ),
+    *(
+        _rsample(
+            f"num_samples-{k}",
+            lambda m, k=k: dict(mu=m.normal(4, 7), logvar=m.scale("logvar", 4, 7), num_samples=k),
+            "a leading axis of samples",
+            core=k == 3,
+        )
+        for k in (0, 1, 2, 3)
+    ),
+    _rsample(
+        "scale-larger",
+        lambda m: dict(mu=m.normal(7), std=m.scale("std", 4, 7)),
+        "mu is broadcast, its gradient summed",
+        core=True,
+    ),
+    _rsample(
+        "num_samples-broadcast",
+        lambda m: dict(mu=m.normal(4, 1), logvar=m.scale("logvar", 7), num_samples=5),
+        "both are broadcast",
+    ),
+    _rsample(
+        "noise",
+        lambda m: dict(mu=m.normal(4, 7), logvar=m.scale("logvar", 7), noise=m.normal(4, 7)),
+        "explicit noise",
+        core=True,
+    ),
+    _rsample(
+        "noise-num_samples",
+        lambda m: dict(mu=m.normal(4, 7), var=m.scale("var", 4, 7), num_samples=3, noise=m.normal(3, 4, 7)),
+        "explicit noise of K samples",
+        core=True,
+    ),
+    _rsample(
+        "noise-strided",
+        lambda m: dict(mu=m.normal(4, 7), log_std=m.scale("log_std", 4, 1), noise=stepped(transposed(m.normal(4, 7)))),
+        "noise with steps",
+    ),
+    _rsample(
+        "mixed",
+        lambda m: dict(mu=m.normal(4, 70), logvar=m.scale("logvar", 4, 70, dtype=torch.float32)),
+        "half mu, float32 scale: z is float32",
+        core=True,
+    ),
+    _rsample(
+        "mixed-noise",
+        lambda m: dict(mu=m.normal(4, 70), logvar=m.scale("logvar", 70), noise=m.normal(4, 70, dtype=torch.float32)),
+        "float32 noise",
+    ),
+    *(
+        _rsample(
+            f"layout-{name}",
+            lambda m, layout=layout: dict(mu=layout(m.normal(3, 4, 5, 17)), logvar=m.scale("logvar", 3, 4, 5, 17)),
+            "the draws follow the row-major index, not the memory",
+            core=name == "channels_last",
+        )
+        for name, layout in LAYOUTS.items()
+    ),
+    _rsample(
+        "layout-samples",
+        lambda m: dict(
+            mu=channels_last(m.normal(2, 3, 4, 5)), logvar=channels_last(m.scale("logvar", 2, 3, 4, 5)), num_samples=2
+        ),
+        "channels_last mu, K samples",
+    ),
+    *(
+        _rsample(
+            f"size-{n}",
+            lambda m, n=n: dict(mu=m.normal(n), logvar=m.scale("logvar", n), num_samples=2),
+            "sizes around the seams",
+        )
+        for n in (1, 2, 3, 5, 63, 64, 65, 127, 129, 1023, 1025, 8191, 8193)
+    ),
+    _rsample("empty", lambda m: dict(mu=m.normal(0, 4), logvar=m.scale("logvar", 4)), "nothing to draw", core=True),
+    _rsample("0-dim", lambda m: dict(mu=m.normal(), logvar=m.scale("logvar")), "one number"),
+]
+
+RSAMPLE_KL = [
+    *(
+        _rsample_kl(
+            form,
+            lambda m, form=form: {"mu": m.normal(4, 7), form: m.scale(form, 4, 7)},
+            "sample and KL to the unit prior",
+            core=True,
+        )
+        for form in FORMS
+    ),
+    *(
+        _rsample_kl(
+            f"{form}-prior_{prior_form}",
+            lambda m, form=form, prior_form=prior_form: {
+                "mu": m.normal(4, 7),
+                form: m.scale(form, 7),
+                "prior_mu": m.normal(7),
+                "prior_" + prior_form: m.scale(prior_form, 4, 1),
+                "reduction": "mean",
+            },
+            "a learned prior in its own form",
+        )
+        for form in FORMS
+        for prior_form in FORMS
+    ),
+    *(
+        _rsample_kl(
+            f"batch_dims-{dims}-{reduction}",
+            lambda m, dims=dims, reduction=reduction: dict(
+                mu=m.normal(2, 3, 5),
+                logvar=m.scale("logvar", 2, 3, 5),
+                num_samples=2,
+                batch_dims=dims,
+                reduction=reduction,
+            ),
+            "the reduction concerns the KL alone",
+            core=dims == 1,
+        )
+        for dims in range(4)
+        for reduction in REDUCTIONS
+    ),
+    _rsample_kl(
+        "prior-larger",
+        lambda m: dict(mu=m.normal(5), logvar=m.scale("logvar", 5), prior_mu=m.normal(4, 5), prior_logvar=0.3),
+        "z takes the joint shape of posterior and prior",
+        core=True,
+    ),
+    _rsample_kl(
+        "noise",
+        lambda m: dict(
+            mu=m.normal(4, 5), std=m.scale("std", 5), prior_std=m.scale("std"), num_samples=2, noise=m.normal(2, 4, 5)
+        ),
+        "explicit noise",
+        core=True,
+    ),
+    _rsample_kl(
+        "number",
+        lambda m: dict(mu=m.normal(4, 5), var=0.5, prior_mu=0.1, prior_var=2.0, reduction="sum"),
+        "all scales numbers",
+    ),
+    _rsample_kl(
+        "mixed",
+        lambda m: dict(mu=m.normal(4, 70), logvar=m.scale("logvar", 4, 70, dtype=torch.float32)),
+        "mixed dtypes",
+    ),
+    *(
+        _rsample_kl(
+            f"layout-{name}",
+            lambda m, layout=layout: dict(
+                mu=layout(m.normal(3, 4, 5, 17)), logvar=layout(m.scale("logvar", 3, 4, 5, 17)), batch_dims=2
+            ),
+            "layouts",
+        )
+        for name, layout in LAYOUTS.items()
+    ),
+    *(
+        _rsample_kl(
+            f"row-{n}",
+            lambda m, n=n: dict(mu=m.normal(2, n), logvar=m.scale("logvar", 2, n), num_samples=2),
+            "row lengths",
+        )
+        for n in (1, 15, 17, 63, 65, 1023, 1025, 8191, 8193)
+    ),
+    _rsample_kl(
+        "rows-700x20",
+        lambda m: dict(mu=m.normal(700, 20), logvar=m.scale("logvar", 700, 20), reduction="mean"),
+        "a usual latent space",
+    ),
+    _rsample_kl("empty", lambda m: dict(mu=m.normal(0, 4), logvar=m.scale("logvar", 0, 4)), "no example"),
+    _rsample_kl("0-dim", lambda m: dict(mu=m.normal(), logvar=m.scale("logvar"), batch_dims=0), "one number"),
+]
+
+
+def _latent(m: Maker) -> _X:
+    return dict(mu=m.normal(4, 3), logvar=m.scale("logvar", 4, 3))
+
+
+ELBO = [
+    *(
+        _elbo(
+            f"{likelihood}-{source}-{reduction}",
+            lambda m, likelihood=likelihood, source=source, reduction=reduction: dict(
+                recon=m.normal(4, 6),
+                x=m.unit(4, 6),
+                **(_latent(m) if source == "mu" else {"kl": m.unit(4)}),
+                likelihood=likelihood,
+                beta=0.7,
+                reduction=reduction,
+            ),
+            "reduced: gradients are made in the forward pass",
+            core=True,
+        )
+        for likelihood in ("gaussian", "bernoulli")
+        for source in ("mu", "kl")
+        for reduction in REDUCTIONS
+    ),
+    *(
+        _elbo(
+            f"recon_{form}-{extent}",
+            lambda m, form=form, shape=shape: {
+                "recon": m.normal(4, 3, 2, 5),
+                "x": m.normal(4, 3, 2, 5),
+                "kl": m.unit(4),
+                "recon_" + form: number(form) if shape is None else m.scale(form, *shape),
+            },
+            "the likelihood's scale in each form and extent",
+            core=form == "log_std" and extent in ("scalar", "channel"),
+        )
+        for form in FORMS
+        for extent, shape in SCALE_SHAPES.items()
+    ),
+    *(
+        _elbo(
+            f"{form}-prior_{prior_form}",
+            lambda m, form=form, prior_form=prior_form: {
+                "recon": m.normal(4, 6),
+                "x": m.normal(4, 6),
+                "mu": m.normal(4, 3),
+                form: m.scale(form, 4, 3),
+                "prior_mu": m.normal(3),
+                "prior_" + prior_form: m.scale(prior_form, 3),
+            },
+            "the posterior's and the prior's forms",
+        )
+        for form, prior_form in zip(FORMS, ("logvar", "std", "var", "log_std"), strict=True)
+    ),
+    *(
+        _elbo(
+            f"samples-{likelihood}-{reduction}",
+            lambda m, likelihood=likelihood, reduction=reduction: dict(
+                recon=m.normal(5, 4, 6),
+                x=m.unit(4, 6),
+                **_latent(m),
+                likelihood=likelihood,
+                batch_dims=2,
+                reduction=reduction,
+            ),
+            "K = 5 reconstructions of each example",
+            core=reduction != "sum",
+        )
+        for likelihood in ("gaussian", "bernoulli")
+        for reduction in REDUCTIONS
+    ),
+    _elbo(
+        "samples-kl",
+        lambda m: dict(
+            recon=m.normal(5, 4, 6), x=m.normal(4, 6), kl=m.unit(4), recon_var=m.scale("var", 6), batch_dims=2
+        ),
+        "the KL broadcasts over K",
+    ),
+    _elbo(
+        "beta-tensor",
+        lambda m: dict(recon=m.normal(4, 6), x=m.normal(4, 6), **_latent(m), beta=m.unit()),
+        "a learned or scheduled beta",
+        core=True,
+    ),
+    _elbo(
+        "beta-vector",
+        lambda m: dict(recon=m.normal(4, 6), x=m.normal(4, 6), kl=m.unit(4), beta=m.unit(4), reduction="sum"),
+        "one beta per example",
+    ),
+    _elbo(
+        "beta-zero",
+        lambda m: dict(recon=m.normal(4, 6), x=m.normal(4, 6), kl=m.unit(4), beta=0),
+        "the KL counts for nothing",
+    ),
+    _elbo("kl-scalar", lambda m: dict(recon=m.normal(4, 6), x=m.normal(4, 6), kl=m.unit()), "one KL for all examples"),
+    _elbo(
+        "kl-ones",
+        lambda m: dict(recon=m.normal(4, 3, 6), x=m.normal(4, 3, 6), kl=m.unit(4, 1), batch_dims=2),
+        "kl [4, 1] for a batch [4, 3]",
+    ),
+    _elbo(
+        "weight",
+        lambda m: dict(recon=m.normal(4, 6), x=m.normal(4, 6), **_latent(m), weight=m.holes(4, 6)),
+        "weights of the likelihood alone",
+        core=True,
+    ),
+    _elbo(
+        "mask",
+        lambda m: dict(
+            recon=m.normal(4, 6),
+            x=m.unit(4, 6),
+            **_latent(m),
+            likelihood="bernoulli",
+            weight=m.mask(6),
+            reduction="sum",
+        ),
+        "a mask",
+        core=True,
+    ),
+    _elbo(
+        "mixed",
+        lambda m: dict(
+            recon=m.normal(4, 60),
+            x=m.normal(4, 60, dtype=torch.float32),
+            **_latent(m),
+            recon_logvar=m.scale("logvar", dtype=torch.float32),
+        ),
+        "float32 data, a model under autocast, one learned float32 scale",
+        core=True,
+    ),
+    _elbo(
+        "x-channel",
+        lambda m: dict(recon=m.normal(4, 3, 5, 5), x=m.unit(1, 3, 1, 1), **_latent(m)),
+        "x is one image of one colour for all",
+    ),
+    *(
+        _elbo(
+            f"layout-{name}",
+            lambda m, layout=layout: dict(
+                recon=layout(m.normal(3, 4, 5, 17)),
+                x=layout(m.normal(3, 4, 5, 17)),
+                kl=m.unit(3),
+                recon_logvar=m.scale("logvar", 4, 1, 1),
+            ),
+            "layouts",
+            core=name == "channels_last",
+        )
+        for name, layout in LAYOUTS.items()
+    ),
+    *(
+        _elbo(
+            f"row-{n}",
+            lambda m, n=n: dict(
+                recon=m.normal(4, n), x=m.normal(4, n), **_latent(m), recon_logvar=m.scale("logvar", 4, n)
+            ),
+            "row lengths around the seams",
+        )
+        for n in (1, 15, 17, 63, 65, 1023, 1025, 8191, 8193)
+    ),
+    _elbo(
+        "batch_dims-0", lambda m: dict(recon=m.normal(4, 6), x=m.normal(4, 6), kl=m.unit(), batch_dims=0), "one example"
+    ),
+    _elbo(
+        "elementwise",
+        lambda m: dict(recon=m.normal(4, 6), x=m.normal(4, 6), kl=m.unit(4, 6), batch_dims=2, reduction="none"),
+        "no sum",
+    ),
+    _elbo(
+        "empty-batch",
+        lambda m: dict(
+            recon=m.normal(0, 6), x=m.normal(0, 6), mu=m.normal(0, 3), logvar=m.scale("logvar", 0, 3), reduction="sum"
+        ),
+        "no example",
+        core=True,
+    ),
+    _elbo(
+        "empty-batch-mean",
+        lambda m: dict(recon=m.normal(0, 6), x=m.normal(0, 6), kl=m.unit(0)),
+        "an empty mean is NaN, as torch's",
+    ),
+]
+
+SAMPLES = [*GAUSSIAN, *BERNOULLI, *KL, *RSAMPLE, *RSAMPLE_KL, *ELBO]
+CORE = [sample for sample in SAMPLES if sample.core]
+
+
+def parametrize(samples: list[Sample] = SAMPLES) -> Any:
+    """``@parametrize()`` gives a test the parameter ``sample``."""
+    return pytest.mark.parametrize("sample", samples, ids=lambda sample: sample.id)

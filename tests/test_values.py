@@ -1,0 +1,133 @@
+"""What the kernels return, against the reference in float64 at the same numbers: value, dtype, shape, memory layout."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from samples import (
+    DTYPES,
+    FORMS,
+    LAYOUTS,
+    TOLERANCES,
+    Maker,
+    Sample,
+    Tolerance,
+    computed_in,
+    devices,
+    in_float64,
+    joint_shape,
+    parametrize,
+    rounding,
+    run,
+)
+from torch import Tensor
+
+import elbo_ext
+from elbo_ext import reference
+
+Arguments = dict[str, Any]
+
+REDUCE: dict[str, Callable[[Tensor], Tensor]] = {"none": lambda t: t, "sum": torch.sum, "mean": torch.mean}
+
+
+# ---- how far a value may be off ----
+
+
+def renamed(arguments: Arguments, **names: str) -> Arguments:
+    """The arguments that ``names`` mentions, ``new="old"``, under their new names."""
+    return {new: arguments[old] for new, old in names.items() if old in arguments}
+
+
+def error_of_examples(term: Callable[..., Tensor], arguments: Arguments, tolerance: Tolerance) -> Tensor:
+    """What the tolerance allows for a term's sum over the elements of each example."""
+    weight, dims = arguments.get("weight"), arguments.get("batch_dims", 1)
+    operands = {name: v for name, v in arguments.items() if name not in ("weight", "batch_dims", "reduction")}
+    error = tolerance.value_rtol * term(**operands, batch_dims=len(joint_shape(operands))).abs() + tolerance.value_atol
+    if weight is not None:
+        error = error * weight.double().abs()
+    return error.flatten(dims).sum(-1) if error.dim() > dims else error
+
+
+def error_of_elbo(arguments: Arguments, truth: dict[str, Tensor], tolerance: Tolerance) -> dict[str, Tensor]:
+    dims = arguments.get("batch_dims", 1)
+    forms = {form: "recon_" + form for form in FORMS}
+    if arguments.get("likelihood") == "bernoulli":
+        likelihood = renamed(arguments, x="x", logits="recon", weight="weight", batch_dims="batch_dims")
+        examples = error_of_examples(reference.bernoulli_log_prob, likelihood, tolerance)
+    else:
+        likelihood = renamed(arguments, x="x", mean="recon", weight="weight", batch_dims="batch_dims", **forms)
+        examples = error_of_examples(reference.gaussian_log_prob, likelihood, tolerance)
+    if "kl" in arguments:
+        kl = tolerance.value_rtol * arguments["kl"].abs()
+    else:
+        names = [prefix + name for prefix in ("", "prior_") for name in ("mu", *FORMS)]
+        latent_dims = dims - max(arguments["recon"].dim() - arguments["x"].dim(), 0)
+        posterior = {**renamed(arguments, **{name: name for name in names}), "batch_dims": latent_dims}
+        kl = error_of_examples(reference.gaussian_kl, posterior, tolerance)
+    beta = torch.as_tensor(arguments.get("beta", 1.0), dtype=torch.float64).abs()
+    reduce = REDUCE[arguments.get("reduction", "mean")]
+    kl = kl.expand(examples.shape)
+    return {"loss": reduce(examples + beta * kl), "log_likelihood": reduce(examples), "kl": reduce(kl)}
+
+
+def allowed_errors(
+    sample: Sample, arguments: Arguments, truth: dict[str, Tensor], tolerance: Tolerance
+) -> dict[str, Tensor]:
+    """The allowed error of each output, without the rounding to its dtype. Arguments and truth are in float64."""
+    reduce = REDUCE[arguments.get("reduction", "none")]
+    if sample.function == "elbo_loss":
+        return error_of_elbo(arguments, truth, tolerance)
+    if "z" not in truth:
+        return {"value": reduce(error_of_examples(getattr(reference, sample.function), arguments, tolerance))}
+    mu = arguments["mu"]
+    errors = {"z": tolerance.value_rtol * (mu.abs() + (truth["z"] - mu).abs()) + tolerance.value_atol}
+    if "kl" in truth:
+        posterior = {name: v for name, v in arguments.items() if name not in ("noise", "num_samples")}
+        errors["kl"] = reduce(error_of_examples(reference.gaussian_kl, posterior, tolerance))
+    return errors
+
+
+# ---- every sample ----
+
+
+@pytest.mark.parametrize("device", devices())
+@parametrize()
+def test_values(sample: Sample, device: str) -> None:
+    for dtype in DTYPES:
+        arguments = sample.make(dtype, device)
+        wide = in_float64(arguments)
+        truth = run(sample, wide, reference)
+        allowed = allowed_errors(sample, wide, truth, TOLERANCES[computed_in(arguments)])
+        for name, actual in run(sample, arguments).items():
+            assert actual.shape == truth[name].shape, f"{name}, {dtype}"
+            assert actual.device.type == device, f"{name}, {dtype}"
+            # NaN is right where the truth is NaN (the mean of no example), and nowhere else.
+            assert torch.equal(actual.cpu().isnan(), truth[name].isnan()), f"{name}, {dtype}"
+            limit = allowed[name] + rounding(truth[name], actual.dtype)
+            ratio = ((actual.cpu().double() - truth[name]).abs() / limit).nan_to_num()
+            assert bool((ratio <= 1).all()), f"{name}, {dtype}: {ratio.max().item():.2f} times the allowed error"
+
+
+@parametrize()
+def test_shapes_and_dtypes(sample: Sample) -> None:
+    """As documented, said without the reference: z is what mu and the scale promote to, all else at least float32."""
+    for dtype in DTYPES:
+        arguments = sample.make(dtype)
+        elbo = sample.function == "elbo_loss"
+        others = ("mu", *FORMS, "prior_mu", *("prior_" + form for form in FORMS)) if elbo else ()
+        shape = joint_shape({name: v for name, v in arguments.items() if name not in ("noise", "kl", "beta", *others)})
+        reduced = arguments.get("reduction", "mean" if elbo else "none") != "none"
+        batch = () if reduced else tuple(shape[: arguments.get("batch_dims", 1)])
+        for name, result in run(sample, arguments).items():
+            if name == "z":
+                samples = arguments.get("num_samples")
+                scale = next(arguments[form] for form in FORMS if form in arguments)
+                promoted = torch.promote_types(
+                    *((t if isinstance(t, Tensor) else arguments["mu"]).dtype for t in (arguments["mu"], scale))
+                )
+                assert tuple(result.shape) == (*(() if samples is None else (samples,)), *shape)
+                assert result.dtype == promoted
+            else:
+                assert tuple(result.shape) == batch, name
+                assert result.dtype == computed_in(arguments), name
