@@ -1,12 +1,17 @@
 """Checks of arguments, each written once. Every error names the argument, what came, and what was expected."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .ops import FORMS, REDUCTIONS
+
+# Names of the scales, in the order of FORMS.
+SCALES = tuple(FORMS)
+PRIOR_SCALES = tuple(f"prior_{name}" for name in FORMS)
+RECON_SCALES = tuple(f"recon_{name}" for name in FORMS)
 
 LIKELIHOODS = ("gaussian", "bernoulli")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -40,34 +45,30 @@ def weight(value: Any) -> Tensor | None:
     return tensor("weight", value)
 
 
-def scale(given: Mapping[str, Any]) -> tuple[str, Tensor | float, int]:
-    """Name, value and form of the one scale that is given.
-
-    ``given`` maps the names of the four arguments, in the order of FORMS, to what was passed for them.
-    """
-    chosen = [name for name, value in given.items() if value is not None]
+def scale(names: Sequence[str], values: Sequence[Any]) -> tuple[str, Tensor | float, int]:
+    """Name, value and form of the one scale that is given; names and values in the order of FORMS."""
+    chosen = [form for form, value in enumerate(values) if value is not None]
     if len(chosen) != 1:
-        found = "none of them" if not chosen else " and ".join(chosen)
-        raise ValueError(f"exactly one of {', '.join(given)} must be given, got {found}")
-    name = chosen[0]
-    value = tensor_or_number(name, given[name])
-    form = list(given).index(name)
-    if isinstance(value, float) and form >= FORMS["std"] and not value > 0:
-        raise ValueError(f"{name} must be positive, got {value}")
-    return name, value, form
+        found = "none of them" if not chosen else " and ".join(names[form] for form in chosen)
+        raise ValueError(f"exactly one of {', '.join(names)} must be given, got {found}")
+    form = chosen[0]
+    value = tensor_or_number(names[form], values[form])
+    if form >= FORMS["std"] and isinstance(value, float) and not value > 0:
+        raise ValueError(f"{names[form]} must be positive, got {value}")
+    return names[form], value, form
 
 
 def broadcast(operands: Mapping[str, Any]) -> torch.Size:
     """The shape that all tensors among the operands broadcast to; they must be on one device."""
-    first_name, first = next((name, t) for name, t in operands.items() if isinstance(t, Tensor))
-    shape: torch.Size | None = first.shape
+    shape = device = None
     for name, t in operands.items():
         if not isinstance(t, Tensor):
             continue
-        if t.device != first.device:
-            raise ValueError(
-                f"all tensors must be on one device, got {first_name} on {first.device} and {name} on {t.device}"
-            )
+        if device is None:
+            first_name, device, shape = name, t.device, t.shape
+            continue
+        if t.device != device:
+            raise ValueError(f"all tensors must be on one device, got {first_name} on {device} and {name} on {t.device}")
         if shape is not None and t.shape != shape:
             shape = _joint(shape, t.shape)
     if shape is None:
@@ -100,20 +101,14 @@ def broadcasts_to_batch(values: Mapping[str, Any], batch: torch.Size, device: to
             raise ValueError(f"{name} of shape {tuple(t.shape)} does not broadcast to the batch shape {tuple(batch)}")
 
 
-def recon_scale(likelihood: Any, scales: Mapping[str, Any]) -> str | None:
-    """The name of the likelihood's scale, if one is given."""
-    if likelihood not in LIKELIHOODS:
-        raise ValueError(f"likelihood must be 'gaussian' or 'bernoulli', got {likelihood!r}")
-    known = ("recon_logvar", "recon_log_std", "recon_std", "recon_var")
-    for name in scales:
-        if name not in known:
-            raise TypeError(f"unexpected argument {name!r}; the scale of the likelihood is one of {', '.join(known)}")
-    given = [name for name, value in scales.items() if value is not None]
-    if likelihood == "bernoulli" and given:
-        raise ValueError(f"{given[0]} has no meaning for likelihood='bernoulli', which has no scale")
-    if len(given) > 1:
-        scale(scales)  # says what is wrong
-    return given[0] if given else None
+def likelihood(value: Any, scales: Sequence[Any]) -> None:
+    """A known likelihood, and no scale for the Bernoulli; the scales in the order of FORMS."""
+    if value not in LIKELIHOODS:
+        raise ValueError(f"likelihood must be 'gaussian' or 'bernoulli', got {value!r}")
+    if value == "bernoulli":
+        for name, given in zip(RECON_SCALES, scales, strict=True):
+            if given is not None:
+                raise ValueError(f"{name} has no meaning for likelihood='bernoulli', which has no scale")
 
 
 def batch_dims(value: Any, shape: torch.Size) -> int:

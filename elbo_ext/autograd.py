@@ -462,7 +462,11 @@ class PlainLatent(Latent):
 
 
 def _wants_grad(operands: Operands) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
+    if torch.is_grad_enabled():
+        for t in operands:
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
 def _transformed() -> bool:
@@ -531,37 +535,32 @@ class ScalarELBO(Function):
     """
 
     @staticmethod
-    def forward(ctx, spec: TermSpec, beta: float, kl: Tensor, examples: int, *operands: Tensor | None):
+    def forward(ctx, spec: TermSpec, beta: float, kl: Tensor, *operands: Tensor | None):
         ctx.spec, ctx.factor, ctx.beta = spec, -1.0, beta
         ctx.set_materialize_grads(False)
-        log_likelihood, *ctx.gradients = _ops.term_sum_with_gradients(
-            *_term_arguments(spec, operands), ctx.factor, ctx.needs_input_grad[4:]
+        loss, log_likelihood, mean_kl, of_kl, *ctx.gradients = _ops.elbo_with_gradients(
+            *_term_arguments(spec, operands), kl, beta, ctx.needs_input_grad[3:]
         )
+        ctx.of_kl, ctx.kl_shape = of_kl, kl.shape  # of_kl: d(reduced kl) / d(each kl)
         ctx.save_for_backward(*operands)
-        # kl is repeated over the samples, if its shape is smaller than that of the examples
-        repeats = examples // max(kl.numel(), 1)
-        ctx.kl_shape, ctx.kl_dtype = kl.shape, kl.dtype
-        ctx.kl_factor = 1 / kl.numel() if spec.reduction == MEAN and kl.numel() else float(repeats)
-        kl = kl.mean() if spec.reduction == MEAN else kl.sum() * repeats if repeats != 1 else kl.sum()
-        kl = kl.to(log_likelihood.dtype)
-        loss = torch.sub(kl if beta == 1.0 else kl * beta, log_likelihood)
-        return loss, log_likelihood, kl
+        return loss, log_likelihood, mean_kl
 
     @staticmethod
     def backward(ctx, grad_loss: Tensor | None, grad_log_likelihood: Tensor | None, grad_kl: Tensor | None):
-        needs, operands = ctx.needs_input_grad[4:], ctx.saved_tensors
+        needs, operands = ctx.needs_input_grad[3:], ctx.saved_tensors
         of_kl = None
         if ctx.needs_input_grad[2]:
-            of_kl = _sum_of(grad_kl, None if grad_loss is None else grad_loss * ctx.beta)
-            if of_kl is not None:
-                of_kl = (of_kl * ctx.kl_factor).to(ctx.kl_dtype).expand(ctx.kl_shape)
+            upstream = grad_loss if grad_loss is None or ctx.beta == 1.0 else grad_loss * ctx.beta
+            upstream = _sum_of(grad_kl, upstream)
+            if upstream is not None:
+                of_kl = (ctx.of_kl * upstream).expand(ctx.kl_shape)
         factor = _sum_of(grad_loss, None if grad_log_likelihood is None else -grad_log_likelihood)
         if factor is None or not any(needs):
-            return None, None, of_kl, None, *(None for _ in operands)
+            return None, None, of_kl, *(None for _ in operands)
         if _differentiable_backward(factor):
             gradients = _needed_gradients(TermSumBackward, ctx.spec, needs, -factor, *operands)
-            return None, None, of_kl, None, *_spread(gradients, operands, needs)
-        return None, None, of_kl, None, *_stored_gradients(ctx, factor, operands, needs)
+            return None, None, of_kl, *_spread(gradients, operands, needs)
+        return None, None, of_kl, *_stored_gradients(ctx, factor, operands, needs)
 
 
 def _sum_of(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -25,6 +25,7 @@ exist. The message names the argument, what came and what was expected.
 All values are natural logarithms (nats).
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -44,22 +45,34 @@ BERNOULLI = TERM_NUMBERS["bernoulli"]
 GAUSSIAN_KL = TERM_NUMBERS["gaussian_kl"]
 
 _UNIT_SCALE = (0.0, 0.0, 1.0, 1.0)  # sigma = 1 in each form, in the order of FORMS
+_NOT_GIVEN = (None, None, None, None)
 _NO_FORM = FORMS["logvar"]  # for terms without a scale, and for the prior of terms without one
 
 
-def _operands(values: list[Any]) -> tuple[tuple[Tensor | None, ...], tuple[float, ...]]:
+def _operands(values: Iterable[Any]) -> tuple[tuple[Tensor | None, ...], tuple[float, ...]]:
     """Tensors, with None where a number stands, and the numbers, with 0 where a tensor stands."""
-    tensors = tuple(v if isinstance(v, Tensor) else None for v in values)
-    return tensors, tuple(0.0 if isinstance(v, Tensor) else v for v in values)
+    tensors, constants = [], []
+    for value in values:
+        is_tensor = isinstance(value, Tensor)
+        tensors.append(value if is_tensor else None)
+        constants.append(0.0 if is_tensor else value)
+    return tuple(tensors), tuple(constants)
 
 
-def _prior(mu: Tensor | float | None, given: dict[str, Scale], form: int) -> tuple[dict[str, Any], int]:
-    """Mean, scale and form of the prior, by name; N(0, 1) in the posterior's own form where nothing is given."""
-    mean = 0.0 if mu is None else arguments.tensor_or_number("prior_mu", mu)
-    if all(value is None for value in given.values()):
-        return {"prior_mu": mean, "prior_scale": _UNIT_SCALE[form]}, form
-    name, value, prior_form = arguments.scale(given)
-    return {"prior_mu": mean, name: value}, prior_form
+def _posterior_and_prior(
+    mu: Any, scales: Sequence[Scale], prior_mu: Any, prior_scales: Sequence[Scale]
+) -> tuple[dict[str, Any], int, int]:
+    """The operands of a KL by name, and the forms of the two scales. The prior is N(0, 1), in the posterior's own form,
+    where nothing else is given."""
+    name, scale, form = arguments.scale(arguments.SCALES, scales)
+    named = {"mu": arguments.tensor("mu", mu), name: scale}
+    named["prior_mu"] = 0.0 if prior_mu is None else arguments.tensor_or_number("prior_mu", prior_mu)
+    if prior_scales == _NOT_GIVEN:
+        named["prior_scale"] = _UNIT_SCALE[form]
+        return named, form, form
+    name, scale, prior_form = arguments.scale(arguments.PRIOR_SCALES, prior_scales)
+    named[name] = scale
+    return named, form, prior_form
 
 
 def rsample(
@@ -93,10 +106,10 @@ def rsample(
     Raises:
         ValueError, TypeError: see the module's conventions; also if noise has not z's shape or a generator comes with it.
     """
-    name, scale, form = arguments.scale({"logvar": logvar, "log_std": log_std, "std": std, "var": var})
+    name, scale, form = arguments.scale(arguments.SCALES, (logvar, log_std, std, var))
     named = {"mu": arguments.tensor("mu", mu), name: scale}
     shape = arguments.broadcast(named)
-    inputs, constants = _operands(list(named.values()))
+    inputs, constants = _operands(named.values())
     spec = LatentSpec(constants, form, _NO_FORM, arguments.num_samples(num_samples), False, len(shape), NONE)
     return autograd.latent(spec, *_seed_or_noise(mu, shape, spec, generator, noise), inputs)
 
@@ -132,15 +145,11 @@ def rsample_kl(
     Raises:
         ValueError, TypeError: as the two functions.
     """
-    name, scale, form = arguments.scale({"logvar": logvar, "log_std": log_std, "std": std, "var": var})
-    prior, prior_form = _prior(
-        prior_mu,
-        {"prior_logvar": prior_logvar, "prior_log_std": prior_log_std, "prior_std": prior_std, "prior_var": prior_var},
-        form,
+    named, form, prior_form = _posterior_and_prior(
+        mu, (logvar, log_std, std, var), prior_mu, (prior_logvar, prior_log_std, prior_std, prior_var)
     )
-    named = {"mu": arguments.tensor("mu", mu), name: scale, **prior}
     shape = arguments.broadcast(named)
-    inputs, constants = _operands(list(named.values()))
+    inputs, constants = _operands(named.values())
     spec = LatentSpec(
         constants,
         form,
@@ -203,13 +212,9 @@ def gaussian_kl(
     Raises:
         ValueError, TypeError: see the module's conventions.
     """
-    name, scale, form = arguments.scale({"logvar": logvar, "log_std": log_std, "std": std, "var": var})
-    prior, prior_form = _prior(
-        prior_mu,
-        {"prior_logvar": prior_logvar, "prior_log_std": prior_log_std, "prior_std": prior_std, "prior_var": prior_var},
-        form,
+    named, form, prior_form = _posterior_and_prior(
+        mu, (logvar, log_std, std, var), prior_mu, (prior_logvar, prior_log_std, prior_std, prior_var)
     )
-    named = {"mu": arguments.tensor("mu", mu), name: scale, **prior}
     return _term_sum(GAUSSIAN_KL, named, form, prior_form, weight, batch_dims, reduction)
 
 
@@ -242,10 +247,7 @@ def gaussian_log_prob(
     Raises:
         ValueError, TypeError: see the module's conventions.
     """
-    given = {"logvar": logvar, "log_std": log_std, "std": std, "var": var}
-    if all(value is None for value in given.values()):
-        given["logvar"] = 0.0
-    name, scale, form = arguments.scale(given)
+    name, scale, form = _unit_by_default(arguments.SCALES, (logvar, log_std, std, var))
     named = {"x": arguments.tensor("x", x), "mean": arguments.tensor_or_number("mean", mean), name: scale}
     return _term_sum(GAUSSIAN, named, form, _NO_FORM, weight, batch_dims, reduction)
 
@@ -278,13 +280,18 @@ def bernoulli_log_prob(
     return _term_sum(BERNOULLI, named, _NO_FORM, _NO_FORM, weight, batch_dims, reduction)
 
 
+def _unit_by_default(names: Sequence[str], scales: tuple[Scale, ...]) -> tuple[str, Tensor | float, int]:
+    """The scale of a likelihood, which is 1 where none is given."""
+    return arguments.scale(names, (0.0, None, None, None) if scales == _NOT_GIVEN else scales)
+
+
 def _term(
     term: int, named: dict[str, Any], form: int, prior_form: int, weight: Any, batch_dims: Any, reduction: Any
 ) -> tuple[TermSpec, tuple[Tensor | None, ...], torch.Size]:
     """Spec, operands (weight last) and joint shape of a term whose inputs are checked one by one."""
     weight = arguments.weight(weight)
     shape = arguments.broadcast(named if weight is None else {**named, "weight": weight})
-    inputs, constants = _operands(list(named.values()))
+    inputs, constants = _operands(named.values())
     spec = TermSpec(
         term, constants, form, prior_form, arguments.batch_dims(batch_dims, shape), arguments.reduction(reduction)
     )
@@ -348,43 +355,36 @@ def elbo_loss(
         ValueError, TypeError: see the module's conventions; also for an unknown likelihood, a scale with the Bernoulli,
             and if neither or both of kl and mu are given.
     """
-    spec, operands, shape = _likelihood(
-        likelihood,
-        arguments.tensor("x", x),
-        arguments.tensor("recon", recon),
-        {
-            "recon_logvar": recon_logvar,
-            "recon_log_std": recon_log_std,
-            "recon_std": recon_std,
-            "recon_var": recon_var,
-        },
-        weight,
-        batch_dims,
-        reduction,
-    )
+    scales = (recon_logvar, recon_log_std, recon_std, recon_var)
+    arguments.likelihood(likelihood, scales)
+    named = {"x": arguments.tensor("x", x), "recon": arguments.tensor("recon", recon)}
+    if likelihood == "gaussian":
+        name, scale, form = _unit_by_default(arguments.RECON_SCALES, scales)
+        named[name] = scale
+        spec, operands, shape = _term(GAUSSIAN, named, form, _NO_FORM, weight, batch_dims, reduction)
+    else:
+        spec, operands, shape = _term(BERNOULLI, named, _NO_FORM, _NO_FORM, weight, batch_dims, reduction)
     batch = shape[: spec.batch_dims]
-    posterior = {"logvar": logvar, "log_std": log_std, "std": std, "var": var}
-    prior = {
-        "prior_mu": prior_mu,
-        "prior_logvar": prior_logvar,
-        "prior_log_std": prior_log_std,
-        "prior_std": prior_std,
-        "prior_var": prior_var,
-    }
+
     if (kl is None) == (mu is None):
         raise ValueError(f"exactly one of kl and mu must be given, got {'neither' if kl is None else 'both'}")
     if kl is None:
-        kl = gaussian_kl(mu, **posterior, **prior, batch_dims=spec.batch_dims - max(len(shape) - x.dim(), 0))
+        named, form, prior_form = _posterior_and_prior(
+            mu, (logvar, log_std, std, var), prior_mu, (prior_logvar, prior_log_std, prior_std, prior_var)
+        )
+        kl_batch_dims = spec.batch_dims - max(len(shape) - x.dim(), 0)  # without the axis of samples
+        kl = _term_sum(GAUSSIAN_KL, named, form, prior_form, None, kl_batch_dims, "none")
     else:
-        extra = [name for name, value in {**posterior, **prior}.items() if value is not None]
-        if extra:
-            raise ValueError(f"{' and '.join(extra)} has no use beside kl, which is computed already")
         arguments.tensor("kl", kl)
+        _no_use_beside_kl(
+            logvar=logvar, log_std=log_std, std=std, var=var, prior_mu=prior_mu, prior_logvar=prior_logvar,
+            prior_log_std=prior_log_std, prior_std=prior_std, prior_var=prior_var,
+        )  # fmt: skip
     beta = arguments.tensor_or_number("beta", beta)
     arguments.broadcasts_to_batch({"kl": kl, "beta": beta}, batch, recon.device)
 
     if isinstance(beta, float) and autograd.fast_path(operands, spec.reduction):
-        return ELBO(*autograd.ScalarELBO.apply(spec, beta, kl, batch.numel(), *operands))
+        return ELBO(*autograd.ScalarELBO.apply(spec, beta, kl, *operands))
     log_likelihood = autograd.term_sum(spec._replace(reduction=NONE), operands)
     kl = kl.to(log_likelihood.dtype).expand(batch)
     loss = beta * kl - log_likelihood
@@ -395,12 +395,7 @@ def elbo_loss(
     return ELBO(loss, log_likelihood, kl)
 
 
-def _likelihood(
-    likelihood: str, x: Tensor, recon: Tensor, scales: dict[str, Scale], weight: Any, batch_dims: Any, reduction: Any
-) -> tuple[TermSpec, tuple[Tensor | None, ...], torch.Size]:
-    """The term that a decoder's output stands for."""
-    name = arguments.recon_scale(likelihood, scales)
-    if likelihood == "bernoulli":
-        return _term(BERNOULLI, {"x": x, "recon": recon}, _NO_FORM, _NO_FORM, weight, batch_dims, reduction)
-    name, scale, form = arguments.scale(scales if name else {**scales, "recon_logvar": 0.0})
-    return _term(GAUSSIAN, {"x": x, "recon": recon, name: scale}, form, _NO_FORM, weight, batch_dims, reduction)
+def _no_use_beside_kl(**given: Any) -> None:
+    names = [name for name, value in given.items() if value is not None]
+    if names:
+        raise ValueError(f"{' and '.join(names)} has no use beside kl, which is computed already")

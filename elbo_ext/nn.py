@@ -34,14 +34,20 @@ class ELBOLoss(torch.nn.Module):
         beta: float = 1.0,
         batch_dims: int = 1,
         reduction: str = "mean",
-        **recon_scale: Any,
+        recon_logvar: Any = None,
+        recon_log_std: Any = None,
+        recon_std: Any = None,
+        recon_var: Any = None,
     ) -> None:
         super().__init__()
+        scales = (recon_logvar, recon_log_std, recon_std, recon_var)
+        arguments.likelihood(likelihood, scales)
         arguments.reduction(reduction)
         self.likelihood, self.beta = likelihood, beta
         self.batch_dims, self.reduction = batch_dims, reduction
-        self.scale_name = arguments.recon_scale(likelihood, recon_scale)
-        scale = recon_scale.get(self.scale_name)
+        self.scale_name, scale = None, None
+        if any(value is not None for value in scales):
+            self.scale_name, scale, _ = arguments.scale(arguments.RECON_SCALES, scales)
         if isinstance(scale, torch.nn.Parameter):
             self.register_parameter("scale", scale)
         elif isinstance(scale, Tensor):

@@ -126,6 +126,13 @@ def _(term, inputs, constants, weight, form, prior_form, batch_dims, reduction, 
     return [value, *_gradients(operands, needs)]
 
 
+@torch.library.register_fake("elbo_ext::elbo_with_gradients")
+def _(term, inputs, constants, weight, form, prior_form, batch_dims, reduction, kl, beta, needs):
+    operands = [*inputs, weight]
+    loss, log_likelihood, reduced_kl = (_first(operands).new_empty((), dtype=value_dtype(*operands)) for _ in range(3))
+    return [loss, log_likelihood, reduced_kl, kl.new_empty(()), *_gradients(operands, needs)]
+
+
 @torch.library.register_fake("elbo_ext::latent")
 def _(inputs, constants, form, prior_form, seed, noise, num_samples, with_kl, batch_dims, reduction):
     mu, scale = inputs[:2]

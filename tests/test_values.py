@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import torch
 from samples import (
+    CORE,
     DTYPES,
     FORMS,
     LAYOUTS,
+    NOISE_ERROR,
     TOLERANCES,
     Maker,
     Sample,
@@ -49,7 +51,7 @@ def error_of_examples(term: Callable[..., Tensor], arguments: Arguments, toleran
     return error.flatten(dims).sum(-1) if error.dim() > dims else error
 
 
-def error_of_elbo(arguments: Arguments, truth: dict[str, Tensor], tolerance: Tolerance) -> dict[str, Tensor]:
+def error_of_elbo(arguments: Arguments, tolerance: Tolerance) -> dict[str, Tensor]:
     dims = arguments.get("batch_dims", 1)
     forms = {form: "recon_" + form for form in FORMS}
     if arguments.get("likelihood") == "bernoulli":
@@ -72,16 +74,22 @@ def error_of_elbo(arguments: Arguments, truth: dict[str, Tensor], tolerance: Tol
 
 
 def allowed_errors(
-    sample: Sample, arguments: Arguments, truth: dict[str, Tensor], tolerance: Tolerance
+    sample: Sample, arguments: Arguments, truth: dict[str, Tensor], dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """The allowed error of each output, without the rounding to its dtype. Arguments and truth are in float64."""
+    """The allowed error of each output if computed in ``dtype``, without the rounding to the dtype it is stored in.
+
+    Arguments and truth are in float64.
+    """
+    tolerance = TOLERANCES[dtype]
     reduce = REDUCE[arguments.get("reduction", "none")]
     if sample.function == "elbo_loss":
-        return error_of_elbo(arguments, truth, tolerance)
+        return error_of_elbo(arguments, tolerance)
     if "z" not in truth:
         return {"value": reduce(error_of_examples(getattr(reference, sample.function), arguments, tolerance))}
-    mu = arguments["mu"]
-    errors = {"z": tolerance.value_rtol * (mu.abs() + (truth["z"] - mu).abs()) + tolerance.value_atol}
+    mu, form = arguments["mu"], next(form for form in FORMS if form in arguments)
+    sigma = reference.standard_deviation(torch.as_tensor(arguments[form], dtype=torch.float64), form)
+    noise_error = 0.0 if "noise" in arguments else NOISE_ERROR[dtype]
+    errors = {"z": tolerance.value_rtol * (mu.abs() + (truth["z"] - mu).abs()) + sigma * noise_error}
     if "kl" in truth:
         posterior = {name: v for name, v in arguments.items() if name not in ("noise", "num_samples")}
         errors["kl"] = reduce(error_of_examples(reference.gaussian_kl, posterior, tolerance))
@@ -98,7 +106,7 @@ def test_values(sample: Sample, device: str) -> None:
         arguments = sample.make(dtype, device)
         wide = in_float64(arguments)
         truth = run(sample, wide, reference)
-        allowed = allowed_errors(sample, wide, truth, TOLERANCES[computed_in(arguments)])
+        allowed = allowed_errors(sample, wide, truth, computed_in(arguments))
         for name, actual in run(sample, arguments).items():
             assert actual.shape == truth[name].shape, f"{name}, {dtype}"
             assert actual.device.type == device, f"{name}, {dtype}"
@@ -131,3 +139,38 @@ def test_shapes_and_dtypes(sample: Sample) -> None:
             else:
                 assert tuple(result.shape) == batch, name
                 assert result.dtype == computed_in(arguments), name
+
+
+# ---- memory ----
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_sample_keeps_the_layout_of_mu(name: str, device: str) -> None:
+    """A dense permuted mu (channels_last) gives a z of the same strides; what is not dense gives what torch would."""
+    for dtype in DTYPES:
+        m = Maker(dtype, device, 0)
+        mu = LAYOUTS[name](m.normal(3, 4, 5, 17))
+        like = torch.empty_like(mu).stride()
+        if name in ("channels_last", "transposed", "reversed"):
+            assert like == mu.stride()
+        assert elbo_ext.rsample(mu, 0.0).stride() == like
+        assert elbo_ext.rsample_kl(mu, m.scale("logvar", 4, 1, 1))[0].stride() == like
+        # The sample's own shape where it has one more axis, or mu is smaller than the scale.
+        assert elbo_ext.rsample(mu, 0.0, num_samples=2).is_contiguous()
+        assert elbo_ext.rsample(mu, m.scale("logvar", 2, 3, 4, 5, 17)).is_contiguous()
+
+
+def test_inputs_are_not_written_to() -> None:
+    """Operands are read in place, so a kernel that writes to the wrong place would change them."""
+    for function in ("gaussian_log_prob", "bernoulli_log_prob", "gaussian_kl", "rsample", "rsample_kl", "elbo_loss"):
+        for sample in (s for s in CORE if s.function == function):
+            arguments = sample.make(torch.float32)
+            before = {name: v.clone() for name, v in arguments.items() if isinstance(v, Tensor)}
+            for v in arguments.values():
+                if isinstance(v, Tensor) and v.is_floating_point():
+                    v.requires_grad_()
+            results = run(sample, arguments)
+            sum(result.sum() for result in results.values()).backward()
+            for name, v in before.items():
+                assert torch.equal(arguments[name], v), (sample.id, name)

@@ -4,6 +4,8 @@
 #include <algorithm>
 
 #include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 #include "../cpu/dispatch.h"
 #include "tensors.h"
@@ -74,7 +76,40 @@ class Values {
   std::vector<double> block_sums_;
 };
 
-// One number of a 0-dimensional tensor of a compute type or in half precision.
-double read_scalar(const Tensor& tensor);
+// Calls call(pointer) with the data of a CPU tensor as what it is.
+template <class Call>
+auto with_data(const Tensor& tensor, Call&& call) {
+  void* data = tensor.data_ptr();
+  switch (dtype_of(tensor)) {
+    case DType::kFloat: return call(static_cast<float*>(data));
+    case DType::kDouble: return call(static_cast<double*>(data));
+    case DType::kBFloat16: return call(static_cast<torch::headeronly::BFloat16*>(data));
+    case DType::kHalf: return call(static_cast<torch::headeronly::Half*>(data));
+    default: return call(static_cast<bool*>(data));
+  }
+}
+
+// Sum of a contiguous tensor, in double.
+inline double sum_of(const Tensor& tensor) {
+  return with_data(tensor, [&](auto* data) {
+    double sum = 0;
+    for (int64_t i = 0; i < tensor.numel(); ++i) sum += static_cast<double>(data[i]);
+    return sum;
+  });
+}
+
+// The number in a tensor of one element, and the other way round.
+inline double read_scalar(const Tensor& tensor) {
+  return with_data(tensor, [](auto* data) { return static_cast<double>(*data); });
+}
+inline Tensor scalar(double number, ScalarType dtype, const Tensor& like) {
+  const Tensor tensor = empty({}, dtype, like);
+  with_data(tensor, [=](auto* data) {
+    using S = std::remove_reference_t<decltype(*data)>;
+    if constexpr (std::is_same_v<S, double>) *data = number;
+    else *data = static_cast<S>(static_cast<float>(number));
+  });
+  return tensor;
+}
 
 }  // namespace elbo_ext

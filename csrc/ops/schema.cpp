@@ -22,6 +22,9 @@ STABLE_TORCH_LIBRARY(elbo_ext, library) {
   library.def("term_sum_backward(" ELBO_TERM ", Tensor grad, bool[] needs) -> Tensor[]");
   // The value, then the gradients of factor * value: one pass over the inputs.
   library.def("term_sum_with_gradients(" ELBO_TERM ", float factor, bool[] needs) -> Tensor[]");
+  // loss = beta * kl - log-likelihood, the log-likelihood and the KL, reduced; d(reduced KL) / d(each element of kl), one
+  // number; then the gradients of -log-likelihood. kl repeats over the examples that it broadcasts to.
+  library.def("elbo_with_gradients(" ELBO_TERM ", Tensor kl, float beta, bool[] needs) -> Tensor[]");
   // z = mu + sigma * eps, and with_kl its KL to the prior; inputs are mu, scale and, with_kl, prior_mu and prior_scale.
   library.def("latent(" ELBO_LATENT ") -> Tensor[]");
   // Gradients of the needed inputs and, with the last flag of needs, of the noise.

@@ -1,23 +1,10 @@
 // The operators of the term_sum family on the CPU. Schemas: schema.cpp.
 #include <torch/csrc/stable/library.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include "cpu_run.h"
 #include "gradients.h"
 
 namespace elbo_ext {
-
-double read_scalar(const Tensor& tensor) {
-  const void* data = tensor.data_ptr();
-  switch (dtype_of(tensor)) {
-    case DType::kFloat: return *static_cast<const float*>(data);
-    case DType::kDouble: return *static_cast<const double*>(data);
-    case DType::kBFloat16: return static_cast<float>(*static_cast<const torch::headeronly::BFloat16*>(data));
-    case DType::kHalf: return static_cast<float>(*static_cast<const torch::headeronly::Half*>(data));
-    default: return *static_cast<const bool*>(data);
-  }
-}
 
 namespace {
 
@@ -148,14 +135,17 @@ std::vector<Tensor> term_sum_backward(int64_t term, OptionalTensors inputs, std:
   return gradients.take();
 }
 
-std::vector<Tensor> term_sum_with_gradients(int64_t term, OptionalTensors inputs, std::vector<double> constants,
-                                            std::optional<Tensor> weight, int64_t form, int64_t prior_form,
-                                            int64_t batch_dims, int64_t reduction, double factor,
-                                            std::vector<bool> needs) {
+// The reduced value, and behind it the gradients of factor * value.
+struct ValueAndGradients {
+  Tensor value;
+  int64_t examples;
+  std::vector<Tensor> gradients;
+};
+
+ValueAndGradients run_with_gradients(Call& call, int64_t reduction, double factor, const std::vector<bool>& needs) {
   STD_TORCH_CHECK(reduction != kNone, "elbo_ext: gradients in the forward pass need a reduced result");
-  Call call(term, inputs, constants, weight, form, prior_form, batch_dims);
   TermSumProblem& problem = call.problem;
-  Values values(call.shape, batch_dims, reduction, problem.compute_double, *call.like);
+  Values values(call.shape, call.batch_dims, reduction, problem.compute_double, *call.like);
   SpaceBuilder builder(call.shape, 0, /*any_order=*/true);
   Gradients gradients(call.shape);
   call.enter_operands(builder);
@@ -169,8 +159,35 @@ std::vector<Tensor> term_sum_with_gradients(int64_t term, OptionalTensors inputs
   call.run();
   values.finish(problem.blocks);
   gradients.finish(problem.blocks);
-  std::vector<Tensor> results = gradients.take();
-  results.insert(results.begin(), values.result());
+  return {values.result(), values.examples(), gradients.take()};
+}
+
+std::vector<Tensor> term_sum_with_gradients(int64_t term, OptionalTensors inputs, std::vector<double> constants,
+                                            std::optional<Tensor> weight, int64_t form, int64_t prior_form,
+                                            int64_t batch_dims, int64_t reduction, double factor,
+                                            std::vector<bool> needs) {
+  Call call(term, inputs, constants, weight, form, prior_form, batch_dims);
+  ValueAndGradients result = run_with_gradients(call, reduction, factor, needs);
+  result.gradients.insert(result.gradients.begin(), result.value);
+  return std::move(result.gradients);
+}
+
+std::vector<Tensor> elbo_with_gradients(int64_t term, OptionalTensors inputs, std::vector<double> constants,
+                                        std::optional<Tensor> weight, int64_t form, int64_t prior_form,
+                                        int64_t batch_dims, int64_t reduction, Tensor kl, double beta,
+                                        std::vector<bool> needs) {
+  Call call(term, inputs, constants, weight, form, prior_form, batch_dims);
+  ValueAndGradients result = run_with_gradients(call, reduction, /*factor=*/-1.0, needs);
+
+  const Tensor dense = kl.is_contiguous() ? kl : torch::stable::contiguous(kl);
+  const int64_t count = dense.numel(), repeats = count == 0 ? 0 : result.examples / count;
+  const double of_each = reduction == kMean ? 1.0 / static_cast<double>(count) : static_cast<double>(repeats);
+  const double reduced_kl = sum_of(dense) * of_each;
+  const double loss = beta * reduced_kl - read_scalar(result.value);
+  const ScalarType type = compute_type(call.problem.compute_double);
+  std::vector<Tensor> results{scalar(loss, type, kl), result.value, scalar(reduced_kl, type, kl),
+                              scalar(of_each, kl.scalar_type(), kl)};
+  results.insert(results.end(), result.gradients.begin(), result.gradients.end());
   return results;
 }
 
@@ -181,4 +198,5 @@ STABLE_TORCH_LIBRARY_IMPL(elbo_ext, CPU, library) {
   library.impl("term_sum", TORCH_BOX(&elbo_ext::term_sum));
   library.impl("term_sum_backward", TORCH_BOX(&elbo_ext::term_sum_backward));
   library.impl("term_sum_with_gradients", TORCH_BOX(&elbo_ext::term_sum_with_gradients));
+  library.impl("elbo_with_gradients", TORCH_BOX(&elbo_ext::elbo_with_gradients));
 }

@@ -1,0 +1,483 @@
+"""Every kind of bad input: the type of the error and its whole message, for every public function."""
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import elbo_ext
+from elbo_ext import ELBOLoss, bernoulli_log_prob, elbo_loss, gaussian_kl, gaussian_log_prob, rsample, rsample_kl
+
+A = torch.full((2, 3), 0.5)  # valid as anything: data, mean, logits, each form of a scale
+ROWS = torch.full((2,), 0.5)  # one number per example
+FORMS = ("logvar", "log_std", "std", "var")
+DTYPE_MESSAGE = (
+    "{name} must have dtype float32, float64, bfloat16 or float16, got {dtype}; "
+    "convert it first, for example with {name}.float()"
+)
+
+
+def kl_of_elbo(**arguments: Any) -> elbo_ext.ELBO:
+    return elbo_loss(A, A, **arguments)
+
+
+def module(recon: Tensor, x: Tensor, recon_logvar: Any, **arguments: Any) -> elbo_ext.ELBO:
+    return ELBOLoss(recon_logvar=recon_logvar, batch_dims=arguments.pop("batch_dims", 1))(recon, x, **arguments)
+
+
+# One valid call of each function, with every operand a tensor, in the order in which messages name them. The bad calls
+# below change one argument of it.
+VALID: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "rsample": (rsample, dict(mu=A, logvar=A)),
+    "rsample_kl": (rsample_kl, dict(mu=A, logvar=A, prior_mu=A, prior_logvar=A)),
+    "gaussian_kl": (gaussian_kl, dict(mu=A, logvar=A, prior_mu=A, prior_logvar=A, weight=A)),
+    "gaussian_log_prob": (gaussian_log_prob, dict(x=A, mean=A, logvar=A, weight=A)),
+    "bernoulli_log_prob": (bernoulli_log_prob, dict(x=A, logits=A, weight=A)),
+    "elbo_loss-likelihood": (elbo_loss, dict(x=A, recon=A, recon_logvar=A, weight=A, kl=ROWS)),
+    "elbo_loss-bernoulli": (elbo_loss, dict(x=A, recon=A, weight=A, kl=ROWS, likelihood="bernoulli")),
+    "elbo_loss-posterior": (kl_of_elbo, dict(mu=A, logvar=A, prior_mu=A, prior_logvar=A)),
+    "ELBOLoss": (module, dict(x=A, recon=A, recon_logvar=A, weight=A, kl=ROWS)),
+}
+# Operands that a number may stand for.
+NUMBERS = {"logvar", "prior_mu", "prior_logvar", "mean", "recon_logvar", "beta"}
+# Arguments that are no operands of the joint shape.
+APART = {"kl", "likelihood"}
+
+OPERANDS = [
+    (case, name) for case, (_, valid) in VALID.items() for name, value in valid.items() if isinstance(value, Tensor)
+]
+BROADCAST = [(case, name) for case, name in OPERANDS if name not in APART]
+
+
+def call(case: str, **changes: Any) -> Any:
+    function, valid = VALID[case]
+    return function(**{**valid, **changes})
+
+
+def assert_error(error: type[Exception], message: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    with pytest.raises(error) as raised:
+        function(*args, **kwargs)
+    assert type(raised.value) is error
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize("case", VALID)
+def test_the_valid_calls_are_valid(case: str) -> None:
+    """Otherwise the tests below would prove nothing about the argument they change."""
+    call(case)
+
+
+def test_every_tensor_argument_is_tested() -> None:
+    """An argument that someone adds to a function has to be added to VALID, or here."""
+    elsewhere = {"noise", "beta", *FORMS, *(f"prior_{form}" for form in FORMS), *(f"recon_{form}" for form in FORMS)}
+    for name in elbo_ext.__all__:
+        function = getattr(elbo_ext, name)
+        if not inspect.isfunction(function) or name == "build_info":
+            continue
+        annotated = {n for n, p in inspect.signature(function).parameters.items() if "Tensor" in str(p.annotation)}
+        covered = {argument for case, argument in OPERANDS if case.split("-")[0] == name}
+        assert annotated - covered - elsewhere == set(), name
+
+
+# ---- what is no floating-point tensor ----
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize(("case", "name"), OPERANDS)
+def test_dtype(case: str, name: str, dtype: torch.dtype) -> None:
+    value = VALID[case][1][name].to(dtype)
+    if name == "weight" and dtype == torch.bool:
+        call(case, weight=value)  # a mask is welcome
+        return
+    message = DTYPE_MESSAGE.format(name=name, dtype=str(dtype).removeprefix("torch."))
+    assert_error(TypeError, message, call, case, **{name: value})
+
+
+@pytest.mark.parametrize("value", [[0.5, 0.5], np.zeros(3), "0.5", True, 0.5, 1j, np.float32(0.5), A.shape], ids=repr)
+@pytest.mark.parametrize(("case", "name"), OPERANDS)
+def test_not_a_tensor(case: str, name: str, value: Any) -> None:
+    if name in NUMBERS and type(value) is float:
+        call(case, **{name: value})
+        return
+    expected = "a torch.Tensor or a number" if name in NUMBERS else "a torch.Tensor"
+    assert_error(TypeError, f"{name} must be {expected}, got {type(value).__name__}", call, case, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "name"),
+    [
+        (rsample, dict(mu=None, logvar=A), "mu"),
+        (gaussian_kl, dict(mu=None, logvar=A), "mu"),
+        (rsample_kl, dict(mu=None, logvar=A), "mu"),
+        (gaussian_log_prob, dict(x=None, mean=A), "x"),
+        (bernoulli_log_prob, dict(x=None, logits=A), "x"),
+        (bernoulli_log_prob, dict(x=A, logits=None), "logits"),
+        (elbo_loss, dict(recon=None, x=A, kl=ROWS), "recon"),
+        (elbo_loss, dict(recon=A, x=None, kl=ROWS), "x"),
+    ],
+)
+def test_none_where_a_tensor_is_needed(function: Callable[..., Any], arguments: dict[str, Any], name: str) -> None:
+    assert_error(TypeError, f"{name} must be a torch.Tensor, got NoneType", function, **arguments)
+
+
+def test_none_where_a_mean_is_needed() -> None:
+    assert_error(TypeError, "mean must be a torch.Tensor or a number, got NoneType", gaussian_log_prob, A, None)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("function", "arguments", "prefix"),
+    [
+        (rsample, dict(mu=A), ""),
+        (rsample_kl, dict(mu=A), ""),
+        (rsample_kl, dict(mu=A, logvar=A), "prior_"),
+        (gaussian_kl, dict(mu=A), ""),
+        (gaussian_kl, dict(mu=A, logvar=A), "prior_"),
+        (gaussian_log_prob, dict(x=A, mean=A), ""),
+        (elbo_loss, dict(recon=A, x=A, kl=ROWS), "recon_"),
+        (elbo_loss, dict(recon=A, x=A, mu=A), ""),
+        (elbo_loss, dict(recon=A, x=A, mu=A, logvar=A), "prior_"),
+        (ELBOLoss, dict(), "recon_"),
+    ],
+)
+def test_scales_that_are_none(function: Callable[..., Any], arguments: dict[str, Any], prefix: str, form: str) -> None:
+    """Each keyword of a scale is checked under its own name, and what is no number > 0 where sigma has to be positive."""
+    name = prefix + form
+    bad = dict(arguments)
+    for value in (torch.ones(3, dtype=torch.int32), torch.ones((), dtype=torch.int32)):
+        assert_error(TypeError, DTYPE_MESSAGE.format(name=name, dtype="int32"), function, **{**bad, name: value})
+    for value in ("1", True, [1.0]):
+        message = f"{name} must be a torch.Tensor or a number, got {type(value).__name__}"
+        assert_error(TypeError, message, function, **{**bad, name: value})
+    for value in (0, 0.0, -1, -0.5, float("nan"), float("-inf")):
+        if form in ("std", "var"):
+            message = f"{name} must be positive, got {float(value)}"
+            assert_error(ValueError, message, function, **{**bad, name: value})
+        else:
+            function(**{**bad, name: value})  # any logarithm will do
+    function(**{**bad, name: 2})
+
+
+# ---- the number of scales ----
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        (rsample, dict(mu=A)),
+        (rsample_kl, dict(mu=A)),
+        (gaussian_kl, dict(mu=A)),
+        (elbo_loss, dict(recon=A, x=A, mu=A)),
+        (ELBOLoss(), dict(recon=A, x=A, mu=A)),
+    ],
+    ids=["rsample", "rsample_kl", "gaussian_kl", "elbo_loss", "ELBOLoss"],
+)
+def test_no_scale(function: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    message = "exactly one of logvar, log_std, std, var must be given, got none of them"
+    assert_error(ValueError, message, function, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "prefix"),
+    [
+        (rsample, dict(mu=A), ""),
+        (rsample_kl, dict(mu=A), ""),
+        (rsample_kl, dict(mu=A, logvar=A), "prior_"),
+        (gaussian_kl, dict(mu=A), ""),
+        (gaussian_kl, dict(mu=A, std=1.0), "prior_"),
+        (gaussian_log_prob, dict(x=A, mean=A), ""),
+        (elbo_loss, dict(recon=A, x=A, mu=A), ""),
+        (elbo_loss, dict(recon=A, x=A, mu=A, logvar=A), "prior_"),
+        (elbo_loss, dict(recon=A, x=A, kl=ROWS), "recon_"),
+        (ELBOLoss, dict(), "recon_"),
+        (ELBOLoss(), dict(recon=A, x=A, kl=ROWS), "recon_"),
+        (ELBOLoss(recon_std=2.0), dict(recon=A, x=A, mu=A, logvar=A), "prior_"),
+    ],
+)
+def test_several_scales(function: Callable[..., Any], arguments: dict[str, Any], prefix: str) -> None:
+    logvar, log_std, std, var = (prefix + form for form in FORMS)
+    start = f"exactly one of {logvar}, {log_std}, {std}, {var} must be given, got "
+    assert_error(ValueError, start + f"{logvar} and {std}", function, **arguments, **{logvar: A, std: 1.0})
+    assert_error(ValueError, start + f"{log_std} and {var}", function, **arguments, **{log_std: 0, var: A})
+    three = {var: 1.0, logvar: 0.0, std: 1.0}
+    assert_error(ValueError, start + f"{logvar} and {std} and {var}", function, **arguments, **three)
+
+
+def test_a_scale_of_the_call_beside_that_of_the_module() -> None:
+    message = (
+        "exactly one of recon_logvar, recon_log_std, recon_std, recon_var must be given, got recon_std and recon_var"
+    )
+    assert_error(ValueError, message, ELBOLoss(recon_std=2.0), A, A, kl=ROWS, recon_var=1.0)
+
+
+# ---- shapes and devices ----
+
+
+@pytest.mark.parametrize(("case", "name"), BROADCAST)
+def test_shapes_that_do_not_broadcast(case: str, name: str) -> None:
+    shapes = {n: (4,) if n == name else (2, 3) for c, n in BROADCAST if c == case}
+    listed = ", ".join(f"{n} {shape}" for n, shape in shapes.items())
+    assert_error(ValueError, f"shapes do not broadcast: {listed}", call, case, **{name: torch.ones(4)})
+
+
+def test_shapes_that_broadcast_only_in_pairs() -> None:
+    """[2, 1] with [1, 3] gives [2, 3]; a third operand has to go with that, not with the two."""
+    arguments = dict(x=torch.ones(2, 1), mean=torch.ones(1, 3), logvar=torch.ones(3, 3))
+    message = "shapes do not broadcast: x (2, 1), mean (1, 3), logvar (3, 3)"
+    assert_error(ValueError, message, gaussian_log_prob, **arguments)
+
+
+def test_empty_does_not_broadcast_with_several() -> None:
+    message = "shapes do not broadcast: mu (0, 3), logvar (2, 3)"
+    assert_error(ValueError, message, rsample, torch.ones(0, 3), A)
+
+
+@pytest.mark.parametrize(("case", "name"), BROADCAST)
+def test_devices(case: str, name: str) -> None:
+    """The meta device stands for another one: it is there on every machine."""
+    first, second = [n for c, n in BROADCAST if c == case][:2]
+    on = {n: "meta" if n == name else "cpu" for n in (first, second, name)}
+    other = second if name == first else name
+    message = f"all tensors must be on one device, got {first} on {on[first]} and {other} on {on[other]}"
+    assert_error(ValueError, message, call, case, **{name: A.to("meta")})
+
+
+def test_devices_of_the_two_parts_of_the_loss() -> None:
+    meta = A.to("meta")
+    message = "all tensors must be on one device, got recon on cpu and {} on meta"
+    assert_error(ValueError, message.format("kl"), elbo_loss, A, A, kl=ROWS.to("meta"))
+    assert_error(ValueError, message.format("beta"), elbo_loss, A, A, kl=ROWS, beta=ROWS.to("meta"))
+    assert_error(ValueError, message.format("mu"), elbo_loss, A, A, meta, 0.0)
+    message = "all tensors must be on one device, got recon on meta and mu on cpu"
+    assert_error(ValueError, message, elbo_loss, meta, meta, A, 0.0)
+
+
+@pytest.mark.parametrize("value", [torch.ones(3), torch.ones(2, 3), torch.ones(1, 2)])
+@pytest.mark.parametrize("name", ["kl", "beta"])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_one_number_per_example(name: str, value: Tensor, reduction: str) -> None:
+    arguments = {"kl": ROWS, name: value, "reduction": reduction}
+    message = f"{name} of shape {tuple(value.shape)} does not broadcast to the batch shape (2,)"
+    assert_error(ValueError, message, elbo_loss, A, A, **arguments)
+    assert_error(ValueError, message, ELBOLoss(), A, A, **arguments)
+
+
+def test_a_posterior_of_another_batch() -> None:
+    """The KL is not the caller's argument: the message has to name what the caller passed."""
+    message = "the KL of mu and its scale has shape {}, which does not broadcast to the batch shape {}"
+    assert_error(ValueError, message.format((3,), (2,)), elbo_loss, A, A, torch.ones(3, 4), 0.0)
+    assert_error(ValueError, message.format((5,), (5, 2)), elbo_loss, A.expand(5, 2, 3), A, A.expand(5, 2, 3), 0.0,
+                 batch_dims=2)  # fmt: skip
+
+
+# ---- options ----
+
+
+OPTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    name: case for name, case in VALID.items() if name not in ("rsample", "elbo_loss-posterior")
+}
+
+
+@pytest.mark.parametrize("value", [1.0, "1", None, True, torch.tensor(1), np.int64(1), [1]], ids=repr)
+@pytest.mark.parametrize("case", OPTIONS)
+def test_batch_dims_is_an_int(case: str, value: Any) -> None:
+    assert_error(TypeError, f"batch_dims must be an int, got {type(value).__name__}", call, case, batch_dims=value)
+
+
+@pytest.mark.parametrize("value", [-1, 3, 10**20])
+@pytest.mark.parametrize("case", OPTIONS)
+def test_batch_dims_in_range(case: str, value: int) -> None:
+    message = f"batch_dims must be between 0 and 2, the number of dimensions of (2, 3), got {value}"
+    assert_error(ValueError, message, call, case, batch_dims=value)
+
+
+def test_batch_dims_of_a_number() -> None:
+    message = "batch_dims must be between 0 and 0, the number of dimensions of (), got 1"
+    assert_error(ValueError, message, gaussian_kl, torch.tensor(0.5), 0.0)
+
+
+def test_batch_dims_counts_the_axis_of_samples() -> None:
+    """The caller's number, not the one that is left for the posterior."""
+    recon = A.expand(5, 2, 3)
+    message = (
+        "batch_dims must be at least 1, the number of axes of samples that recon has beyond x, got 0"
+    )
+    assert_error(ValueError, message, elbo_loss, recon, A, A, 0.0, batch_dims=0)
+
+
+@pytest.mark.parametrize("value", ["avg", "Mean", "", None, 0, ["mean"], {}], ids=repr)
+@pytest.mark.parametrize("case", [case for case in OPTIONS if case != "ELBOLoss"])
+def test_reduction(case: str, value: Any) -> None:
+    message = f"reduction must be 'none', 'sum' or 'mean', got {value!r}"
+    assert_error(ValueError, message, call, case, reduction=value)
+
+
+@pytest.mark.parametrize("value", ["poisson", "Gaussian", "", None, 0, ["gaussian"], {}], ids=repr)
+def test_likelihood(value: Any) -> None:
+    message = f"likelihood must be 'gaussian' or 'bernoulli', got {value!r}"
+    assert_error(ValueError, message, elbo_loss, A, A, kl=ROWS, likelihood=value)
+    assert_error(ValueError, message, ELBOLoss, value)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("value", [0.5, A])
+def test_a_scale_for_the_bernoulli(form: str, value: Any) -> None:
+    message = f"recon_{form} has no meaning for likelihood='bernoulli', which has no scale"
+    scale = {"recon_" + form: value}
+    assert_error(ValueError, message, elbo_loss, A, A, kl=ROWS, likelihood="bernoulli", **scale)
+    assert_error(ValueError, message, ELBOLoss, "bernoulli", **scale)
+    assert_error(ValueError, message, ELBOLoss("bernoulli"), A, A, kl=ROWS, **scale)
+
+
+@pytest.mark.parametrize("function", [elbo_loss, ELBOLoss(), ELBOLoss("bernoulli")], ids=["loss", "module", "bernoulli"])
+def test_kl_or_mu(function: Callable[..., Any]) -> None:
+    message = "exactly one of kl and mu must be given, got {}"
+    assert_error(ValueError, message.format("neither"), function, A, A)
+    assert_error(ValueError, message.format("neither"), function, A, A, logvar=A)
+    assert_error(ValueError, message.format("both"), function, A, A, A, A, kl=ROWS)
+    assert_error(ValueError, message.format("both"), function, A, A, mu=A, kl=ROWS)
+
+
+@pytest.mark.parametrize("name", [*FORMS, "prior_mu", *(f"prior_{form}" for form in FORMS)])
+def test_what_has_no_use_beside_kl(name: str) -> None:
+    message = f"{name} has no use beside kl, which is computed already"
+    assert_error(ValueError, message, elbo_loss, A, A, kl=ROWS, **{name: A})
+    assert_error(ValueError, message, ELBOLoss(), A, A, kl=ROWS, **{name: 1.0})
+
+
+def test_several_that_have_no_use_beside_kl() -> None:
+    message = "logvar and prior_mu have no use beside kl, which is computed already"
+    assert_error(ValueError, message, elbo_loss, A, A, kl=ROWS, logvar=A, prior_mu=0.0)
+
+
+@pytest.mark.parametrize("value", ["1", None, True, [1.0]], ids=repr)
+def test_beta(value: Any) -> None:
+    message = f"beta must be a torch.Tensor or a number, got {type(value).__name__}"
+    assert_error(TypeError, message, elbo_loss, A, A, kl=ROWS, beta=value)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
+def test_dtype_of_beta(dtype: torch.dtype) -> None:
+    message = DTYPE_MESSAGE.format(name="beta", dtype=str(dtype).removeprefix("torch."))
+    assert_error(TypeError, message, elbo_loss, A, A, kl=ROWS, beta=torch.ones((), dtype=dtype))
+
+
+# ---- sampling ----
+
+
+SAMPLERS = pytest.mark.parametrize("function", [rsample, rsample_kl])
+
+
+@SAMPLERS
+@pytest.mark.parametrize("value", [2.0, "2", True, torch.tensor(2), np.int64(2)], ids=repr)
+def test_num_samples_is_an_int(function: Callable[..., Any], value: Any) -> None:
+    message = f"num_samples must be an int or None, got {type(value).__name__}"
+    assert_error(TypeError, message, function, A, A, num_samples=value)
+
+
+@SAMPLERS
+def test_num_samples_is_not_negative(function: Callable[..., Any]) -> None:
+    assert_error(ValueError, "num_samples must not be negative, got -1", function, A, A, num_samples=-1)
+
+
+@SAMPLERS
+@pytest.mark.parametrize("shape", [(3,), (2,), (1, 3), (2, 4), (1, 2, 3), ()])
+def test_shape_of_noise(function: Callable[..., Any], shape: tuple[int, ...]) -> None:
+    """Noise does not broadcast: repeated noise would be no independent noise."""
+    message = f"noise must have the shape of the sample, (2, 3), got {shape}"
+    assert_error(ValueError, message, function, A, A, noise=torch.zeros(shape))
+
+
+@SAMPLERS
+@pytest.mark.parametrize("shape", [(2, 3), (1, 2, 3), (4, 1, 3)])
+def test_shape_of_noise_of_samples(function: Callable[..., Any], shape: tuple[int, ...]) -> None:
+    message = f"noise must have the shape of the sample, (4, 2, 3), got {shape}"
+    assert_error(ValueError, message, function, A, A, noise=torch.zeros(shape), num_samples=4)
+
+
+def test_shape_of_noise_is_that_of_posterior_and_prior() -> None:
+    message = "noise must have the shape of the sample, (2, 3), got (3,)"
+    assert_error(ValueError, message, rsample_kl, A[0], 0.0, A, noise=A[0])
+
+
+@SAMPLERS
+def test_noise_and_generator(function: Callable[..., Any]) -> None:
+    message = "noise and generator were both given; noise leaves nothing to draw"
+    assert_error(ValueError, message, function, A, A, noise=A, generator=torch.Generator())
+
+
+@SAMPLERS
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
+def test_dtype_of_noise(function: Callable[..., Any], dtype: torch.dtype) -> None:
+    message = DTYPE_MESSAGE.format(name="noise", dtype=str(dtype).removeprefix("torch."))
+    assert_error(TypeError, message, function, A, A, noise=A.to(dtype))
+
+
+@SAMPLERS
+@pytest.mark.parametrize("value", [0.5, [0.5], np.zeros((2, 3)), "normal"], ids=repr)
+def test_noise_is_a_tensor(function: Callable[..., Any], value: Any) -> None:
+    message = f"noise must be a torch.Tensor, got {type(value).__name__}"
+    assert_error(TypeError, message, function, A, A, noise=value)
+
+
+@SAMPLERS
+def test_device_of_noise(function: Callable[..., Any]) -> None:
+    message = "all tensors must be on one device, got mu on cpu and noise on meta"
+    assert_error(ValueError, message, function, A, A, noise=A.to("meta"))
+
+
+@SAMPLERS
+@pytest.mark.parametrize("value", [3, "cpu", A], ids=["int", "str", "Tensor"])
+def test_generator_is_a_generator(function: Callable[..., Any], value: Any) -> None:
+    message = f"generator must be a torch.Generator or None, got {type(value).__name__}"
+    assert_error(TypeError, message, function, A, A, generator=value)
+
+
+# ---- layouts that the kernels do not know ----
+
+
+@pytest.mark.parametrize(("case", "name"), OPERANDS)
+def test_sparse_tensors(case: str, name: str) -> None:
+    message = f"{name} must be a dense tensor, got layout sparse_coo; convert it first, for example with {name}.to_dense()"
+    assert_error(TypeError, message, call, case, **{name: VALID[case][1][name].to_sparse()})
+
+
+# ---- the module ----
+
+
+@pytest.mark.parametrize("value", ["avg", None, ["mean"]], ids=repr)
+def test_reduction_of_the_module(value: Any) -> None:
+    message = f"reduction must be 'none', 'sum' or 'mean', got {value!r}"
+    assert_error(ValueError, message, ELBOLoss, reduction=value)
+    assert_error(ValueError, message, ELBOLoss(), A, A, kl=ROWS, reduction=value)
+
+
+def test_batch_dims_of_the_module() -> None:
+    """A module knows no shapes when it is made: the range is checked on the call."""
+    message = "batch_dims must be between 0 and 2, the number of dimensions of (2, 3), got 3"
+    assert_error(ValueError, message, ELBOLoss(batch_dims=3), A, A, kl=ROWS)
+
+
+def test_arguments_nobody_knows() -> None:
+    with pytest.raises(TypeError, match=re.escape("unexpected keyword argument 'recon_sigma'")):
+        ELBOLoss(recon_sigma=1.0)
+    with pytest.raises(TypeError, match=re.escape("unexpected keyword argument 'sigma'")):
+        ELBOLoss()(A, A, kl=ROWS, sigma=1.0)
+
+
+# ---- nothing happens before the error ----
+
+
+@pytest.mark.parametrize("bad", [dict(num_samples=-1), dict(noise=A[0]), dict(logvar=A[:, :2]), dict(batch_dims=9)])
+def test_a_refused_call_draws_nothing(bad: dict[str, Any]) -> None:
+    """The generator stands where it stood: a caught error must not shift the draws that follow."""
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError):
+        rsample_kl(**{"mu": A, "logvar": A, **bad})
+    assert torch.equal(torch.get_rng_state(), before)
