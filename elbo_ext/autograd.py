@@ -11,6 +11,7 @@ operations (``reference.TERMS``), by torch itself.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -436,8 +437,14 @@ def _for_mode(function: type[Function]) -> type[Function]:
     return function if torch.compiler.is_compiling() else _EAGER[function]
 
 
-# ---- plain eager backward: torch binds the arguments of a Function with setup_context by inspecting its signature, which
-# takes longer than our kernels on a small problem; a forward that takes ctx itself is called at once ----
+# ---- plain eager backward. On a small problem Function.apply takes longer than the kernels: it inspects the signature of a
+# Function with setup_context, and unwraps what torch.func may have left behind. A forward that takes ctx itself needs no
+# signature, and where no transform is active, apply_plain goes past the rest ----
+
+
+def apply_plain(function: type[Function], *arguments):
+    """function.apply(*arguments), for a Function without setup_context, outside torch.func."""
+    return super(Function, function).apply(*arguments)
 
 
 class PlainTermSum(TermSum):
@@ -572,7 +579,7 @@ def _sum_of(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 def term_sum(spec: TermSpec, operands: Operands) -> Tensor:
     if fast_path(operands, spec.reduction):
-        return ScalarTermSum.apply(spec, *operands)
+        return apply_plain(ScalarTermSum, spec, *operands)
     return _function(TermSum, PlainTermSum, operands)(spec, *operands)
 
 
@@ -586,4 +593,4 @@ def _function(general: type[Function], plain: type[Function], operands: Operands
         return _EAGER[general].apply
     if not _wants_grad(operands):
         return general.forward
-    return general.apply if torch.compiler.is_compiling() else plain.apply
+    return general.apply if torch.compiler.is_compiling() else partial(apply_plain, plain)

@@ -384,7 +384,7 @@ def elbo_loss(
     arguments.broadcasts_to_batch({"kl": kl, "beta": beta}, batch, recon.device)
 
     if isinstance(beta, float) and autograd.fast_path(operands, spec.reduction):
-        return ELBO(*autograd.ScalarELBO.apply(spec, beta, kl, *operands))
+        return ELBO(*autograd.apply_plain(autograd.ScalarELBO, spec, beta, kl, *operands))
     log_likelihood = autograd.term_sum(spec._replace(reduction=NONE), operands)
     kl = kl.to(log_likelihood.dtype).expand(batch)
     loss = beta * kl - log_likelihood

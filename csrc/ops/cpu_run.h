@@ -102,7 +102,7 @@ inline double sum_of(const Tensor& tensor) {
 inline double read_scalar(const Tensor& tensor) {
   return with_data(tensor, [](auto* data) { return static_cast<double>(*data); });
 }
-inline Tensor scalar(double number, ScalarType dtype, const Tensor& like) {
+inline Tensor scalar(double number, DType dtype, const Tensor& like) {
   const Tensor tensor = empty({}, dtype, like);
   with_data(tensor, [=](auto* data) {
     using S = std::remove_reference_t<decltype(*data)>;

@@ -44,7 +44,7 @@ struct Call {
     sample_shape = shape;
     if (num_samples) sample_shape.insert(sample_shape.begin(), *num_samples);
     if (seed) {
-      STD_TORCH_CHECK(seed->scalar_type() == ScalarType::Long && seed->numel() == 1,
+      STD_TORCH_CHECK(is_seed(*seed) && seed->numel() == 1,
                       "elbo_ext: seed is an int64 tensor of one element");
       problem.seed = static_cast<const int64_t*>(seed->data_ptr());
     }
@@ -73,11 +73,11 @@ struct Call {
   }
 
   // z is of the dtype that mu and scale promote to.
-  ScalarType z_type() const {
-    const ScalarType mu = inputs[0] ? inputs[0]->scalar_type() : inputs[1]->scalar_type();
-    const ScalarType scale = inputs[1] ? inputs[1]->scalar_type() : mu;
+  DType z_type() const {
+    const DType mu = dtype_of(inputs[0] ? *inputs[0] : *inputs[1]);
+    const DType scale = inputs[1] ? dtype_of(*inputs[1]) : mu;
     if (mu == scale) return mu;
-    return mu == ScalarType::Double || scale == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+    return compute_type(mu == DType::kDouble || scale == DType::kDouble);
   }
 
   int64_t elements() const { return numel_of(sample_shape); }
@@ -132,7 +132,7 @@ std::vector<Tensor> latent_backward(OptionalTensors inputs, std::vector<double> 
   }
   std::optional<Tensor> noise_gradient;
   if (noise && needs.back()) {
-    noise_gradient = empty(call.sample_shape, noise->scalar_type(), *noise);
+    noise_gradient = empty(call.sample_shape, dtype_of(*noise), *noise);
     problem.noise_gradient_sample_stride = call.enter_samples(problem.noise_gradient, *noise_gradient, builder);
     if (!grad_z) fill_with_zeros(*noise_gradient);
   }
@@ -172,7 +172,7 @@ std::vector<Tensor> latent_backward(OptionalTensors inputs, std::vector<double> 
 }
 
 Tensor normal_noise(Tensor seed, int64_t count, bool double_precision) {
-  STD_TORCH_CHECK(seed.scalar_type() == ScalarType::Long && seed.is_contiguous() && count >= 0,
+  STD_TORCH_CHECK(is_seed(seed) && seed.is_contiguous() && count >= 0,
                   "elbo_ext: seed is a contiguous int64 tensor, count is not negative");
   const int64_t rows = seed.numel();
   const Tensor result = empty({rows, count}, compute_type(double_precision), seed);

@@ -9,10 +9,11 @@ namespace elbo_ext {
 Dims broadcast_shape(const std::vector<const Tensor*>& tensors) {
   Dims shape;
   for (const Tensor* tensor : tensors) {
-    const int64_t ndim = tensor->dim();
+    const auto sizes = tensor->sizes();
+    const int64_t ndim = static_cast<int64_t>(sizes.size());
     if (ndim > static_cast<int64_t>(shape.size())) shape.insert(shape.begin(), ndim - shape.size(), 1);
     for (int64_t i = 0; i < ndim; ++i) {
-      const int64_t size = tensor->size(i);
+      const int64_t size = sizes[i];
       int64_t& joint = shape[shape.size() - ndim + i];
       STD_TORCH_CHECK(size == joint || size == 1 || joint == 1, "elbo_ext: shapes do not broadcast: ", size, " against ",
                       joint, " at dimension ", i - ndim);
@@ -24,13 +25,14 @@ Dims broadcast_shape(const std::vector<const Tensor*>& tensors) {
 
 Dims broadcast_strides(const Tensor& tensor, const Dims& shape) {
   Dims strides(shape.size(), 0);
-  const int64_t ndim = tensor.dim(), lead = static_cast<int64_t>(shape.size()) - ndim;
+  const auto sizes = tensor.sizes(), own = tensor.strides();
+  const int64_t ndim = static_cast<int64_t>(sizes.size()), lead = static_cast<int64_t>(shape.size()) - ndim;
   STD_TORCH_CHECK(lead >= 0, "elbo_ext: a tensor has more dimensions than the shape it should broadcast to");
   for (int64_t i = 0; i < ndim; ++i) {
-    const int64_t size = tensor.size(i);
+    const int64_t size = sizes[i];
     STD_TORCH_CHECK(size == shape[lead + i] || size == 1, "elbo_ext: a tensor of size ", size, " at dimension ", i,
                     " does not broadcast to ", shape[lead + i]);
-    if (size != 1) strides[lead + i] = tensor.stride(i);
+    if (size != 1) strides[lead + i] = own[i];
   }
   return strides;
 }

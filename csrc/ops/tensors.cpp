@@ -9,14 +9,25 @@
 namespace elbo_ext {
 namespace {
 
-Tensor empty_strided(const Dims& shape, const Dims& strides, ScalarType dtype, const Tensor& like) {
-  int32_t device_type = 0, code = 0;
-  aoti_torch_get_device_type(like.get(), &device_type);
-  code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+// The numbers of the dtypes in the C interface, asked for once: ours in the order of DType, and int64 for seeds.
+int32_t code_of(DType dtype) {
+  static const int32_t codes[] = {aoti_torch_dtype_float32(), aoti_torch_dtype_float64(), aoti_torch_dtype_bfloat16(),
+                                  aoti_torch_dtype_float16(), aoti_torch_dtype_bool()};
+  return codes[static_cast<int>(dtype)];
+}
+
+int32_t code_of(const Tensor& tensor) {
+  int32_t code;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
+  return code;
+}
+
+Tensor empty_strided(int64_t ndim, const int64_t* shape, const int64_t* strides, DType dtype, const Tensor& like) {
+  int32_t device_type;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
-                                                         strides.data(), code, device_type, like.get_device_index(),
-                                                         &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(ndim, shape, strides, code_of(dtype), device_type,
+                                                         like.get_device_index(), &handle));
   return Tensor(handle);
 }
 
@@ -30,14 +41,15 @@ Dims row_major(const Dims& shape) {
 }  // namespace
 
 DType dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return DType::kFloat;
-    case ScalarType::Double: return DType::kDouble;
-    case ScalarType::BFloat16: return DType::kBFloat16;
-    case ScalarType::Half: return DType::kHalf;
-    case ScalarType::Bool: return DType::kBool;
-    default: STD_TORCH_CHECK(false, "elbo_ext: unsupported dtype; float32, float64, bfloat16 or float16 expected");
-  }
+  const int32_t code = code_of(tensor);
+  for (const DType dtype : {DType::kFloat, DType::kDouble, DType::kBFloat16, DType::kHalf, DType::kBool})
+    if (code == code_of(dtype)) return dtype;
+  STD_TORCH_CHECK(false, "elbo_ext: unsupported dtype; float32, float64, bfloat16 or float16 expected");
+}
+
+bool is_seed(const Tensor& tensor) {
+  static const int32_t int64_code = aoti_torch_dtype_int64();
+  return code_of(tensor) == int64_code;
 }
 
 int64_t numel_of(const Dims& shape) {
@@ -46,17 +58,24 @@ int64_t numel_of(const Dims& shape) {
 
 bool any_double(const std::vector<const Tensor*>& tensors) {
   return std::any_of(tensors.begin(), tensors.end(),
-                     [](const Tensor* tensor) { return tensor->scalar_type() == ScalarType::Double; });
+                     [](const Tensor* tensor) { return code_of(*tensor) == code_of(DType::kDouble); });
 }
 
-Tensor empty(const Dims& shape, ScalarType dtype, const Tensor& like) {
-  return empty_strided(shape, row_major(shape), dtype, like);
+Tensor empty(const Dims& shape, DType dtype, const Tensor& like) {
+  return empty_strided(static_cast<int64_t>(shape.size()), shape.data(), row_major(shape).data(), dtype, like);
 }
 
-Tensor empty_like(const Tensor& like, std::optional<ScalarType> dtype) {
+Tensor empty_like(const Tensor& like, std::optional<DType> dtype) {
+  const DType type = dtype ? *dtype : dtype_of(like);
+  if (like.is_contiguous())
+    return empty_strided(like.dim(), like.sizes().data(), like.strides().data(), type, like);
   using torch::stable::detail::from;
-  StableIValue stack[] = {from(like),         from(dtype),        from(std::nullopt),
-                          from(std::nullopt), from(std::nullopt), from(std::nullopt)};
+  const ScalarType scalar_type = type == DType::kDouble     ? ScalarType::Double
+                                 : type == DType::kFloat    ? ScalarType::Float
+                                 : type == DType::kBFloat16 ? ScalarType::BFloat16
+                                                            : ScalarType::Half;
+  StableIValue stack[] = {from(like),         from(std::optional(scalar_type)), from(std::nullopt),
+                          from(std::nullopt), from(std::nullopt),               from(std::nullopt)};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack, TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }

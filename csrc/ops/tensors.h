@@ -16,17 +16,18 @@ using OptionalTensors = std::vector<std::optional<Tensor>>;
 // How a result is reduced over the examples. The numbers are part of the operator schema.
 enum Reduction : int64_t { kNone = 0, kSum = 1, kMean = 2 };
 
-DType dtype_of(const Tensor& tensor);
+DType dtype_of(const Tensor& tensor);  // raises for any that is none of DType
+bool is_seed(const Tensor& tensor);    // int64
 int64_t numel_of(const Dims& shape);
 
 // float64 if any of the tensors is, else float32: half precision is computed and summed in single precision.
 bool any_double(const std::vector<const Tensor*>& tensors);
-inline ScalarType compute_type(bool compute_double) { return compute_double ? ScalarType::Double : ScalarType::Float; }
+inline DType compute_type(bool compute_double) { return compute_double ? DType::kDouble : DType::kFloat; }
 
 // Uninitialized and row-major, on the device of `like`.
-Tensor empty(const Dims& shape, ScalarType dtype, const Tensor& like);
+Tensor empty(const Dims& shape, DType dtype, const Tensor& like);
 // Uninitialized and dense, in the layout of `like`, as torch.empty_like.
-Tensor empty_like(const Tensor& like, std::optional<ScalarType> dtype = std::nullopt);
+Tensor empty_like(const Tensor& like, std::optional<DType> dtype = std::nullopt);
 
 void fill_with_zeros(const Tensor& tensor);
 

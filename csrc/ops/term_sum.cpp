@@ -184,9 +184,9 @@ std::vector<Tensor> elbo_with_gradients(int64_t term, OptionalTensors inputs, st
   const double of_each = reduction == kMean ? 1.0 / static_cast<double>(count) : static_cast<double>(repeats);
   const double reduced_kl = sum_of(dense) * of_each;
   const double loss = beta * reduced_kl - read_scalar(result.value);
-  const ScalarType type = compute_type(call.problem.compute_double);
+  const DType type = compute_type(call.problem.compute_double);
   std::vector<Tensor> results{scalar(loss, type, kl), result.value, scalar(reduced_kl, type, kl),
-                              scalar(of_each, kl.scalar_type(), kl)};
+                              scalar(of_each, dtype_of(kl), kl)};
   results.insert(results.end(), result.gradients.begin(), result.gradients.end());
   return results;
 }
