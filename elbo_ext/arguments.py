@@ -26,6 +26,15 @@ def tensor(name: str, value: Any) -> Tensor:
             f"{name} must have dtype float32, float64, bfloat16 or float16, got {_dtype(value)}; "
             f"convert it first, for example with {name}.float()"
         )
+    return dense(name, value)
+
+
+def dense(name: str, value: Tensor) -> Tensor:
+    if value.layout is not torch.strided:
+        layout = str(value.layout).removeprefix("torch.")
+        raise TypeError(
+            f"{name} must be a dense tensor, got layout {layout}; convert it first, for example with {name}.to_dense()"
+        )
     return value
 
 
@@ -40,9 +49,15 @@ def tensor_or_number(name: str, value: Any) -> Tensor | float:
 
 def weight(value: Any) -> Tensor | None:
     """Weights, or a boolean mask."""
-    if value is None or (isinstance(value, Tensor) and value.dtype == torch.bool):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, Tensor) and value.dtype == torch.bool:
+        return dense("weight", value)
     return tensor("weight", value)
+
+
+def any_given(values: Sequence[Any]) -> bool:
+    return any(value is not None for value in values)
 
 
 def scale(names: Sequence[str], values: Sequence[Any]) -> tuple[str, Tensor | float, int]:
@@ -90,20 +105,22 @@ def _joint(a: torch.Size, b: torch.Size) -> torch.Size | None:
     return torch.Size(joint)
 
 
-def broadcasts_to_batch(values: Mapping[str, Any], batch: torch.Size, device: torch.device) -> None:
-    """Tensors with one number per example, or fewer."""
+def beside_recon(recon: Tensor, values: Mapping[str, Any]) -> None:
+    """Tensors on the device of recon."""
     for name, t in values.items():
-        if not isinstance(t, Tensor):
-            continue
-        if t.device != device:
-            raise ValueError(f"all tensors must be on one device, got recon on {device} and {name} on {t.device}")
-        if t.shape != batch and _joint(batch, t.shape) != batch:
-            raise ValueError(f"{name} of shape {tuple(t.shape)} does not broadcast to the batch shape {tuple(batch)}")
+        if isinstance(t, Tensor) and t.device != recon.device:
+            raise ValueError(f"all tensors must be on one device, got recon on {recon.device} and {name} on {t.device}")
+
+
+def broadcasts_to_batch(description: str, value: Any, batch: torch.Size) -> None:
+    """One number per example, or fewer; a Python number always is."""
+    if isinstance(value, Tensor) and value.shape != batch and _joint(batch, value.shape) != batch:
+        raise ValueError(f"{description} does not broadcast to the batch shape {tuple(batch)}")
 
 
 def likelihood(value: Any, scales: Sequence[Any]) -> None:
     """A known likelihood, and no scale for the Bernoulli; the scales in the order of FORMS."""
-    if value not in LIKELIHOODS:
+    if not isinstance(value, str) or value not in LIKELIHOODS:
         raise ValueError(f"likelihood must be 'gaussian' or 'bernoulli', got {value!r}")
     if value == "bernoulli":
         for name, given in zip(RECON_SCALES, scales, strict=True):
@@ -124,9 +141,15 @@ def batch_dims(value: Any, shape: torch.Size) -> int:
 
 def reduction(value: Any) -> int:
     """One of none, sum and mean, as the number of the operator schema."""
-    if value not in REDUCTIONS:
+    if not isinstance(value, str) or value not in REDUCTIONS:
         raise ValueError(f"reduction must be 'none', 'sum' or 'mean', got {value!r}")
     return REDUCTIONS[value]
+
+
+def generator(value: Any) -> torch.Generator | None:
+    if value is not None and not isinstance(value, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator or None, got {type(value).__name__}")
+    return value
 
 
 def num_samples(value: Any) -> int | None:

@@ -425,7 +425,7 @@ def _needed_gradients(function: type[Function], spec, needs, *tensors: Tensor | 
     """What a backward function returns, in the cheapest way that the caller's mode of differentiation allows."""
     if torch.compiler.is_compiling():
         return function.forward(spec, needs, *tensors)
-    if any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors):
+    if any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors[:2]):  # upstream gradients
         # torch.autograd.grad(is_grads_batched=True): this older kind of vmap asks no Function for its rule.
         return function.in_torch(spec, needs, *tensors)
     if torch.is_grad_enabled() or _transformed():

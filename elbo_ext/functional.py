@@ -45,7 +45,6 @@ BERNOULLI = TERM_NUMBERS["bernoulli"]
 GAUSSIAN_KL = TERM_NUMBERS["gaussian_kl"]
 
 _UNIT_SCALE = (0.0, 0.0, 1.0, 1.0)  # sigma = 1 in each form, in the order of FORMS
-_NOT_GIVEN = (None, None, None, None)
 _NO_FORM = FORMS["logvar"]  # for terms without a scale, and for the prior of terms without one
 
 
@@ -67,7 +66,7 @@ def _posterior_and_prior(
     name, scale, form = arguments.scale(arguments.SCALES, scales)
     named = {"mu": arguments.tensor("mu", mu), name: scale}
     named["prior_mu"] = 0.0 if prior_mu is None else arguments.tensor_or_number("prior_mu", prior_mu)
-    if prior_scales == _NOT_GIVEN:
+    if not arguments.any_given(prior_scales):
         named["prior_scale"] = _UNIT_SCALE[form]
         return named, form, form
     name, scale, prior_form = arguments.scale(arguments.PRIOR_SCALES, prior_scales)
@@ -166,6 +165,7 @@ def _seed_or_noise(
     mu: Tensor, shape: torch.Size, spec: LatentSpec, generator: torch.Generator | None, noise: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """What the latent operators take: a fresh seed, or the caller's noise."""
+    arguments.generator(generator)
     if noise is None:
         if torch.compiler.is_compiling() and generator is None:
             return torch.ops.elbo_ext.draw_seed(mu), None
@@ -282,7 +282,7 @@ def bernoulli_log_prob(
 
 def _unit_by_default(names: Sequence[str], scales: tuple[Scale, ...]) -> tuple[str, Tensor | float, int]:
     """The scale of a likelihood, which is 1 where none is given."""
-    return arguments.scale(names, (0.0, None, None, None) if scales == _NOT_GIVEN else scales)
+    return arguments.scale(names, scales if arguments.any_given(scales) else (0.0, None, None, None))
 
 
 def _term(
@@ -372,16 +372,27 @@ def elbo_loss(
         named, form, prior_form = _posterior_and_prior(
             mu, (logvar, log_std, std, var), prior_mu, (prior_logvar, prior_log_std, prior_std, prior_var)
         )
-        kl_batch_dims = spec.batch_dims - max(len(shape) - x.dim(), 0)  # without the axis of samples
-        kl = _term_sum(GAUSSIAN_KL, named, form, prior_form, None, kl_batch_dims, "none")
+        arguments.broadcast(named)  # a posterior at odds with itself comes before one at odds with recon
+        arguments.beside_recon(recon, named)
+        sample_axes = max(len(shape) - x.dim(), 0)
+        if spec.batch_dims < sample_axes:
+            raise ValueError(
+                f"batch_dims must be at least {sample_axes}, the number of axes of samples that recon has beyond x, "
+                f"got {spec.batch_dims}"
+            )
+        kl = _term_sum(GAUSSIAN_KL, named, form, prior_form, None, spec.batch_dims - sample_axes, "none")
+        arguments.broadcasts_to_batch(f"the KL of mu and its scale has shape {tuple(kl.shape)}, which", kl, batch)
     else:
         arguments.tensor("kl", kl)
         _no_use_beside_kl(
             logvar=logvar, log_std=log_std, std=std, var=var, prior_mu=prior_mu, prior_logvar=prior_logvar,
             prior_log_std=prior_log_std, prior_std=prior_std, prior_var=prior_var,
         )  # fmt: skip
+        arguments.broadcasts_to_batch(f"kl of shape {tuple(kl.shape)}", kl, batch)
     beta = arguments.tensor_or_number("beta", beta)
-    arguments.broadcasts_to_batch({"kl": kl, "beta": beta}, batch, recon.device)
+    arguments.beside_recon(recon, {"kl": kl, "beta": beta})
+    if isinstance(beta, Tensor):
+        arguments.broadcasts_to_batch(f"beta of shape {tuple(beta.shape)}", beta, batch)
 
     if isinstance(beta, float) and autograd.fast_path(operands, spec.reduction):
         return ELBO(*autograd.apply_plain(autograd.ScalarELBO, spec, beta, kl, *operands))
@@ -398,4 +409,5 @@ def elbo_loss(
 def _no_use_beside_kl(**given: Any) -> None:
     names = [name for name, value in given.items() if value is not None]
     if names:
-        raise ValueError(f"{' and '.join(names)} has no use beside kl, which is computed already")
+        verb = "has" if len(names) == 1 else "have"
+        raise ValueError(f"{' and '.join(names)} {verb} no use beside kl, which is computed already")

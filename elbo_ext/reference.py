@@ -363,11 +363,15 @@ def rsample_kl(
 ) -> tuple[Tensor, Tensor]:
     """:func:`rsample` and :func:`gaussian_kl` of the same distribution: (z, kl).
 
-    The KL is analytic, so it has no sample axis whatever ``num_samples`` is.
+    z has the joint shape of posterior and prior. The KL is analytic, so it has no sample axis whatever
+    ``num_samples`` is.
     """
     own = {"log_std": log_std, "std": std, "var": var}
     prior = {"prior_log_std": prior_log_std, "prior_std": prior_std, "prior_var": prior_var}
-    z = rsample(mu, logvar, **own, num_samples=num_samples, generator=generator, noise=noise)
+    joint = torch.broadcast_tensors(
+        mu, *(v for v in (logvar, *own.values(), prior_mu, prior_logvar, *prior.values()) if isinstance(v, Tensor))
+    )
+    z = rsample(joint[0], logvar, **own, num_samples=num_samples, generator=generator, noise=noise)
     rows = {"batch_dims": batch_dims, "reduction": reduction}
     kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, **own, **prior, **rows)
     return z, kl
