@@ -119,4 +119,6 @@ class Build(build_ext):
             stop("compiling failed; the compiler's message stands above.")
 
 
-setup(ext_modules=[Extension("elbo_ext._C", sources=[])], cmdclass={"build_ext": Build})
+# `depends` puts the sources into the sdist.
+DEPENDS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*"))
+setup(ext_modules=[Extension("elbo_ext._C", sources=[], depends=DEPENDS)], cmdclass={"build_ext": Build})

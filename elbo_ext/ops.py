@@ -165,7 +165,7 @@ def _(inputs, constants, form, prior_form, seed, noise, num_samples, with_kl, ba
 
 
 @torch.library.register_fake("elbo_ext::normal_noise")
-def _(seed, count, double_precision):
+def _(seed, count, double_precision, first=0):
     return seed.new_empty((seed.numel(), count), dtype=torch.float64 if double_precision else torch.float32)
 
 

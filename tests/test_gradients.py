@@ -37,7 +37,7 @@ Upstream = Callable[[str, Tensor], Tensor]  # the gradient that flows into an ou
 
 
 def random_upstream(name: str, output: Tensor) -> Tensor:
-    """Not ones: a kernel that forgets the upstream gradient, or mixes up its rows, must be seen. In the output's dtype."""
+    """Not ones: a kernel that forgets the upstream gradient, or mixes up its rows, must be seen."""
     generator = torch.Generator().manual_seed(sum(map(ord, name)))
     return torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype).to(output.device)
 
@@ -49,7 +49,7 @@ def constant_upstream(value: float) -> Upstream:
 def with_gradients(sample: Sample, arguments: Arguments, names: list[str], upstream: Upstream) -> dict[str, Tensor]:
     """The kernels' gradients of the named arguments."""
     arguments = {k: v.detach().requires_grad_() if k in names else v for k, v in arguments.items()}
-    results = run(sample, arguments)
+    results = {name: result for name, result in run(sample, arguments).items() if result.requires_grad}
     flowing = [upstream(name, result) for name, result in results.items()]
     gradients = torch.autograd.grad(list(results.values()), [arguments[name] for name in names], flowing)
     return dict(zip(names, gradients, strict=True))
@@ -84,7 +84,7 @@ def true_gradients(
     full = {
         k: v.expand(own_shape(sample, wide, k)).clone().requires_grad_() if k in names else v for k, v in wide.items()
     }
-    results = run(sample, full, reference)
+    results = {name: result for name, result in run(sample, full, reference).items() if result.requires_grad}
     flowing = [upstream(name, result.detach().to(dtypes[name])).double() for name, result in results.items()]
     gradients = torch.autograd.grad(list(results.values()), [full[name] for name in names], flowing)
     truth = {}
@@ -95,16 +95,16 @@ def true_gradients(
     return truth
 
 
-def check_gradients(
-    sample: Sample, arguments: Arguments, names: list[str], upstream: Upstream = random_upstream
-) -> dict[str, Tensor]:
-    """Compares the gradients with the truth and returns them."""
-    actual = with_gradients(sample, arguments, names, upstream)
-    dtypes = {name: result.dtype for name, result in run(sample, arguments).items()}
-    truth = true_gradients(sample, arguments, names, upstream, dtypes)
-    tolerance, atol = TOLERANCES[computed_in(arguments)], TOLERANCES[computed_in(arguments)].gradient_atol
-    if "z" in dtypes and "noise" not in arguments:
-        atol += NOISE_ERROR[computed_in(arguments)]  # a sample's derivative by its scale is the noise
+def compare(
+    sample: Sample,
+    arguments: Arguments,
+    actual: dict[str, Tensor],
+    truth: dict[str, tuple[Tensor, Tensor, Tensor]],
+) -> None:
+    dtype = computed_in(arguments)
+    tolerance, atol = TOLERANCES[dtype], TOLERANCES[dtype].gradient_atol
+    if sample.function.startswith("rsample") and "noise" not in arguments:
+        atol += NOISE_ERROR[dtype]  # a sample's derivative by its scale is the noise
     for name, gradient in actual.items():
         operand, (exact, size, average_size) = arguments[name], truth[name]
         what = f"gradient of {name}, {operand.dtype}"
@@ -115,6 +115,15 @@ def check_gradients(
         limit = tolerance.gradient_rtol * size + atol * average_size + 2 * rounding(exact, operand.dtype)
         ratio = ((gradient - exact).abs() / limit).nan_to_num()
         assert bool((ratio <= 1).all()), f"{what}: {ratio.max().item():.2f} times the allowed error"
+
+
+def check_gradients(
+    sample: Sample, arguments: Arguments, names: list[str], upstream: Upstream = random_upstream
+) -> dict[str, Tensor]:
+    """Compares the gradients with the truth and returns them."""
+    actual = with_gradients(sample, arguments, names, upstream)
+    dtypes = {name: result.dtype for name, result in run(sample, arguments).items()}
+    compare(sample, arguments, actual, true_gradients(sample, arguments, names, upstream, dtypes))
     return actual
 
 
@@ -147,10 +156,10 @@ def test_gradients_are_not_silently_zero(sample: Sample) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("function", ["gaussian", "bernoulli", "kl", "rsample_kl", "elbo"])
 def test_gradients_as_a_whole(function: str, dtype: torch.dtype) -> None:
-    """Relative L2 error, cosine and signed bias over thousands of elements.
+    """Relative L2 error, direction and signed bias over thousands of elements.
 
-    Rounding to nearest leaves 0.42 half units in the last place (root mean square), and no bias; truncating in a
-    conversion to bfloat16 would double the one and show in the other.
+    Rounding to nearest leaves 0.42 half units in the last place (root mean square), 0.59 if done twice, and no bias;
+    truncating in a conversion to bfloat16 would double the one and show in the other.
     """
     sample = next(s for s in SAMPLES if s.id == f"{function}-row-8193")
     arguments = sample.make(dtype)
@@ -162,11 +171,12 @@ def test_gradients_as_a_whole(function: str, dtype: torch.dtype) -> None:
     for name in names:
         exact, got = truth[name][0].flatten(), actual[name].double().flatten()
         # In float32 and float64 the few roundings of the formula add to the one of the result.
-        allowed = half_unit * (0.6 if half_unit > 1e-4 else 3)
+        allowed = half_unit * (0.65 if half_unit > 1e-4 else 3)
         assert (got - exact).norm() <= allowed * exact.norm(), name
-        assert 1 - torch.dot(got, exact) / (got.norm() * exact.norm()) <= allowed**2 + 4e-16, name
-        # 4.5 standard errors of a mean of 8193 independent errors
-        assert abs((got - exact).dot(exact.sign())) <= 4.5 / 8193**0.5 * allowed * exact.abs().sum(), name
+        assert (got / got.norm() - exact / exact.norm()).norm() <= allowed, name  # the angle between the two
+        # In half precision 4.5 standard errors of a mean of 8193 independent errors, and what the float32 formula adds.
+        bias = 4.5 / 8193**0.5 * allowed + 1e-7 if half_unit > 1e-4 else half_unit
+        assert abs((got - exact).dot(exact.sign())) <= bias * exact.abs().sum(), name
 
 
 # ---- parts of the gradients ----
@@ -205,10 +215,7 @@ def test_each_elbo_field_alone(sample: Sample) -> None:
             return random_upstream(name, output) if name in wanted else torch.zeros_like(output)
 
         truth = true_gradients(sample, arguments, names, only_wanted, {k: v.dtype for k, v in results.items()})
-        for name, gradient in zip(names, actual, strict=True):
-            exact, size, average_size = truth[name]
-            limit = 5e-7 * size + 2.5e-7 * average_size + 2 * rounding(exact, torch.float32)
-            assert bool(((gradient.double() - exact).abs() <= limit).all()), (wanted, name)
+        compare(sample, arguments, dict(zip(names, actual, strict=True)), truth)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 65536.0, 1 / 3, -2.5])
@@ -322,8 +329,9 @@ def test_zero_weight_leaves_an_element_out(function: str, kind: str, poison: flo
         gradients = with_gradients(sample, clean, names, random_upstream)
         for victim in operands:
             dirty = {**clean, victim: poisoned(clean[victim], hole, poison)}
+            # Not always the same bits: a register with an infinite scale takes another way to the same numbers.
             for key, value in run(sample, dirty).items():
-                assert torch.equal(value, values[key]), (dtype, victim, key)
+                torch.testing.assert_close(value, values[key], rtol=16 * torch.finfo(value.dtype).eps, atol=0.0)
             for key, gradient in with_gradients(sample, dirty, names, random_upstream).items():
                 if key in operands:
                     assert bool((gradient[hole] == 0).all()), (dtype, victim, key)
@@ -331,7 +339,8 @@ def test_zero_weight_leaves_an_element_out(function: str, kind: str, poison: flo
                     gradient, expected = gradient[~hole], gradients[key][~hole]
                 else:
                     expected = gradients[key]
-                assert torch.equal(gradient, expected), (dtype, victim, key)
+                eps = torch.finfo(gradient.dtype).eps
+                torch.testing.assert_close(gradient, expected, rtol=16 * eps, atol=16 * eps)
 
 
 # ---- memory ----

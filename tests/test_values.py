@@ -1,5 +1,6 @@
 """What the kernels return, against the reference in float64 at the same numbers: value, dtype, shape, memory layout."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -174,3 +175,71 @@ def test_inputs_are_not_written_to() -> None:
             sum(result.sum() for result in results.values()).backward()
             for name, v in before.items():
                 assert torch.equal(arguments[name], v), (sample.id, name)
+
+
+# ---- more than 2^31 elements ----
+
+
+def test_numbers_of_elements_beyond_32_bits() -> None:
+    """A boolean weight with 2^31 + 2^24 elements of its own, nearly all of them False, picks terms from both ends."""
+    rows, cols = 2**15 + 2**8, 2**16
+    x = torch.arange(rows, dtype=torch.float32).div(1000).unsqueeze(1)
+    mean = torch.arange(cols, dtype=torch.float32).div(-3000)
+    weight = torch.zeros(rows, cols, dtype=torch.bool)
+    picked = [(0, 0), (12_345, 678), (2**15 - 1, cols - 1), (2**15, 0), (2**15 + 7, 4321), (rows - 1, cols - 1)]
+    for i, j in picked:
+        weight[i, j] = True
+    assert sum(i * cols + j >= 2**31 for i, j in picked) == 3
+    i, j = (torch.tensor(index) for index in zip(*picked, strict=True))
+    terms = -0.5 * ((x[i, 0].double() - mean[j].double()) ** 2 + math.log(2 * math.pi))
+    total = elbo_ext.gaussian_log_prob(x, mean, weight=weight, reduction="sum")
+    assert total.item() == pytest.approx(terms.sum().item(), rel=2e-7)
+
+    # One sum per column, along strides of 65536: the last three of every second column.
+    by_column = elbo_ext.gaussian_log_prob(x.t(), mean[-5::2].unsqueeze(1), weight=weight.t()[-5::2])
+    assert by_column[:2].tolist() == [0.0, 0.0]
+    assert by_column[2].item() == pytest.approx(terms[j == cols - 1].sum().item(), rel=2e-7)
+
+
+def test_offsets_beyond_32_bits() -> None:
+    """Few elements, far apart: rows 2^30 elements apart, in memory that nobody touches in between."""
+    step = 2**30 + 1000
+    memory = torch.empty(2 * step + 3000, dtype=torch.bfloat16)
+    m = Maker(torch.bfloat16, "cpu", 0)
+
+    def far(values: Tensor, stride: int = 1) -> Tensor:
+        return memory.as_strided(values.shape, (step, stride)).copy_(values)
+
+    for stride, n in ((1, 1500), (2, 700), (1, 5)):
+        near = m.normal(3, n), m.normal(3, n), m.scale("logvar", 3, n)
+        for place in range(3):  # one operand at a time lies far apart, as there is one memory
+            operands = [t.detach() for t in near]
+            operands[place] = far(near[place], stride)
+            for leaf in (*near, *operands):
+                leaf.requires_grad_()
+            values = elbo_ext.gaussian_log_prob(*operands)
+            expected = elbo_ext.gaussian_log_prob(*near)
+            assert torch.equal(values, expected)
+            for a, b in zip(
+                torch.autograd.grad(values.sum(), operands), torch.autograd.grad(expected.sum(), near), strict=True
+            ):
+                assert torch.equal(a, b)
+            torch.manual_seed(0)
+            z = elbo_ext.rsample(operands[1], operands[2], num_samples=2)
+            torch.manual_seed(0)
+            assert torch.equal(z, elbo_ext.rsample(near[1], near[2], num_samples=2))
+            memory = memory.detach()
+
+
+def test_samples_beyond_32_bits() -> None:
+    """The noise of the elements behind 2^31, written where it belongs: 4 GiB of bfloat16, from a mean of one number."""
+    size = 2**31 + 5000
+    mu = torch.full((), 0.5, dtype=torch.bfloat16).expand(size)
+    torch.manual_seed(4)
+    seed = int(elbo_ext.ops.draw_seed(torch.device("cpu")))
+    torch.manual_seed(4)
+    z = elbo_ext.rsample(mu, std=2.0)
+    for first in (0, 2**31 - 3000, size - 1001):
+        exact = 0.5 + 2.0 * torch.from_numpy(reference.normal_noise(seed, 1001, offset=first))
+        error = (z[first : first + 1001].double() - exact).abs()
+        assert bool((error <= 3e-6 + rounding(exact, torch.bfloat16)).all()), first

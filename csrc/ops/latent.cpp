@@ -171,9 +171,9 @@ std::vector<Tensor> latent_backward(OptionalTensors inputs, std::vector<double> 
   return results;
 }
 
-Tensor normal_noise(Tensor seed, int64_t count, bool double_precision) {
-  STD_TORCH_CHECK(is_seed(seed) && seed.is_contiguous() && count >= 0,
-                  "elbo_ext: seed is a contiguous int64 tensor, count is not negative");
+Tensor normal_noise(Tensor seed, int64_t count, bool double_precision, int64_t first) {
+  STD_TORCH_CHECK(is_seed(seed) && seed.is_contiguous() && count >= 0 && first >= 0,
+                  "elbo_ext: seed is a contiguous int64 tensor, count and first are not negative");
   const int64_t rows = seed.numel();
   const Tensor result = empty({rows, count}, compute_type(double_precision), seed);
   const int64_t* seeds = static_cast<const int64_t*>(seed.data_ptr());
@@ -181,7 +181,7 @@ Tensor normal_noise(Tensor seed, int64_t count, bool double_precision) {
   const DType dtype = dtype_of(result);
   const int64_t row_bytes = count * (double_precision ? 8 : 4);
   for (int64_t row = 0; row < rows; ++row)
-    cpu_kernels().normal_noise(seeds[row], 0, count, dtype, out + row * row_bytes);
+    cpu_kernels().normal_noise(seeds[row], first, count, dtype, out + row * row_bytes);
   return result;
 }
 

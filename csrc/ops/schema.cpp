@@ -29,8 +29,8 @@ STABLE_TORCH_LIBRARY(elbo_ext, library) {
   library.def("latent(" ELBO_LATENT ") -> Tensor[]");
   // Gradients of the needed inputs and, with the last flag of needs, of the noise.
   library.def("latent_backward(" ELBO_LATENT ", Tensor? grad_z, Tensor? grad_kl, bool[] needs) -> Tensor[]");
-  // Element i of row j is normal number i of the stream of seed j.
-  library.def("normal_noise(Tensor seed, int count, bool double_precision) -> Tensor");
+  // Element i of row j is normal number first + i of the stream of seed j.
+  library.def("normal_noise(Tensor seed, int count, bool double_precision, int first=0) -> Tensor");
   // Multiplies gradients in place, without touching their memory where the factor is 1.
   library.def("scale_gradients_(Tensor(a!)[] gradients, Tensor factor) -> ()");
 }

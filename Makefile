@@ -1,0 +1,58 @@
+# Needs Python >= 3.10, a C++20 compiler and make. Everything else goes into .venv, in the versions of constraints.txt.
+# The package is built in place and .venv refers to this folder, so that changes in elbo_ext/*.py need no build, and
+# changes in csrc compile only the files they concern.
+
+PYTHON ?= python3
+VENV := .venv
+VENV_PYTHON := $(VENV)/bin/python
+ARGS ?=
+# A file that takes pytest's exit status in the place of make (.ci/run).
+STATUS ?=
+
+# Folders are among the sources, so that a file that is gone counts as a change.
+SOURCES := setup.py pyproject.toml $(shell find csrc)
+LIBRARY := $(wildcard elbo_ext/_C.*.so)
+
+.PHONY: help build test demo clean always
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make test    run the tests                    ARGS="-k kl" are options of pytest'
+	@echo 'make demo    train a VAE on handwritten digits  ARGS="--epochs 10" are options of python -m elbo_ext.demo'
+	@echo 'make build   only create $(VENV) and compile the package'
+	@echo 'make clean   remove $(VENV) and everything that was built'
+	@echo 'PYTHON=python3.12 chooses the Python that $(VENV) is created with, CXX=clang++ the compiler.'
+
+test: build
+	@$(VENV_PYTHON) -m pytest -q $(ARGS) $(if $(STATUS),; echo $$? > '$(STATUS)')
+
+demo: build
+	@$(VENV_PYTHON) -m elbo_ext.demo $(ARGS)
+
+build: $(VENV)/built
+
+# Each stamp appears when its step is done, so that a step that was interrupted is done again, and bears the time when
+# the step began, so that a change made meanwhile counts.
+$(VENV)/built: $(VENV)/requirements $(SOURCES) $(if $(LIBRARY),,always)
+	@echo 'Compiling elbo_ext ...'
+	@touch $@.begun
+	@$(VENV_PYTHON) setup.py -q egg_info build_ext --inplace
+	@mv $@.begun $@
+
+$(VENV)/requirements: $(VENV)/created constraints.txt
+	@echo 'Installing the packages of constraints.txt into $(VENV) (torch is large) ...'
+	@touch $@.begun
+	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check -r constraints.txt
+	@mv $@.begun $@
+
+$(VENV)/created:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+	  v >= (3, 10) or sys.exit("elbo_ext needs Python >= 3.10; $(PYTHON) is %d.%d. Set PYTHON=..." % v)'
+	@echo 'Creating $(VENV) ...'
+	@$(PYTHON) -m venv --clear $(VENV)
+	@echo '$(CURDIR)' > "$$($(VENV_PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/elbo_ext.pth"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist elbo_ext.egg-info elbo_ext/_C.*.so .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,159 @@
+"""torch.library.opcheck on every operator of the schema: what it returns and mutates is what it declares, its fake kernel
+agrees with its real one, and it can be traced.
+
+The arguments are those that the public functions really pass, for the core of the sample table: they are written down
+while a forward and a backward pass run.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from samples import CORE, Sample, differentiable
+from torch import Tensor
+from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import elbo_ext
+
+Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
+
+OPERATORS = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("elbo_ext::"))
+
+# What an empty tensor or mixed dtypes could break differs from operator to operator, so the fake kernels see every core
+# sample; tracing is slow and sees the ones that differ in structure.
+QUICK = ("test_schema", "test_faketensor")
+TRACED = {
+    "gaussian-crossed",
+    "gaussian-weight-mask",
+    "gaussian-mean-number",
+    "gaussian-batch_dims-3-none",
+    "kl-mixed",
+    "rsample-noise-num_samples",
+    "rsample-layout-channels_last",
+    "rsample_kl-prior-larger",
+    "elbo-gaussian-kl-mean",
+    "elbo-samples-bernoulli-none",
+}
+
+
+class Recorder(TorchDispatchMode):
+    """Writes down the calls of our operators, with copies of their tensors as they were before the call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if operator.namespace == "elbo_ext":
+            self.calls.append((operator, *torch.utils._pytree.tree_map(as_it_was, (args, kwargs or {}))))
+        return operator(*args, **(kwargs or {}))
+
+
+def as_it_was(value: Any) -> Any:
+    """A copy with the same strides, so that layouts, also repeating ones, stay what they are."""
+    if not isinstance(value, Tensor):
+        return value
+    dense = torch.empty(max(value.untyped_storage().nbytes(), 1), dtype=torch.uint8)
+    dense[: value.untyped_storage().nbytes()] = torch.tensor([], dtype=torch.uint8).set_(value.untyped_storage())
+    copy = torch.empty(0, dtype=value.dtype).set_(
+        dense.untyped_storage(), value.storage_offset(), value.size(), value.stride()
+    )
+    assert torch.equal(copy, value) or value.isnan().any()
+    return copy
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[Call]]:
+    with Recorder() as recorder:
+        yield recorder.calls
+
+
+def results(sample: Sample, arguments: dict[str, Any]) -> list[Tensor]:
+    torch.manual_seed(0)
+    result = getattr(elbo_ext, sample.function)(**arguments)
+    return list(result) if isinstance(result, tuple) else [result]
+
+
+def calls_of(sample: Sample, dtype: torch.dtype) -> list[Call]:
+    """The calls of: no gradients; gradients with an upstream factor, twice; gradients of gradients; vmap."""
+    arguments = sample.make(dtype)
+    with recorded() as calls:
+        results(sample, arguments)
+        leaves = [arguments[name].requires_grad_() for name in differentiable(arguments)]
+        outputs = results(sample, arguments)
+        for _ in range(2):
+            # A factor other than 1, as GradScaler's, and uneven upstream gradients of unreduced results.
+            upstream = [0.5 * torch.arange(1, t.numel() + 1, dtype=t.dtype).reshape(t.shape) for t in outputs]
+            torch.autograd.grad(outputs, leaves, upstream, retain_graph=True, allow_unused=True)
+    return calls
+
+
+def of_operator(calls: list[Call]) -> dict[str, list[Call]]:
+    by_name: dict[str, list[Call]] = {}
+    for call in calls:
+        by_name.setdefault(call[0]._schema.name, []).append(call)
+    return by_name
+
+
+def run_opcheck(call: Call, utils: tuple[str, ...] | None = None) -> None:
+    operator, args, kwargs = call
+    results = opcheck(operator, args, kwargs, **({} if utils is None else {"test_utils": utils}))
+    assert set(results.values()) == {"SUCCESS"}, results
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sample", CORE, ids=lambda sample: sample.id)
+def test_sample(sample: Sample, dtype: torch.dtype) -> None:
+    calls = calls_of(sample, dtype)
+    assert calls
+    for call in calls:
+        run_opcheck(call, QUICK)
+
+
+@pytest.mark.parametrize("sample", [s for s in CORE if s.id in TRACED], ids=lambda sample: sample.id)
+def test_tracing(sample: Sample) -> None:
+    for calls in of_operator(calls_of(sample, torch.float32)).values():
+        run_opcheck(calls[0])
+
+
+def test_the_table_has_the_traced_samples() -> None:
+    assert TRACED <= {sample.id for sample in CORE}
+
+
+def test_draw_seed() -> None:
+    """The draw differs from call to call, as it should, so that no value can be compared."""
+    like = torch.zeros(3)
+    run_opcheck((torch.ops.elbo_ext.draw_seed.default, (like,), {}), QUICK)
+    assert torch.Tag.nondeterministic_seeded in torch.ops.elbo_ext.draw_seed.default.tags
+
+
+@pytest.mark.parametrize("double_precision", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 7])
+@pytest.mark.parametrize("seeds", [0, 1, 3])
+def test_normal_noise(seeds: int, count: int, double_precision: bool) -> None:
+    seed = torch.arange(seeds) - 1
+    run_opcheck((torch.ops.elbo_ext.normal_noise.default, (seed, count, double_precision), {}))
+
+
+def test_scale_gradients() -> None:
+    """It mutates, which opcheck's tracing test has to see in the schema."""
+    gradients = [torch.arange(6, dtype=dtype).reshape(2, 3) for dtype in (torch.float32, torch.float64, torch.bfloat16)]
+    run_opcheck((torch.ops.elbo_ext.scale_gradients_.default, (gradients, torch.tensor(0.5)), {}))
+    run_opcheck((torch.ops.elbo_ext.scale_gradients_.default, ([], torch.tensor(0.5)), {}))
+
+
+# Checked by a test of its own above.
+APART = {"elbo_ext::draw_seed", "elbo_ext::normal_noise", "elbo_ext::scale_gradients_"}
+
+
+def test_every_operator_is_checked() -> None:
+    """A new operator that no sample calls fails here: give it a sample, or a test of its own."""
+    seen = set(APART)
+    for sample in CORE:
+        seen |= set(of_operator(calls_of(sample, torch.float32)))
+        if seen >= set(OPERATORS):
+            break
+    assert sorted(seen) == OPERATORS
