@@ -580,17 +580,26 @@ def _sum_of(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 def term_sum(spec: TermSpec, operands: Operands) -> Tensor:
     if fast_path(operands, spec.reduction):
         return apply_plain(ScalarTermSum, spec, *operands)
-    return _function(TermSum, PlainTermSum, operands)(spec, *operands)
+    return _function(TermSum, PlainTermSum, _term_in_torch, operands)(spec, *operands)
 
 
 def latent(spec: LatentSpec, seed: Tensor | None, noise: Tensor | None, inputs: Operands):
-    return _function(Latent, PlainLatent, (noise, *inputs))(spec, seed, noise, *inputs)
+    return _function(Latent, PlainLatent, _latent_in_torch, (noise, *inputs))(spec, seed, noise, *inputs)
 
 
-def _function(general: type[Function], plain: type[Function], operands: Operands) -> Callable:
+def _function(general: type[Function], plain: type[Function], in_torch: Callable, operands: Operands) -> Callable:
     """The cheapest way to a forward pass that serves the caller's mode of differentiation."""
-    if not torch.compiler.is_compiling() and _transformed():
-        return _EAGER[general].apply
+    compiling = torch.compiler.is_compiling()
+    if _transformed():
+        # torch.func inside of a compiled function, and forward mode over forward mode, go past a Function's rules
+        # (the latter with a derivative of zero), so that they get the formula itself.
+        return in_torch if compiling or _forward_levels() > 1 else _EAGER[general].apply
     if not _wants_grad(operands):
         return general.forward
-    return general.apply if torch.compiler.is_compiling() else partial(apply_plain, plain)
+    return general.apply if compiling else partial(apply_plain, plain)
+
+
+def _forward_levels() -> int:
+    """How many torch.func.jvp (or jacfwd) are nested around the call."""
+    functorch = torch._C._functorch
+    return sum(level.key() == functorch.TransformType.Jvp for level in functorch.get_interpreter_stack() or ())

@@ -767,6 +767,11 @@ RSAMPLE = [
         for n in (1, 2, 3, 5, 63, 64, 65, 127, 129, 1023, 1025, 8191, 8193)
     ),
     _rsample("empty", lambda m: dict(mu=m.normal(0, 4), logvar=m.scale("logvar", 4)), "nothing to draw", core=True),
+    _rsample(
+        "empty-broadcast",
+        lambda m: dict(mu=m.normal(0, 3, 1), std=m.scale("std", 0, 3, 5)),
+        "nothing, in the joint shape",
+    ),
     _rsample("0-dim", lambda m: dict(mu=m.normal(), logvar=m.scale("logvar")), "one number"),
 ]
 

@@ -78,7 +78,7 @@ def results(sample: Sample, arguments: dict[str, Any]) -> list[Tensor]:
 
 
 def calls_of(sample: Sample, dtype: torch.dtype) -> list[Call]:
-    """The calls of: no gradients; gradients with an upstream factor, twice; gradients of gradients; vmap."""
+    """The calls without gradients, and with: forward, a backward pass with an upstream factor, and a second one."""
     arguments = sample.make(dtype)
     with recorded() as calls:
         results(sample, arguments)

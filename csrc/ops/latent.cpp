@@ -136,6 +136,7 @@ std::vector<Tensor> latent_backward(OptionalTensors inputs, std::vector<double> 
     problem.noise_gradient_sample_stride = call.enter_samples(problem.noise_gradient, *noise_gradient, builder);
     if (!grad_z) fill_with_zeros(*noise_gradient);
   }
+  if (problem.samples == 0) grad_z.reset();  // of no samples
   if (grad_z) problem.grad_z_sample_stride = call.enter_samples(problem.grad_z, *grad_z, builder);
 
   problem.with_kl = with_kl && grad_kl.has_value();
