@@ -97,7 +97,7 @@ def rsample(
         logvar: ln sigma^2; or ``log_std=``, ``std=``, ``var=`` in its place.
         num_samples: K adds a leading axis of K samples; None adds no axis.
         generator: where the seed is drawn from; by default torch's generator of mu's device.
-        noise: eps itself, of z's shape, instead of a draw.
+        noise: eps itself, of z's shape, instead of a draw; any dtype, taken in the precision of mu and the scale.
 
     Returns:
         z of the joint shape S of mu and the scale, or ``[K, *S]``; its dtype is what the two promote to.
@@ -379,6 +379,11 @@ def elbo_loss(
             raise ValueError(
                 f"batch_dims must be at least {sample_axes}, the number of axes of samples that recon has beyond x, "
                 f"got {spec.batch_dims}"
+            )
+        if sample_axes == spec.batch_dims > 0 and mu.shape[:sample_axes] == batch:
+            raise ValueError(
+                f"x of shape {tuple(x.shape)} has no batch dimension, so that those of mu, of shape {tuple(mu.shape)}, "
+                "are taken for latent ones; expand x to the batch, or pass kl"
             )
         kl = _term_sum(GAUSSIAN_KL, named, form, prior_form, None, spec.batch_dims - sample_axes, "none")
         arguments.broadcasts_to_batch(f"the KL of mu and its scale has shape {tuple(kl.shape)}, which", kl, batch)

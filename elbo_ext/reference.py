@@ -483,8 +483,9 @@ def elbo_loss(
     if kl is None:
         own = {"log_std": log_std, "std": std, "var": var}
         prior = {"prior_log_std": prior_log_std, "prior_std": prior_std, "prior_var": prior_var}
-        latent_batch_dims = batch_dims - max(recon.dim() - x.dim(), 0)
-        kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, **own, **prior, batch_dims=latent_batch_dims)
+        operands = (x, recon, recon_logvar, recon_log_std, recon_std, recon_var, weight)
+        sample_axes = max(t.dim() for t in operands if isinstance(t, Tensor)) - x.dim()
+        kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, **own, **prior, batch_dims=batch_dims - sample_axes)
     log_likelihood, kl, beta = _tensors(log_likelihood, kl, beta)
     kl = kl.expand_as(log_likelihood)
     loss = -(log_likelihood - beta * kl)

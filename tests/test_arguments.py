@@ -146,7 +146,7 @@ def test_none_where_a_mean_is_needed() -> None:
     ],
 )
 def test_value_of_a_scale(function: Callable[..., Any], arguments: dict[str, Any], prefix: str, form: str) -> None:
-    """Each keyword of a scale is checked under its own name, and what is no number > 0 where sigma has to be positive."""
+    """Each keyword of a scale is checked under its own name, and as a number > 0 where it says sigma or its square."""
     name = prefix + form
     for value in (torch.ones(3, dtype=torch.int32), torch.ones((), dtype=torch.int32)):
         assert_error(TypeError, DTYPE_MESSAGE.format(name=name, dtype="int32"), function, **{**arguments, name: value})
@@ -274,6 +274,15 @@ def test_a_posterior_of_another_batch() -> None:
                  batch_dims=2)  # fmt: skip
 
 
+def test_data_without_a_batch_beside_a_posterior_with_one() -> None:
+    """The KL would be summed over the examples, and the total given to each."""
+    message = (
+        "x of shape (3,) has no batch dimension, so that those of mu, of shape (2, 4), "
+        "are taken for latent ones; expand x to the batch, or pass kl"
+    )
+    assert_error(ValueError, message, elbo_loss, A, A[0], torch.ones(2, 4), 0.0)
+
+
 # ---- options ----
 
 
@@ -331,7 +340,7 @@ def test_a_scale_for_the_bernoulli(form: str, value: Any) -> None:
     assert_error(ValueError, message, ELBOLoss("bernoulli"), A, A, kl=ROWS, **scale)
 
 
-@pytest.mark.parametrize("function", [elbo_loss, ELBOLoss(), ELBOLoss("bernoulli")], ids=["loss", "module", "bernoulli"])
+@pytest.mark.parametrize("function", [elbo_loss, ELBOLoss(), ELBOLoss("bernoulli")], ids=["function", "module", "bits"])
 def test_kl_or_mu(function: Callable[..., Any]) -> None:
     message = "exactly one of kl and mu must be given, got {}"
     assert_error(ValueError, message.format("neither"), function, A, A)

@@ -413,7 +413,7 @@ def test_vmap_refuses_randomness_by_default(function: Callable[..., Tensor]) -> 
 
 @pytest.mark.parametrize("randomness", ["same", "different"])
 def test_per_sample_gradients_with_randomness(randomness: str) -> None:
-    """The backward pass makes the noise of each slice again: d(z^2 / 2)/dmu = z, d(z^2 / 2)/dlogvar = z (z - mu) / 2."""
+    """The backward pass makes the noise of each slice again: d(z^2/2)/dmu = z, d(z^2/2)/dlogvar = z (z - mu) / 2."""
     mu, logvar = numbers(5, 4, 3), numbers(3, seed=1)
 
     def half_square(m: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -508,7 +508,8 @@ def test_dual_numbers(sample: Sample) -> None:
             gradients = torch.autograd.grad(value, leaves, create_graph=True)
             through_backward = [forward_ad.unpack_dual(g).tangent for g in gradients]
         zeros = [torch.zeros_like(v) for v in leaves]  # "unused" where the second derivative is nothing
-        return tangent, [z if g is None else g for g, z in zip((*over_forward, *through_backward), 2 * zeros, strict=True)]
+        second = (*over_forward, *through_backward)
+        return tangent, [z if g is None else g for g, z in zip(second, 2 * zeros, strict=True)]
 
     both(build)
 
@@ -516,7 +517,12 @@ def test_dual_numbers(sample: Sample) -> None:
 # ---- the backward passes of plain eager code ----
 
 
-REDUCED = [s for s in FULL if s.make(DOUBLE).get("reduction", "mean" if s.function == "elbo_loss" else "none") != "none"]
+def is_reduced(sample: Sample) -> bool:
+    default = "mean" if sample.function == "elbo_loss" else "none"
+    return sample.make(DOUBLE).get("reduction", default) != "none"
+
+
+REDUCED = [sample for sample in FULL if is_reduced(sample)]
 
 
 def leaves_of(sample: Sample) -> list[Tensor]:
@@ -579,7 +585,7 @@ def test_create_graph_on_the_fast_path(sample: Sample) -> None:
 
 @each(REDUCED)
 def test_backward_before_create_graph(sample: Sample) -> None:
-    """The gradients of the forward pass are given away, then differentiable ones are asked for, then plain ones again."""
+    """The forward pass's gradients are given away, then differentiable ones are asked for, then plain ones again."""
 
     def build(module: ModuleType) -> Any:
         leaves = leaves_of(sample)
@@ -835,7 +841,7 @@ def test_checkpoint_of_the_sample_alone() -> None:
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 def test_autocast(reduction: str) -> None:
-    """Under autocast the layers return bfloat16 and the loss takes it as it comes, with float32 data, and stays float32."""
+    """Under autocast layers return bfloat16; the loss takes it as it comes, with float32 data, and stays float32."""
     torch.manual_seed(0)
     encoder, decoder = torch.nn.Linear(12, 8), torch.nn.Linear(4, 12)
     x, noise = torch.randn(6, 12), torch.randn(6, 4)
@@ -857,7 +863,7 @@ def test_autocast(reduction: str) -> None:
         return z, kl, *elbo, kl_again, *gradients
 
     for actual, truth in zip(run(elbo_ext), run(reference), strict=True):
-        # float32 sums of the same bfloat16 numbers; z and the gradients are rounded to bfloat16, at most one step apart.
+        # float32 sums of the same bfloat16 numbers; z and the gradients, rounded to bfloat16, one step apart.
         step = 2.0**-7 if actual.dtype == torch.bfloat16 else 2e-6
         torch.testing.assert_close(actual, truth, rtol=step, atol=step)
 
@@ -876,7 +882,7 @@ FACTORS = [2.0**16, 1.0, 0.5, -3.0, 0.0, 2.0**-20]
 @pytest.mark.parametrize("factor", FACTORS)
 @each(REDUCED)
 def test_upstream_factor(sample: Sample, factor: float) -> None:
-    """GradScaler's factor, a loss that counts half, one that is switched off: gradients times the factor, for any factor."""
+    """GradScaler's factor, a loss that counts half, one that is switched off: gradients times any factor."""
     leaves = leaves_of(sample)
     (weighted_sum(on_tensors(sample)[0])(*leaves) * factor).backward()
     truth_leaves = leaves_of(sample)
@@ -902,7 +908,7 @@ def test_float16_gradients_below_its_range(function: str, factor: float) -> None
 
 
 def test_grad_scaler() -> None:
-    """torch.amp.GradScaler itself: scaled backward, unscaled gradients, a step; and a skipped step after an overflow."""
+    """torch.amp.GradScaler itself: scaled backward, unscaled gradients, a step; a skipped step after an overflow."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
     weight = torch.nn.Parameter(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)))
     optimizer = torch.optim.SGD([weight], lr=1.0)

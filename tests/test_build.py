@@ -1,4 +1,4 @@
-"""The build: what the library says of itself, what it imports and exports, and what setup.py says when it cannot build."""
+"""The build: what the library says of itself, what it imports and exports, what setup.py says when it cannot build."""
 
 import ctypes
 import importlib.metadata
@@ -102,12 +102,14 @@ def test_instruction_set_in_use(capability: str) -> None:
     order = ["DEFAULT", "AVX2", "AVX512"]
     possible = [name for name in order if NEEDED_FLAGS.get(name, set()) <= flags]
     expected = [name for name in possible if order.index(name) <= order.index(BOUNDS[capability])][-1]
-    run = python("-c", "import elbo_ext; print(elbo_ext.build_info()['instruction_set'])", ATEN_CPU_CAPABILITY=capability)
+    program = "import elbo_ext; print(elbo_ext.build_info()['instruction_set'])"
+    run = python("-c", program, ATEN_CPU_CAPABILITY=capability)
     assert (run.returncode, run.stdout.strip()) == (0, expected), run.stderr
 
 
 def printed_info(text: str) -> dict[str, str]:
-    return {name.strip(): value for name, value in (re.match(r"(.{22}) (.*)$", line).groups() for line in text.splitlines())}
+    lines = (re.match(r"(.{22}) (.*)$", line).groups() for line in text.splitlines())
+    return {name.strip(): value for name, value in lines}
 
 
 def test_info_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,7 +245,7 @@ def test_outside_symbols() -> None:
 
 @linux_only
 def test_nothing_mangled_comes_from_torch() -> None:
-    """Said without the system's libraries: C++ names that are imported belong to the C++ runtime, std and __cxxabiv1."""
+    """Said without the system's libraries: imported C++ names belong to the C++ runtime, std and __cxxabiv1."""
     mangled = [s.name for s in undefined(LIBRARY) if s.name.startswith("_Z")]
     assert mangled
     foreign = [name for name in mangled if re.search(r"2at|3c10|5torch|8pybind11|8elbo_ext", name)]
@@ -270,21 +272,21 @@ def test_torch_has_what_is_imported() -> None:
 
 @linux_only
 def test_needed_libraries() -> None:
-    """libtorch_cpu alone of torch: libtorch_python, libc10 and libtorch_cuda change from build to build; and no libpython,
-    whose name holds a version."""
+    """libtorch_cpu alone of torch: libtorch_python, libc10 and libtorch_cuda change from build to build; and no
+    libpython, whose name holds a version."""
     assert set(Elf(LIBRARY).dynamic(DT_NEEDED)) <= {"libtorch_cpu.so", *SYSTEM_LIBRARIES, *LOADERS}
     assert "libtorch_cpu.so" in Elf(LIBRARY).dynamic(DT_NEEDED)
 
 
 @linux_only
 def test_no_path_of_the_building_machine() -> None:
-    """torch has loaded its libraries before ours: no search path is needed, and none may point into a build folder."""
+    """torch has loaded its libraries before ours: no search path is needed, and none may point to a build folder."""
     assert Elf(LIBRARY).dynamic(DT_RPATH) + Elf(LIBRARY).dynamic(DT_RUNPATH) == []
 
 
 @linux_only
 def test_no_source_path() -> None:
-    """Messages of the C++ code name their place in the sources, csrc/..., not in some folder that only the builder had."""
+    """Messages of the C++ code name their place in the sources, csrc/..., not in a folder that only the builder had."""
     absolute = set(re.findall(rb"/[^\0\n]*/csrc/[\w/.]+", LIBRARY.read_bytes()))
     assert absolute == set()
 
@@ -305,11 +307,11 @@ OWN_NAMESPACE = re.compile(r"_ZZ?N8elbo_ext(12_GLOBAL__N_1|4AVX2|6AVX512)")
 @x86_only
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="disassembles with objdump")
 def test_wide_instructions_stay_in_their_kernels() -> None:
-    """A function that several files have, inline or a template, is kept once, from any of them. If a kernel file contained
-    such a function, its AVX copy could be the one that is kept, and crash an older machine that calls it from elsewhere.
+    """A function that several files have, inline or a template, is kept once, from any of them. If a kernel file had
+    such a function, its AVX copy could be the one that is kept, and crash an older machine that calls it elsewhere.
 
-    Every AVX instruction has a mnemonic that begins with v. They may stand only in functions that the linker cannot share:
-    those of an anonymous namespace, and the entries that carry the instruction set in their names.
+    Every AVX instruction has a mnemonic that begins with v. They may stand only in functions that the linker cannot
+    share: those of an anonymous namespace, and the entries that carry the instruction set in their names.
     """
     if not Elf(LIBRARY).section(".symtab"):
         pytest.skip("the library is stripped: no names to tell kernels from the rest")
@@ -325,8 +327,8 @@ def test_wide_instructions_stay_in_their_kernels() -> None:
             wide.setdefault(function, line.strip())
     assert sum("12_GLOBAL__N_1" in name for name in wide) > 10  # the kernels are there to be seen
     assert {name: line for name, line in wide.items() if not OWN_NAMESPACE.match(name)} == {}
-    # Nor does an entry to the AVX-512 kernels share its anonymous functions with the others: these are local symbols, which
-    # the linker never merges.
+    # Nor do the kernels of two instruction sets share their anonymous functions: those are local symbols, which the
+    # linker never merges.
     shared = [s.name for s in Elf(LIBRARY).symbols(".symtab") if "12_GLOBAL__N_1" in s.name and s.binding != 0]
     assert shared == []
 
@@ -338,7 +340,8 @@ def test_each_instruction_set_has_its_kernels() -> None:
     if not symbols:
         pytest.skip("the library is stripped")
     for name in build_info()["instruction_sets"]:
-        entries = {s.name for s in symbols if s.kind == FUNCTION and s.name.startswith(f"_ZN8elbo_ext{len(name)}{name}")}
+        mangled = f"_ZN8elbo_ext{len(name)}{name}"
+        entries = {s.name for s in symbols if s.kind == FUNCTION and s.name.startswith(mangled)}
         for kernel in ("8term_sum", "6latent", "15latent_backward", "12normal_noise"):
             assert any(kernel in entry for entry in entries), f"{name} has no {kernel.lstrip('0123456789')}"
 
@@ -351,8 +354,8 @@ needs_sources = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="the
 def build(tmp_path: Path, stub: tuple[str, str] | None = None, **environment: str) -> tuple[int, list[str]]:
     """Exit code and last words of a build that has to stop before it compiles anything.
 
-    ``stub`` is a package that stands before the installed one of its name, and its source. torch's own would take seconds
-    to import, and is stood in for by one that says no more than its version.
+    ``stub`` is a package that stands before the installed one of its name, and its source. torch would take seconds to
+    import, and is stood in for by one that says no more than its version.
     """
     folder = tmp_path / "stubs"
     for name, source in dict([("torch", "__version__ = '2.99.0'"), *([] if stub is None else [stub])]).items():

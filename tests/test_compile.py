@@ -69,10 +69,12 @@ def run(function: Callable[..., Any], *inputs: Any) -> tuple[list[Tensor], list[
     torch.manual_seed(7)
     results = function(*leaves)
     results = list(results) if isinstance(results, tuple) else [results]
-    total = sum((t.double() * torch.arange(1, t.numel() + 1).reshape(t.shape)).sum() for t in results if t.requires_grad)
+    summed = [t.double() * torch.arange(1, t.numel() + 1).reshape(t.shape) for t in results if t.requires_grad]
+    total = sum(t.sum() for t in summed)
     wanted = [t for t in leaves if isinstance(t, Tensor) and t.requires_grad]
     gradients = torch.autograd.grad(total, wanted, allow_unused=True)
-    return results, [torch.zeros_like(t) if g is None else g for g, t in zip(gradients, wanted, strict=True)], torch.rand(3)
+    gradients = [torch.zeros_like(t) if g is None else g for g, t in zip(gradients, wanted, strict=True)]
+    return results, gradients, torch.rand(3)
 
 
 def assert_same(compiled: tuple[Any, ...], eager: tuple[Any, ...], rtol: float = 1e-6, atol: float = 1e-6) -> None:

@@ -1,4 +1,4 @@
-"""ELBOLoss: the values and gradients of the reference, a scale that is learned, saved, copied and moved with the module."""
+"""ELBOLoss: the reference's values and gradients, and a scale that is learned, saved, copied and moved with it."""
 
 import copy
 import io
@@ -72,9 +72,7 @@ def test_the_call_comes_before_the_module() -> None:
     truth = reference.elbo_loss(RECON, X, kl=KL.sum(), beta=2.0, batch_dims=0, reduction="none", weight=weight)
     assert_close(tuple(actual), tuple(truth))
     actual = module(RECON, X, MU, std=LOGVAR.exp(), prior_mu=0.5, prior_var=2.0)
-    truth = reference.elbo_loss(
-        RECON, X, MU, std=LOGVAR.exp(), prior_mu=0.5, prior_var=2.0, beta=0.5, reduction="sum"
-    )
+    truth = reference.elbo_loss(RECON, X, MU, std=LOGVAR.exp(), prior_mu=0.5, prior_var=2.0, beta=0.5, reduction="sum")
     assert_close(tuple(actual), tuple(truth))
 
 

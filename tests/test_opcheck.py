@@ -1,5 +1,5 @@
-"""torch.library.opcheck on every operator of the schema: what it returns and mutates is what it declares, its fake kernel
-agrees with its real one, and it can be traced.
+"""torch.library.opcheck on every operator of the schema: what it returns and mutates is what it declares, its fake
+kernel agrees with its real one, and it can be traced.
 
 The arguments are those that the public functions really pass, for the core of the sample table: they are written down
 while a forward and a backward pass run.

@@ -160,6 +160,17 @@ inline Lane<R> load(const Space& space, const Operand& operand, const Tile& tile
 
 // ---- writing ----
 
+// The sum of `count` numbers in double, four partial sums at a time, always in the same order.
+template <class R>
+inline double sum_row(const R* numbers, int64_t count) {
+  double sum[4] = {0, 0, 0, 0};
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4)
+    for (int j = 0; j < 4; ++j) sum[j] += numbers[i + j];
+  for (; i < count; ++i) sum[0] += numbers[i];
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
 // Where a kernel should put the numbers of a tile of `view`: in place if they can stay there, else in the buffer, from
 // which finish_store takes them.
 template <class R>
@@ -210,23 +221,14 @@ struct GradientTile {
       return;
     }
     for_each_run(space, sink, tile, [&](int64_t offset, int64_t stride, int64_t count, int64_t position) {
-      for (int64_t i = 0; i < count; ++i) partial[offset + i * stride] += numbers[position + i];
+      if (stride == 0) partial[offset] += sum_row(numbers + position, count);
+      else
+        for (int64_t i = 0; i < count; ++i) partial[offset + i * stride] += numbers[position + i];
     });
   }
 };
 
 // ---- walking ----
-
-// The sum of `count` numbers in double, four partial sums at a time, always in the same order.
-template <class R>
-inline double sum_row(const R* numbers, int64_t count) {
-  double sum[4] = {0, 0, 0, 0};
-  int64_t i = 0;
-  for (; i + 4 <= count; i += 4)
-    for (int j = 0; j < 4; ++j) sum[j] += numbers[i + j];
-  for (; i < count; ++i) sum[0] += numbers[i];
-  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
-}
 
 // Rows shorter than this share a tile with their neighbours; longer ones get tiles of their own.
 constexpr int64_t kShortRow = 64;

@@ -90,7 +90,8 @@ std::vector<Tensor> latent(OptionalTensors inputs, std::vector<double> constants
   LatentProblem& problem = call.problem;
   const Tensor& mu = inputs[0] ? *inputs[0] : *call.like;
   // The layout of mu carries over to z (channels_last stays channels_last) where they have one shape.
-  const bool like_mu = mu.dim() == static_cast<int64_t>(call.sample_shape.size()) && mu.numel() == call.elements();
+  const auto mu_sizes = mu.sizes();
+  const bool like_mu = std::equal(mu_sizes.begin(), mu_sizes.end(), call.sample_shape.begin(), call.sample_shape.end());
   const Tensor z = like_mu ? empty_like(mu, call.z_type()) : empty(call.sample_shape, call.z_type(), mu);
 
   SpaceBuilder builder(call.shape, with_kl && reduction == kNone ? batch_dims : 0, /*any_order=*/false);
