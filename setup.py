@@ -6,6 +6,7 @@ from 2.11 on and every machine of the architecture. Environment: MAX_JOBS bounds
 compiler, ELBO_EXT_CUDA=0/1 is reserved for the CUDA library.
 """
 
+import importlib
 import os
 import platform
 import shutil
@@ -40,13 +41,18 @@ def stop(sentence: str) -> None:
     sys.exit(f"elbo_ext: {sentence}")
 
 
+def require(name: str, version: str = ""):
+    """A module that building needs. Build isolation installs it; without isolation the user does."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        stop(f"building needs {name}{version}; install it, or drop --no-build-isolation.")
+
+
 def import_torch():
     from packaging.version import Version
 
-    try:
-        import torch
-    except ImportError:
-        stop(f"building needs torch >= {OLDEST_TORCH}; install it, or drop --no-build-isolation.")
+    torch = require("torch", f" >= {OLDEST_TORCH}")
     if Version(torch.__version__).release < Version(OLDEST_TORCH).release:
         stop(f"torch {torch.__version__} is too old to build with; {OLDEST_TORCH} or newer is needed.")
     return torch
@@ -54,7 +60,7 @@ def import_torch():
 
 def find_compiler() -> str:
     """The C++ compiler, tried on a C++20 program."""
-    compiler = os.environ.get("CXX", "c++")
+    compiler = os.environ.get("CXX", "").strip() or "c++"
     if shutil.which(compiler.split()[0]) is None:
         stop(f"no C++ compiler: '{compiler}' was not found; install g++ 11 or clang 14 or newer, or set CXX.")
     program = "#include <concepts>\ntemplate <std::integral T> T f(T x) { return x; }\nint main() { return f(0); }\n"
@@ -69,9 +75,7 @@ class Build(build_ext):
     """Compiles with ninja: files in parallel, and only those that changed."""
 
     def build_extension(self, ext: Extension) -> None:
-        torch = import_torch()
-        import pybind11
-
+        torch, pybind11, _ = import_torch(), require("pybind11"), require("ninja")
         compiler = find_compiler()
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -86,14 +90,18 @@ class Build(build_ext):
         about = [f"-D{name}='\"{value}\"'" for name, value in {
             "ELBO_COMPILER": version, "ELBO_FLAGS": " ".join(FLAGS), "ELBO_TORCH_VERSION": torch.__version__}.items()]
 
+        # Error messages name csrc/..., not the folder that the library happened to be built in.
+        paths = f"-ffile-prefix-map={ROOT}/= -ffile-prefix-map={torch_dir / 'include'}/="
+        (work / "exports").write_text("{ global: PyInit__C; local: *; };\n")
         lines = [
             "rule compile",
-            f"  command = {compiler} -MMD -MF $out.d {' '.join(FLAGS)} {' '.join(includes)} $flags -c $in -o $out",
+            f"  command = {compiler} -MMD -MF $out.d {paths} {' '.join(FLAGS)} {' '.join(includes)} $flags -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "  description = $out",
             "rule link",
-            f"  command = {compiler} -shared $in -o $out -L{torch_dir / 'lib'} -ltorch_cpu -ltorch",
+            f"  command = {compiler} -shared $in -o $out -Wl,--version-script={work / 'exports'} "
+            f"-L{torch_dir / 'lib'} -ltorch_cpu -ltorch",
             "  description = link $out",
         ]
         objects = []

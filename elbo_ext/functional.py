@@ -33,7 +33,7 @@ from torch import Tensor
 
 from . import arguments, autograd
 from .autograd import LatentSpec, TermSpec
-from .ops import FORMS, NONE, REDUCTIONS, TERM_NUMBERS, draw_seed
+from .ops import FORMS, NONE, REDUCTIONS, TERM_NUMBERS, draw_seed, value_dtype
 from .reference import ELBO
 
 __all__ = ["ELBO", "bernoulli_log_prob", "elbo_loss", "gaussian_kl", "gaussian_log_prob", "rsample", "rsample_kl"]
@@ -399,10 +399,11 @@ def elbo_loss(
     if isinstance(beta, Tensor):
         arguments.broadcasts_to_batch(f"beta of shape {tuple(beta.shape)}", beta, batch)
 
-    if isinstance(beta, float) and autograd.fast_path(operands, spec.reduction):
+    dtype = value_dtype(*operands, kl, beta if isinstance(beta, Tensor) else None)
+    if isinstance(beta, float) and dtype == value_dtype(*operands) and autograd.fast_path(operands, spec.reduction):
         return ELBO(*autograd.apply_plain(autograd.ScalarELBO, spec, beta, kl, *operands))
-    log_likelihood = autograd.term_sum(spec._replace(reduction=NONE), operands)
-    kl = kl.to(log_likelihood.dtype).expand(batch)
+    log_likelihood = autograd.term_sum(spec._replace(reduction=NONE), operands).to(dtype)
+    kl = kl.to(dtype).expand(batch)
     loss = beta * kl - log_likelihood
     if spec.reduction == REDUCTIONS["sum"]:
         return ELBO(loss.sum(), log_likelihood.sum(), kl.sum())

@@ -62,4 +62,9 @@ class ELBOLoss(torch.nn.Module):
         return elbo_loss(recon, x, mu, logvar, likelihood=self.likelihood, **{**fixed, **options})
 
     def extra_repr(self) -> str:
-        return f"likelihood={self.likelihood!r}, beta={self.beta}, batch_dims={self.batch_dims}, reduction={self.reduction!r}"
+        options = {"likelihood": self.likelihood}
+        if self.scale_name is not None:
+            is_tensor = isinstance(self.scale, Tensor)
+            options[self.scale_name] = f"tensor of shape {tuple(self.scale.shape)}" if is_tensor else self.scale
+        options |= {"beta": self.beta, "batch_dims": self.batch_dims, "reduction": self.reduction}
+        return ", ".join(f"{name}={value!r}" for name, value in options.items())

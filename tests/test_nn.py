@@ -76,6 +76,23 @@ def test_the_call_comes_before_the_module() -> None:
     assert_close(tuple(actual), tuple(truth))
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("needs_gradient", [False, True])
+@pytest.mark.parametrize("wide", ["recon", "mu", "kl", "beta"])
+def test_one_float64_operand(wide: str, needs_gradient: bool, reduction: str) -> None:
+    """Makes all three fields float64, wherever it stands and whichever way the loss is computed."""
+    arguments = dict(recon=RECON, x=X, beta=KL + 0.5, **(dict(kl=KL) if wide == "kl" else dict(mu=MU, logvar=LOGVAR)))
+    arguments = {name: value if name == wide else value.float() for name, value in arguments.items()}
+    if wide != "beta":
+        arguments["beta"] = 0.5
+    arguments["recon"] = arguments["recon"].clone().requires_grad_(needs_gradient)
+    loss = ELBOLoss(reduction=reduction)(**arguments)
+    truth = reference.elbo_loss(**arguments, reduction=reduction)
+    assert [field.dtype for field in loss] == [DOUBLE] * 3
+    # The other operands are float32 numbers, which the kernels of their part of the loss sum in float32.
+    torch.testing.assert_close(tuple(loss), tuple(truth), rtol=1e-6, atol=1e-6)
+
+
 def test_training_and_evaluation_are_the_same() -> None:
     module = ELBOLoss(recon_std=0.5)
     assert_close(tuple(module.eval()(RECON, X, kl=KL)), tuple(module.train()(RECON, X, kl=KL)))
