@@ -105,6 +105,16 @@ def _joint(a: torch.Size, b: torch.Size) -> torch.Size | None:
     return torch.Size(joint)
 
 
+def one_sided(recon: Tensor, x: Tensor) -> None:
+    """One of the two may repeat, as data does over several samples; both against each other are a forgotten dimension."""
+    joint = None if recon.shape == x.shape else _joint(recon.shape, x.shape)
+    if joint is not None and joint != recon.shape and joint != x.shape:
+        raise ValueError(
+            f"recon of shape {tuple(recon.shape)} and x of shape {tuple(x.shape)} both repeat, to {tuple(joint)}; "
+            "at most one of them may"
+        )
+
+
 def beside_recon(recon: Tensor, values: Mapping[str, Any]) -> None:
     """Tensors on the device of recon."""
     for name, t in values.items():

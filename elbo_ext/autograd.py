@@ -84,9 +84,11 @@ def _term_in_torch(spec: TermSpec, *operands: Tensor | None) -> Tensor:
     ]
     name = _TERM_NAMES[spec.term]
     forms = {"gaussian": [spec.form], "gaussian_kl": [spec.form, spec.prior_form]}.get(name, [])
-    value = reference.TERMS[name](*inputs, *(_FORM_NAMES[form] for form in forms))
+    value = reference.weighted(
+        lambda *ts: reference.TERMS[name](*ts, *(_FORM_NAMES[form] for form in forms)), inputs, weight
+    )
     shape = torch.broadcast_shapes(*(t.shape for t in operands if t is not None))
-    value = reference.weighted(value.expand(shape), weight)
+    value = value.expand(shape)
     return _reduce(value.flatten(spec.batch_dims).sum(-1) if len(shape) > spec.batch_dims else value, spec.reduction)
 
 

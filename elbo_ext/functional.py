@@ -353,11 +353,12 @@ def elbo_loss(
 
     Raises:
         ValueError, TypeError: see the module's conventions; also for an unknown likelihood, a scale with the Bernoulli,
-            and if neither or both of kl and mu are given.
+            if recon and x repeat against each other, and if neither or both of kl and mu are given.
     """
     scales = (recon_logvar, recon_log_std, recon_std, recon_var)
     arguments.likelihood(likelihood, scales)
     named = {"x": arguments.tensor("x", x), "recon": arguments.tensor("recon", recon)}
+    arguments.one_sided(recon, x)
     if likelihood == "gaussian":
         name, scale, form = _unit_by_default(arguments.RECON_SCALES, scales)
         named[name] = scale

@@ -252,16 +252,24 @@ def _reduce(examples: Tensor, reduction: str) -> Tensor:
     return {"none": lambda: examples, "sum": examples.sum, "mean": examples.mean}[reduction]()
 
 
-def weighted(term: Tensor, weight: Tensor | None) -> Tensor:
-    """weight * term, shapes broadcasting, where a weight of zero leaves out even a term that is not finite."""
+def weighted(formula: Callable[..., Tensor], inputs: list[Tensor], weight: Tensor | None) -> Tensor:
+    """weight * formula(*inputs), shapes broadcasting; a weight of zero leaves out even a term that is not finite.
+
+    The inputs of a term that is left out are replaced as well, by 1, which every formula bears: 0 * NaN would come back
+    in the derivatives.
+    """
+    term = formula(*inputs)
     if weight is None:
         return term
-    return torch.where((weight == 0) & ~term.isfinite(), 0.0, term * weight)
+    out = (weight == 0) & ~term.isfinite()
+    return torch.where(out, 0.0, formula(*(torch.where(out, 1.0, t) for t in inputs)) * weight)
 
 
-def _sum_term(term: Tensor, weight: Tensor | None, batch_dims: int, reduction: str) -> Tensor:
+def _sum_term(
+    formula: Callable[..., Tensor], inputs: list[Tensor], weight: Tensor | None, batch_dims: int, reduction: str
+) -> Tensor:
     """Weights the elements, sums all but the first ``batch_dims`` dimensions, then reduces the examples."""
-    term = weighted(term, weight)
+    term = weighted(formula, inputs, weight)
     batch, elements = term.shape[:batch_dims], term.shape[batch_dims:]
     return _reduce(term.reshape(*batch, math.prod(elements)).sum(-1), reduction)
 
@@ -340,7 +348,9 @@ def gaussian_kl(
     prior_scale, prior_form = _pick_scale(prior_logvar, prior_log_std, prior_std, prior_var)
     prior_mu = 0.0 if prior_mu is None else prior_mu
     *inputs, weight = _tensors(mu, scale, prior_mu, prior_scale, weight)
-    return _sum_term(_gaussian_kl(*inputs, form, prior_form), weight, batch_dims, reduction)
+    return _sum_term(
+        lambda *t: _gaussian_kl(*t, form, prior_form), inputs, weight, batch_dims, reduction
+    )
 
 
 def rsample_kl(
@@ -405,7 +415,7 @@ def gaussian_log_prob(
     """
     scale, form = _pick_scale(logvar, log_std, std, var)
     *inputs, weight = _tensors(x, mean, scale, weight)
-    return _sum_term(_gaussian(*inputs, form), weight, batch_dims, reduction)
+    return _sum_term(lambda *t: _gaussian(*t, form), inputs, weight, batch_dims, reduction)
 
 
 def bernoulli_log_prob(
@@ -430,7 +440,7 @@ def bernoulli_log_prob(
         ``[*batch]``, or a scalar once reduced; float64 if any tensor is, else float32.
     """
     *inputs, weight = _tensors(x, logits, weight)
-    return _sum_term(_bernoulli(*inputs), weight, batch_dims, reduction)
+    return _sum_term(_bernoulli, inputs, weight, batch_dims, reduction)
 
 
 def elbo_loss(

@@ -283,6 +283,14 @@ def test_data_without_a_batch_beside_a_posterior_with_one() -> None:
     assert_error(ValueError, message, elbo_loss, A, A[0], torch.ones(2, 4), 0.0)
 
 
+def test_recon_and_x_that_repeat_against_each_other() -> None:
+    """The classic forgotten channel dimension would score every image against every other."""
+    message = (
+        "recon of shape (2, 1, 3) and x of shape (2, 3) both repeat, to (2, 2, 3); at most one of them may"
+    )
+    assert_error(ValueError, message, elbo_loss, A[:, None], A, kl=ROWS)
+
+
 # ---- options ----
 
 

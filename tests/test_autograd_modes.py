@@ -970,3 +970,21 @@ def test_whole_step(likelihood: str, num_samples: int | None, reduction: str) ->
         return tuple(elbo), torch.autograd.grad(weighted_sum(lambda: tuple(elbo))(), parameters), torch.rand(1)
 
     both(build)
+
+
+# ---- elements that are left out ----
+
+
+def test_left_out_elements_stay_out_of_second_derivatives() -> None:
+    """0 * NaN must not come back when the gradient is differentiated again; -7 is the second derivative by hand."""
+    x = torch.tensor([[float("nan"), 1.0]], dtype=torch.float64)
+    mask = ~x.isnan()
+    for module in (elbo_ext, reference):
+        hessian = torch.func.hessian(lambda r, m=module: m.gaussian_log_prob(x, r, 0.0, weight=mask, reduction="sum"))
+        torch.testing.assert_close(hessian(torch.zeros_like(x)).flatten(), x.new_tensor([0.0, 0.0, 0.0, -1.0]))
+
+        shared = torch.zeros((), dtype=torch.float64, requires_grad=True)
+        value = module.gaussian_log_prob(x, shared.expand(1, 2), log_std=shared, weight=mask, reduction="sum")
+        (first,) = torch.autograd.grad(value, shared, create_graph=True)
+        (second,) = torch.autograd.grad(first, shared)
+        assert (first.item(), second.item()) == pytest.approx((1.0, -7.0))
