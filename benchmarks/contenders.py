@@ -1,0 +1,197 @@
+"""Who is measured: the same four works as users write them, as torch offers them, and with elbo_ext.
+
+`likelihood` and `kl` return what is minimized: minus the log-likelihood and the KL, summed over elements and averaged
+over examples. `recon_logvar` is None where the variance is fixed to 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributions import Bernoulli, Normal, kl_divergence
+
+import elbo_ext
+
+from .cases import FORWARD, RESULTS, Buffers, Case, traffic
+
+LOG_2PI = math.log(2 * math.pi)
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Eager:
+    """Written by hand: sample and KL of pytorch/examples (vae/main.py), Gaussian of diffusers and latent-diffusion."""
+
+    def sampling(self, mu: Tensor, logvar: Tensor) -> Tensor:
+        std = torch.exp(0.5 * logvar)
+        return mu + torch.randn_like(std) * std
+
+    def kl(self, mu: Tensor, logvar: Tensor) -> Tensor:
+        return -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp()) / len(mu)
+
+    def sampling_kl(self, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+        return self.sampling(mu, logvar), self.kl(mu, logvar)
+
+    def likelihood(
+        self, x: Tensor, recon: Tensor, recon_logvar: Tensor | None = None, likelihood: str = "gaussian"
+    ) -> Tensor:
+        if likelihood == "bernoulli":
+            return F.binary_cross_entropy_with_logits(recon, x, reduction="sum") / len(x)
+        return self.gaussian(x, recon, recon_logvar) / len(x)
+
+    def gaussian(self, x: Tensor, recon: Tensor, recon_logvar: Tensor | None) -> Tensor:
+        if recon_logvar is None:
+            return 0.5 * (F.mse_loss(recon, x, reduction="sum") + x.numel() * LOG_2PI)
+        return 0.5 * torch.sum((x - recon).pow(2) / torch.exp(recon_logvar) + recon_logvar + LOG_2PI)
+
+    def step(
+        self,
+        x: Tensor,
+        recon: Tensor,
+        mu: Tensor,
+        logvar: Tensor,
+        recon_logvar: Tensor | None = None,
+        likelihood: str = "gaussian",
+    ) -> tuple[Tensor, Tensor]:
+        z, kl = self.sampling_kl(mu, logvar)
+        return self.likelihood(x, recon, recon_logvar, likelihood) + kl, z
+
+
+class Distributions(Eager):
+    """torch.distributions with its default argument checks."""
+
+    def sampling(self, mu: Tensor, logvar: Tensor) -> Tensor:
+        return Normal(mu, torch.exp(0.5 * logvar)).rsample()
+
+    def kl(self, mu: Tensor, logvar: Tensor) -> Tensor:
+        return kl_divergence(Normal(mu, torch.exp(0.5 * logvar)), Normal(0.0, 1.0)).sum() / len(mu)
+
+    def sampling_kl(self, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = Normal(mu, torch.exp(0.5 * logvar))
+        return posterior.rsample(), kl_divergence(posterior, Normal(0.0, 1.0)).sum() / len(mu)
+
+    def likelihood(
+        self, x: Tensor, recon: Tensor, recon_logvar: Tensor | None = None, likelihood: str = "gaussian"
+    ) -> Tensor:
+        if likelihood == "bernoulli":
+            decoded = Bernoulli(logits=recon)
+        else:
+            decoded = Normal(recon, 1.0 if recon_logvar is None else torch.exp(0.5 * recon_logvar))
+        return -decoded.log_prob(x).sum() / len(x)
+
+
+class GaussianNLLLoss(Eager):
+    """F.gaussian_nll_loss for the likelihood, the rest by hand."""
+
+    def gaussian(self, x: Tensor, recon: Tensor, recon_logvar: Tensor | None) -> Tensor:
+        variance = 1.0 if recon_logvar is None else torch.exp(recon_logvar)
+        return F.gaussian_nll_loss(recon, x, variance, full=True, reduction="sum")
+
+
+class Ours:
+    """elbo_ext, as README says to use it."""
+
+    def sampling(self, mu: Tensor, logvar: Tensor) -> Tensor:
+        return elbo_ext.rsample(mu, logvar)
+
+    def kl(self, mu: Tensor, logvar: Tensor) -> Tensor:
+        return elbo_ext.gaussian_kl(mu, logvar, reduction="mean")
+
+    def likelihood(
+        self, x: Tensor, recon: Tensor, recon_logvar: Tensor | None = None, likelihood: str = "gaussian"
+    ) -> Tensor:
+        if likelihood == "bernoulli":
+            return -elbo_ext.bernoulli_log_prob(x, recon, reduction="mean")
+        return -elbo_ext.gaussian_log_prob(x, recon, recon_logvar, reduction="mean")
+
+    def step(
+        self,
+        x: Tensor,
+        recon: Tensor,
+        mu: Tensor,
+        logvar: Tensor,
+        recon_logvar: Tensor | None = None,
+        likelihood: str = "gaussian",
+    ) -> tuple[Tensor, Tensor]:
+        z, kl = elbo_ext.rsample_kl(mu, logvar)
+        return elbo_ext.elbo_loss(recon, x, kl=kl, likelihood=likelihood, recon_logvar=recon_logvar).loss, z
+
+
+FORMULAS = {
+    "ours": Ours,
+    "ours-compiled": Ours,
+    "eager": Eager,
+    "eager-compiled": Eager,
+    "distributions": Distributions,
+    "nll-loss": GaussianNLLLoss,
+}
+CONTENDERS = (*FORMULAS, "copy")
+
+
+def unfit(contender: str, case: Case) -> str | None:
+    """Why a contender has no part in a case, or None."""
+    if contender == "nll-loss":
+        if case.data is None:
+            return f"F.gaussian_nll_loss has no part in {case.work}"
+        if case.bernoulli:
+            return "F.gaussian_nll_loss is for Gaussians"
+        if case.variance == "scalar":
+            return "F.gaussian_nll_loss takes no scalar tensor for the variance"
+    return None
+
+
+Run = Callable[[], Sequence[Tensor]]
+
+
+def prepare(contender: str, case: Case, direction: str) -> Callable[[Buffers], Run]:
+    """What makes, from a set of buffers, the call that the clock sees. It returns the results, for the caller to hold.
+
+    A compiled contender compiles in its first calls.
+    """
+    if contender == "copy":
+        return lambda buffers: _copy(case, direction, buffers)
+    function = getattr(FORMULAS[contender](), case.work)
+    if contender.endswith("-compiled"):
+        function = torch.compile(function, fullgraph=True, dynamic=False)
+    options = {"likelihood": "bernoulli"} if case.bernoulli else {}
+    single = len(RESULTS[case.work]) == 1
+
+    def bind(buffers: Buffers) -> Run:
+        arguments = {**buffers.operands, **options}
+        upstream = [buffers.grad_z if name == "z" else None for name in RESULTS[case.work]]
+
+        def forward() -> Sequence[Tensor]:
+            results = function(**arguments)
+            return (results,) if single else results
+
+        def both() -> Sequence[Tensor]:
+            results = forward()
+            torch.autograd.backward(results, upstream)
+            return results
+
+        return forward if direction == FORWARD else both
+
+    return bind
+
+
+def _copy(case: Case, direction: str, buffers: Buffers) -> Run:
+    """The limit: as many arrays of each shape read, and as many written to fresh memory, as the work cannot do without.
+
+    Where an array is read for each one written, that is a copy; a second array to read makes it a sum of two; what is
+    left to read goes into a maximum. All as integers of the elements' size, so that a sum costs no more than a copy.
+    """
+    integers: dict[tuple[int, ...], list[Tensor]] = {}
+    for t in [*buffers.operands.values(), *([buffers.grad_z] if direction != FORWARD and buffers.grad_z is not None else [])]:
+        integers.setdefault(tuple(t.shape), []).append(t.detach().view(INTEGERS[t.element_size()]))
+    parts: list[tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = []
+    for shape, (_, written) in traffic(case, direction).counts().items():
+        arrays = integers[shape]
+        surplus = arrays[written:]
+        for array in arrays[:written]:
+            parts.append((torch.add, (array, surplus.pop())) if surplus else (torch.clone, (array,)))
+        parts += [(torch.amax, (array,)) for array in surplus]
+
+    return lambda: [function(*arrays) for function, arrays in parts]

@@ -1,0 +1,181 @@
+"""Plans the measurements and makes them, one group of contenders after the other."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from . import BenchmarkError, cases, measure
+from .cases import BOTH, Case, traffic
+from .check import Expected
+from .contenders import CONTENDERS, prepare, unfit
+from .rows import Row
+
+SECONDS, QUICK_SECONDS = 4.0, 1.0
+"""How long the contenders of one group take turns."""
+
+
+class Group(NamedTuple):
+    """A case, one direction and a number of threads: what all contenders do in turns."""
+
+    case: Case
+    direction: str
+    threads: int
+    contenders: tuple[str, ...]
+
+
+def plan(
+    device: torch.device,
+    threads: int,
+    *,
+    quick: bool = False,
+    patterns: Sequence[str] = (),
+    contenders: Sequence[str] = CONTENDERS,
+) -> list[Group]:
+    """The groups to measure, in the order of the table; raises BenchmarkError for a pattern that names no case."""
+    there = [case for case in cases.CASES if case.only_on in ("", device.type)]
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(case.name, pattern) for case in there):
+            names = ", ".join(case.name for case in there)
+            raise BenchmarkError(f"--cases {pattern!r} names no case; there are {names}")
+    if patterns:
+        there = [case for case in there if any(fnmatch.fnmatchcase(case.name, pattern) for pattern in patterns)]
+    elif quick:
+        there = [case for case in there if case.name in cases.QUICK]
+
+    def group(case: Case, direction: str, threads: int, among: Sequence[str]) -> Group:
+        return Group(case, direction, threads, tuple(name for name in contenders if name in (among or CONTENDERS)))
+
+    groups = [
+        group(case, direction, threads, case.contenders)
+        for case in there
+        for direction in case.passes
+        if not quick or direction == BOTH
+    ]
+    if device.type == "cpu" and not quick:
+        fewer = [2**k for k in range(threads.bit_length()) if 2**k < threads]
+        over_threads = [case for case in there if case.name in cases.OVER_THREADS]
+        groups += [group(case, BOTH, few, cases.CURVES) for case in over_threads for few in fewer]
+    return [group for group in groups if group.contenders]
+
+
+def run(
+    groups: Sequence[Group],
+    device: torch.device,
+    machine: dict[str, Any],
+    seconds: float,
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[Row]:
+    """Measures the groups; yields their rows."""
+    threads = torch.get_num_threads()
+    try:
+        for group in groups:
+            torch.set_num_threads(group.threads)
+            yield from _measure(group, device, machine, seconds, say)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measure(
+    group: Group, device: torch.device, machine: dict[str, Any], seconds: float, say: Callable[[str], None]
+) -> list[Row]:
+    case, direction = group.case, group.direction
+    moved = traffic(case, direction)
+    rows = {
+        name: Row(
+            case=case.name,
+            work=case.work,
+            direction=direction,
+            contender=name,
+            dtype=str(case.dtype).removeprefix("torch."),
+            variance=case.variance,
+            data=_text(case.data),
+            latent=_text(case.latent),
+            elements=case.elements,
+            array_bytes=case.array_bytes,
+            threads=group.threads,
+            bytes=moved.bytes(case.dtype),
+            note=unfit(name, case),
+            **machine,
+        )
+        for name in group.contenders
+    }
+    try:
+        with torch.set_grad_enabled(direction == BOTH):
+            _fill(rows, group, device, seconds, say)
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        for row in rows.values():
+            row.note = row.note or "the inputs take more memory than there is"
+    return list(rows.values())
+
+
+def _fill(rows: dict[str, Row], group: Group, device: torch.device, seconds: float, say: Callable[[str], None]) -> None:
+    """Checks, weighs and times the contenders that are fit, and enters in their rows what came out."""
+    case, direction = group.case, group.direction
+    if any(name.endswith("-compiled") for name in rows):
+        torch.compiler.reset()  # so that no call searches through the code that was compiled for other cases
+    first = cases.make(case, device)
+    count = measure.how_many_sets(first.bytes, measure.last_level_cache(device))
+    sets = [first, *(first.clone() for _ in range(count - 1))]
+    with torch.enable_grad():
+        expected = Expected(case, direction, first)
+    kept = sum(shape.numel() for shape in map(torch.Size, traffic(case, direction).written.values()))
+
+    turns = {}
+    for name, row in rows.items():
+        if row.note:
+            continue
+        say(f"{case.name}, {direction}, {group.threads} threads: {name}")
+        try:
+            bind = prepare(name, case, direction)
+            calls = [bind(buffers) for buffers in sets]
+            turn = measure.Turns(calls, sets)
+            for _ in range(2):  # the second call is the first that compiles nothing
+                results = calls[0]()
+                if name != "copy":
+                    with torch.enable_grad():
+                        expected.check(name, results)
+                del results
+                first.drop_gradients()
+            row.peak_bytes = measure.peak_bytes(calls[0], device)
+            row.peak_extra_bytes = row.peak_bytes - kept * case.dtype.itemsize
+            first.drop_gradients()
+            if device.type == "cuda":
+                row.launches = measure.launches(calls[0])
+                first.drop_gradients()
+        except Exception as error:
+            first.drop_gradients()
+            if _out_of_memory(error):
+                row.note = "takes more memory than there is"
+            elif name.endswith("-compiled") and not isinstance(error, BenchmarkError):
+                row.note = f"torch.compile failed: {_first_line(error)}"
+            else:
+                raise
+        else:
+            turns[name] = turn
+
+    say(f"{case.name}, {direction}, {group.threads} threads: the clock runs")
+    times, calls_per_round = measure.interleave(turns, seconds, measure.clock_of(device))
+    for name, values in times.items():
+        row = rows[name]
+        row.median_us, row.p20_us, row.p80_us = measure.summary(values)
+        row.rounds, row.calls_per_round = len(values), calls_per_round[name]
+        row.gb_per_s = row.bytes / row.median_us / 1e3
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _text(shape: tuple[int, ...] | None) -> str | None:
+    return None if shape is None else "x".join(map(str, shape))
