@@ -69,7 +69,7 @@ def learning_curves(
         else:
             right.remove()
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-        return _png(figure)
+        return png(figure)
 
 
 def _difference_panel(axes: Axes, differences: Sequence[float], limit: float, compared_steps: int) -> None:
@@ -157,7 +157,7 @@ def _grid(
                 if labels:
                     grid[line][0].set_title(labels[line], fontsize=8, loc="left")
             figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
-            return _png(figure)
+            return png(figure)
         height, width = tile.shape[:2]
         gap = max(1, round(0.09 * max(height, width)))
         paired = labels is not None
@@ -197,7 +197,7 @@ def _grid(
             fontsize=11,
             fontweight="bold",
         )
-        return _png(figure)
+        return png(figure)
 
 
 def _as_image(example: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -222,7 +222,8 @@ def _trim(axes: Axes, values: list[float]) -> None:
     axes.set_ylim(low - 0.05 * (high - low), high + 0.06 * (high - low))
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure, rendered."""
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
