@@ -158,7 +158,7 @@ def _measure(options: argparse.Namespace) -> None:
         bar.set_description_str("measured")
 
     summary = _summary(measured, title)
-    print(summary, end="")
+    print(f"\n{summary}", end="")
     files = {
         "results.json": rows.to_json(measured).encode(),
         "results.csv": rows.to_csv(measured).encode(),
@@ -177,16 +177,16 @@ def _summary(measured: list[rows.Row], title: str) -> str:
     """The tables, in Markdown."""
     parts = [
         "## Time",
-        f"Measured on {title}. Medians of forward + backward, where nothing else is said; the others' times are multiples of ours.",
+        f"Measured on {title}. Medians of forward + backward, unless it says forward. The others: multiples of our time.",
         tables.speed(measured),
-        *(f"- {note}" for note in tables.notes(measured)),
+        "\n".join(f"- {note}" for note in tables.notes(measured)),
         "## Peak memory beyond inputs, gradients and z",
         tables.memory(measured),
     ]
     reached = goals.report(measured)
     if reached:
         parts += ["## Goals", reached]
-    return "\n" + "\n\n".join(parts).replace("\n\n- ", "\n- ").replace("|\n- ", "|\n\n- ") + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .cases import BOTH
-from .rows import Row
+from .rows import OURS, Row, groups
 from .tables import table
 
 Select = Callable[[Row], bool]
-OURS = "ours"
 MEGABYTE, GIGABYTE = 1 << 20, 1 << 30
 
 
@@ -117,15 +116,12 @@ GOALS: tuple[Goal, ...] = (
 
 def outcomes(rows: Sequence[Row]) -> Iterator[tuple[Goal, float, Row]]:
     """Each goal of which something was measured, with the worst value and the row it is from."""
-    groups: dict[tuple, dict[str, Row]] = {}
-    for row in rows:
-        if row.median_us is not None:
-            groups.setdefault(row.group(), {})[row.contender] = row
+    together = groups([row for row in rows if row.median_us is not None])
     # Fewer threads than the machine offers are a series of their own.
     threads = max((row.threads for row in rows), default=0)
     for goal in GOALS:
         worst: tuple[float, Row] | None = None
-        for group in groups.values():
+        for group in together:
             ours = group.get(OURS)
             if ours is None or ours.device != goal.device or ours.direction != BOTH or ours.threads != threads:
                 continue

@@ -56,16 +56,21 @@ class Turns:
     """One contender's calls on rotating sets of buffers.
 
     calls: one for each set, as `contenders.prepare` binds them. Gradients are dropped after each.
+    rotation: the numbers of the sets, over and over; the contenders share it, so that none finds in the cache what the
+    one before it has just read.
     """
 
-    def __init__(self, calls: Sequence[Callable[[], object]], sets: Sequence[Buffers]) -> None:
-        self._sets = itertools.cycle(zip(calls, (buffers.leaves() for buffers in sets), strict=True))
+    def __init__(
+        self, calls: Sequence[Callable[[], object]], sets: Sequence[Buffers], rotation: Iterator[int]
+    ) -> None:
+        self._sets = [(call, buffers.leaves()) for call, buffers in zip(calls, sets, strict=True)]
+        self._rotation = rotation
 
     def seconds(self, calls: int, now: Callable[[], float] = time.perf_counter) -> float:
         """Seconds per call. Results and gradients are held until the clock has stopped; to free them is not timed."""
         total = 0.0
         for _ in range(calls):
-            call, leaves = next(self._sets)
+            call, leaves = self._sets[next(self._rotation)]
             start = now()
             results = call()
             total += now() - start
@@ -80,7 +85,7 @@ class Turns:
         torch.cuda.synchronize()
         start.record()
         for _ in range(calls):
-            call, leaves = next(self._sets)
+            call, leaves = self._sets[next(self._rotation)]
             call()
             for leaf in leaves:
                 leaf.grad = None

@@ -13,8 +13,8 @@ from elbo_ext.plots import FUSED, REFERENCE, STYLE, TEST, png
 
 from .cases import BOTH
 from .contenders import CONTENDERS
-from .rows import Row
-from .tables import OURS, groups, label, size
+from .rows import OURS, Row, groups
+from .tables import label, size
 
 COLORS = {
     "ours": FUSED,
@@ -51,7 +51,7 @@ def all(rows: Sequence[Row], title: str) -> dict[str, bytes]:
     over_threads = [group for group in both if any_row(group).case in fewer]
 
     files = {}
-    with rc_context(STYLE):
+    with rc_context({**STYLE, "axes.axisbelow": True}):
         if compared:
             files["speedup.png"] = _speedup(compared, threads, title)
         if len(sized) > 1:
@@ -76,8 +76,8 @@ def _others(group: dict[str, Row]) -> list[str]:
 
 
 def _speedup(compared: Groups, threads: int, title: str) -> bytes:
-    """How many times our time the others take; the limit as a tick below 1."""
-    figure = Figure(figsize=(max(6.5, 0.9 * len(compared) + 1.5), 4.4), dpi=130, layout="constrained")
+    """How many times our time the others take, and the limit."""
+    figure = Figure(figsize=(max(7.5, 0.75 * len(compared) + 1.5), 4.6), dpi=130, layout="constrained")
     axes = figure.subplots()
     names = [name for name in CONTENDERS if any(name in _others(group) for group in compared)]
     width = 0.8 / len(names)
@@ -103,7 +103,7 @@ def _speedup(compared: Groups, threads: int, title: str) -> bytes:
     _plain_ticks(axes, "x")
     axes.grid(axis="x", visible=False)
     axes.set_xticks(range(len(compared)), [label(any_row(g), threads) for g in compared], rotation=35, ha="right")
-    axes.set(title="Time of forward + backward, as a multiple of ours (bars: 20th to 80th percentile)")
+    axes.set(title="Time of forward + backward as a multiple of ours, with 20th and 80th percentile")
     return _finished(figure, axes, title)
 
 
@@ -115,7 +115,7 @@ def _sizes(sized: Groups, title: str) -> bytes:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set(
-        title="Whole step, forward + backward: time over size (bands: 20th to 80th percentile)",
+        title="Whole step, forward + backward: time over size, with 20th and 80th percentile",
         xlabel="elements of an array",
         ylabel="microseconds",
     )
@@ -154,7 +154,7 @@ def _curves(axes: Axes, ordered: Groups, x_of, style: str = "-") -> None:
 
 def _memory(weighed: Groups, threads: int, title: str) -> bytes:
     """The peak beyond inputs, gradients and z, by case and contender."""
-    figure = Figure(figsize=(max(6.5, 0.9 * len(weighed) + 1.5), 4.2), dpi=130, layout="constrained")
+    figure = Figure(figsize=(max(7.5, 0.75 * len(weighed) + 1.5), 4.4), dpi=130, layout="constrained")
     axes = figure.subplots()
     names = [
         name
@@ -189,6 +189,6 @@ def _plain_ticks(axes: Axes, unit: str) -> None:
 
 def _finished(figure: Figure, legend_of: Axes, title: str) -> bytes:
     handles, labels = legend_of.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
     figure.suptitle(title, x=0.01, ha="left", fontsize=8)
     return png(figure)

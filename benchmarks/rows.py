@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,17 @@ class Row:
     def group(self) -> tuple[Any, ...]:
         """What the contenders that took turns with each other have in common."""
         return self.case, self.work, self.direction, self.dtype, self.variance, self.data, self.latent, self.device, self.threads
+
+
+OURS = "ours"
+
+
+def groups(rows: Sequence[Row]) -> list[dict[str, Row]]:
+    """Rows by contender, for each group that took turns."""
+    found: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault(row.group(), {})[row.contender] = row
+    return list(found.values())
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Row))

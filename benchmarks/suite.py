@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -126,6 +127,7 @@ def _fill(rows: dict[str, Row], group: Group, device: torch.device, seconds: flo
         expected = Expected(case, direction, first)
     kept = sum(shape.numel() for shape in map(torch.Size, traffic(case, direction).written.values()))
 
+    rotation = itertools.cycle(range(count))
     turns = {}
     for name, row in rows.items():
         if row.note:
@@ -134,7 +136,7 @@ def _fill(rows: dict[str, Row], group: Group, device: torch.device, seconds: flo
         try:
             bind = prepare(name, case, direction)
             calls = [bind(buffers) for buffers in sets]
-            turn = measure.Turns(calls, sets)
+            turn = measure.Turns(calls, sets, rotation)
             for _ in range(2):  # the second call is the first that compiles nothing
                 results = calls[0]()
                 if name != "copy":

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 
 from .cases import BOTH
 from .contenders import CONTENDERS
-from .rows import Row
-
-OURS = "ours"
+from .rows import OURS, Row, groups
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -37,28 +35,15 @@ def size(value: float) -> str:
     raise AssertionError
 
 
-def groups(rows: Sequence[Row]) -> list[dict[str, Row]]:
-    """Rows by contender, for each group that took turns."""
-    found: dict[tuple, dict[str, Row]] = {}
-    for row in rows:
-        found.setdefault(row.group(), {})[row.contender] = row
-    return list(found.values())
-
-
 def label(row: Row, all_threads: int) -> str:
     """A group's name in a table."""
     name = row.case if row.direction == BOTH else f"{row.case}, {row.direction}"
     return name if row.threads == all_threads else f"{name}, {row.threads} thread{'s' * (row.threads != 1)}"
 
 
-def yardstick(group: dict[str, Row]) -> str:
-    """Whose time the others are given in: ours, or the first contender's where we were not measured."""
-    measured = [name for name in CONTENDERS if name in group and group[name].median_us]
-    return OURS if OURS in measured or not measured else measured[0]
-
-
 def speed(rows: Sequence[Row]) -> str:
-    """Case by contender: our time with its spread and bandwidth, and the others' times as multiples of it."""
+    """Case by contender: our time with its spread and bandwidth, and the others' times as multiples of it (as such,
+    where we were not measured)."""
     all_threads = max(row.threads for row in rows)
     others = [name for name in CONTENDERS if name != OURS and any(row.contender == name for row in rows)]
     launched = any(row.launches is not None for row in rows)
@@ -75,13 +60,12 @@ def speed(rows: Sequence[Row]) -> str:
             cells += ["-"] * 3
         if launched:
             cells.append(str(ours.launches) if ours and ours.launches is not None else "-")
-        base = group.get(yardstick(group))
         for name in others:
             row = group.get(name)
             if not (row and row.median_us):
                 cells.append("-")
             elif ours and ours.median_us:
-                cells.append(f"{row.median_us / base.median_us:.3g} x")
+                cells.append(f"{row.median_us / ours.median_us:.3g} x")
             else:
                 cells.append(microseconds(row.median_us))
         lines.append(cells)
