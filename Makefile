@@ -13,12 +13,13 @@ STATUS ?=
 SOURCES := setup.py pyproject.toml $(shell find csrc)
 LIBRARY := $(wildcard elbo_ext/_C.*.so)
 
-.PHONY: help build test demo clean always
+.PHONY: help build test demo bench clean always
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make test    run the tests                    ARGS="-k kl" are options of pytest'
 	@echo 'make demo    train a VAE on handwritten digits  ARGS="--epochs 10" are options of python -m elbo_ext.demo'
+	@echo 'make bench   measure speed and memory           ARGS="--quick" are options of python -m benchmarks'
 	@echo 'make build   only create $(VENV) and compile the package'
 	@echo 'make clean   remove $(VENV) and everything that was built'
 	@echo 'PYTHON=python3.12 chooses the Python that $(VENV) is created with, CXX=clang++ the compiler.'
@@ -28,6 +29,9 @@ test: build
 
 demo: build
 	@$(VENV_PYTHON) -m elbo_ext.demo $(ARGS)
+
+bench: build
+	@$(VENV_PYTHON) -m benchmarks $(ARGS)
 
 build: $(VENV)/built
 
@@ -54,5 +58,5 @@ $(VENV)/created:
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist elbo_ext.egg-info elbo_ext/_C.*.so .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist elbo_ext.egg-info elbo_ext/_C.*.so .pytest_cache .hypothesis benchmark-results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
