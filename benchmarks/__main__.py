@@ -29,10 +29,11 @@ def build_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = _Parser(
         prog="python -m benchmarks",
-        description="Measure elbo_ext beside hand-written PyTorch, torch.distributions, torch.compile and a copy of the "
-        "same bytes; print tables; write results.json, results.csv, summary.md and figures. benchmarks/NOTES.md says how.",
-        epilog="exit codes: 0 all is well; 1 --compare found something slower; 2 an option, a file or the device cannot "
-        "be used, or a contender computes something else than the reference (one sentence says what).",
+        description="Measure elbo_ext beside hand-written PyTorch, torch.distributions, torch.compile and a copy of "
+        "the same bytes; print tables; write results.json, results.csv, summary.md and figures. benchmarks/NOTES.md "
+        "explains the method.",
+        epilog="exit codes: 0 all is well; 1 --compare found something slower; 2 an option, a file or the device "
+        "cannot be used, or a contender computes something else than the reference (one sentence says what).",
     )
     parser.add_argument("--quick", action="store_true", help="a few cases, forward + backward, about a minute")
     parser.add_argument(
@@ -54,11 +55,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seconds",
         type=_positive(float),
-        help=f"how long the contenders of a case take turns (default: {suite.SECONDS:g}, with --quick {suite.QUICK_SECONDS:g})",
+        help=f"how long the contenders of a case take turns (default: {suite.SECONDS:g}, "
+        f"with --quick {suite.QUICK_SECONDS:g})",
     )
     parser.add_argument("--out", metavar="FOLDER", default=OUT, help="where the results go (default: %(default)s)")
     parser.add_argument(
-        "--compare", nargs=2, metavar=("OLD", "NEW"), help="measure nothing: print what is slower in NEW than in OLD, two results.json"
+        "--compare",
+        nargs=2,
+        metavar=("OLD", "NEW"),
+        help="measure nothing: print what is slower in NEW than in OLD, two results.json",
     )
     return parser
 
@@ -98,7 +103,9 @@ def _device(name: str) -> torch.device:
         raise BenchmarkError(f"--device {name!r} is not a device to measure; use cpu, cuda or cuda:N")
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise BenchmarkError(f"--device {name!r} cannot be used: this PyTorch ({torch.__version__}) sees no CUDA GPU")
+            raise BenchmarkError(
+                f"--device {name!r} cannot be used: this PyTorch ({torch.__version__}) sees no CUDA GPU"
+            )
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
             raise BenchmarkError(f"--device {name!r} does not exist: PyTorch sees {count}, counted from 0")
@@ -135,9 +142,7 @@ def _measure(options: argparse.Namespace) -> None:
     if options.threads and options.threads > processors:
         raise BenchmarkError(f"--threads {options.threads} is more than this machine's {processors} processors")
     threads = options.threads or torch.get_num_threads()
-    groups = suite.plan(
-        device, threads, quick=options.quick, patterns=options.cases, contenders=options.contenders
-    )
+    groups = suite.plan(device, threads, quick=options.quick, patterns=options.cases, contenders=options.contenders)
     if not groups:
         raise BenchmarkError("none of the --contenders takes part in these --cases")
     folder = _writable(options.out)
@@ -177,7 +182,8 @@ def _summary(measured: list[rows.Row], title: str) -> str:
     """The tables, in Markdown."""
     parts = [
         "## Time",
-        f"Measured on {title}. Medians of forward + backward, unless it says forward. The others: multiples of our time.",
+        f"Measured on {title}. Medians of forward + backward, unless it says forward. "
+        "The others' times are multiples of ours.",
         tables.speed(measured),
         "\n".join(f"- {note}" for note in tables.notes(measured)),
         "## Peak memory beyond inputs, gradients and z",

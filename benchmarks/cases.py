@@ -154,9 +154,7 @@ def make(case: Case, device: torch.device | str, seed: int = 0) -> Buffers:
     for name, shape in case.operands().items():
         if name not in numbers:
             numbers[name] = normal(shape, 0.4 if name.endswith("logvar") else 1.0)
-    operands = {
-        name: numbers[name].to(case.dtype).requires_grad_(name in case.learned()) for name in case.operands()
-    }
+    operands = {name: numbers[name].to(case.dtype).requires_grad_(name in case.learned()) for name in case.operands()}
     grad_z = normal(case.latent, 0.1).to(case.dtype) if "z" in RESULTS[case.work] else None
     return Buffers(operands, grad_z)
 

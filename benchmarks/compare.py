@@ -86,12 +86,16 @@ def report(old: Sequence[Row], new: Sequence[Row]) -> tuple[str, bool]:
         if values[0] != values[1]:
             parts.append(f"Careful: {field} was {', '.join(values[0])} and is {', '.join(values[1])}.")
     if any(change.drift is None for change in found):
-        parts.append("Careful: some groups have no other contender to tell the machine's drift by; theirs is taken for 1.")
+        parts.append(
+            "Careful: some groups have no other contender to tell the machine's drift by; theirs is taken for 1."
+        )
     slower = sorted((c for c in found if c.slower), key=lambda c: -c.ratio)
     faster = sorted((c for c in found if c.faster), key=lambda c: c.ratio)
     heavier = [c for c in found if c.takes_more_memory]
     gone = lost(old, new)
-    parts.append(f"{len(found)} measurements compared: {len(slower)} slower, {len(faster)} faster, {len(heavier)} heavier.")
+    parts.append(
+        f"{len(found)} measurements compared: {len(slower)} slower, {len(faster)} faster, {len(heavier)} heavier."
+    )
     for title, some in (("slower", slower), ("faster", faster)):
         if some:
             lines = [
@@ -99,7 +103,9 @@ def report(old: Sequence[Row], new: Sequence[Row]) -> tuple[str, bool]:
                  "-" if c.drift is None else f"{c.drift:.2f} x", f"{c.ratio:.2f} x")
                 for c in some
             ]  # fmt: skip
-            parts.append(table((title, "contender", "old", "new", "new / old", "the others", "without drift"), lines, left=2))
+            parts.append(
+                table((title, "contender", "old", "new", "new / old", "the others", "without drift"), lines, left=2)
+            )
     if heavier:
         lines = [(*_name(c.new), size(c.old.peak_bytes), size(c.new.peak_bytes)) for c in heavier]
         parts.append(table(("more memory", "contender", "old", "new"), lines, left=2))

@@ -184,7 +184,10 @@ def _copy(case: Case, direction: str, buffers: Buffers) -> Run:
     left to read goes into a maximum. All as integers of the elements' size, so that a sum costs no more than a copy.
     """
     integers: dict[tuple[int, ...], list[Tensor]] = {}
-    for t in [*buffers.operands.values(), *([buffers.grad_z] if direction != FORWARD and buffers.grad_z is not None else [])]:
+    for t in [
+        *buffers.operands.values(),
+        *([buffers.grad_z] if direction != FORWARD and buffers.grad_z is not None else []),
+    ]:
         integers.setdefault(tuple(t.shape), []).append(t.detach().view(INTEGERS[t.element_size()]))
     parts: list[tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = []
     for shape, (_, written) in traffic(case, direction).counts().items():

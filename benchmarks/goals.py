@@ -38,7 +38,7 @@ def _any(row: Row) -> bool:
     return row.array_bytes >= 3 * MEGABYTE
 
 
-# A measure: from our row and the rows that took turns with it, by contender, to a number, or None if something is missing.
+# From our row, and the rows that took turns with it by contender, to a number; None if something is missing.
 Measure = Callable[[Row, dict[str, Row]], float | None]
 
 
@@ -91,7 +91,9 @@ class Goal:
 def _speed(what: str, device: str, select: Select, eager: float, compiled: float) -> tuple[Goal, Goal]:
     return (
         Goal(f"{what}: faster than eager", device, select, _faster_than("eager"), eager, "{:.3g} x"),
-        Goal(f"{what}: faster than torch.compile", device, select, _faster_than("eager-compiled"), compiled, "{:.3g} x"),
+        Goal(
+            f"{what}: faster than torch.compile", device, select, _faster_than("eager-compiled"), compiled, "{:.3g} x"
+        ),
     )
 
 

@@ -60,9 +60,7 @@ class Turns:
     one before it has just read.
     """
 
-    def __init__(
-        self, calls: Sequence[Callable[[], object]], sets: Sequence[Buffers], rotation: Iterator[int]
-    ) -> None:
+    def __init__(self, calls: Sequence[Callable[[], object]], sets: Sequence[Buffers], rotation: Iterator[int]) -> None:
         self._sets = [(call, buffers.leaves()) for call, buffers in zip(calls, sets, strict=True)]
         self._rotation = rotation
 

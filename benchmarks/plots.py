@@ -35,6 +35,8 @@ NAMES = {
     "copy": "limit: a copy of the same bytes",
 }
 
+DASHES = (0, (2, 1))
+
 Groups = Sequence[dict[str, Row]]
 
 
@@ -96,8 +98,8 @@ def _speedup(compared: Groups, threads: int, title: str) -> bytes:
     limits = [(p, g["copy"].median_us / g[OURS].median_us) for p, g in enumerate(compared) if _measured(g, "copy")]
     if limits:
         places, values = zip(*limits, strict=True)
-        axes.hlines(values, [p - 0.42 for p in places], [p + 0.42 for p in places], color=REFERENCE, lw=1.4, ls=(0, (2, 1)),
-                    label=NAMES["copy"])  # fmt: skip
+        left, right = [place - 0.42 for place in places], [place + 0.42 for place in places]
+        axes.hlines(values, left, right, color=REFERENCE, lw=1.4, ls=DASHES, label=NAMES["copy"])
     axes.axhline(1, color=FUSED, lw=1.4, label=NAMES[OURS])
     axes.set_yscale("log")
     _plain_ticks(axes, "x")
@@ -168,8 +170,8 @@ def _memory(weighed: Groups, threads: int, title: str) -> bytes:
         at = [place + (i - (len(names) - 1) / 2) * width for place, _ in mine]
         axes.bar(at, [extra for _, extra in mine], width, color=COLORS[name], label=NAMES[name])
     arrays = [any_row(group).array_bytes for group in weighed]
-    axes.hlines(arrays, [p - 0.45 for p in range(len(arrays))], [p + 0.45 for p in range(len(arrays))],
-                color=REFERENCE, lw=1.2, ls=(0, (2, 1)), label="one array of the data's size")  # fmt: skip
+    left, right = [place - 0.45 for place in range(len(arrays))], [place + 0.45 for place in range(len(arrays))]
+    axes.hlines(arrays, left, right, color=REFERENCE, lw=1.2, ls=DASHES, label="one array of the case's largest size")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
     axes.grid(axis="x", visible=False)

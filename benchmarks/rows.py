@@ -69,7 +69,17 @@ class Row:
 
     def group(self) -> tuple[Any, ...]:
         """What the contenders that took turns with each other have in common."""
-        return self.case, self.work, self.direction, self.dtype, self.variance, self.data, self.latent, self.device, self.threads
+        return (
+            self.case,
+            self.work,
+            self.direction,
+            self.dtype,
+            self.variance,
+            self.data,
+            self.latent,
+            self.device,
+            self.threads,
+        )
 
 
 OURS = "ours"
@@ -152,7 +162,12 @@ def read_json(path: str) -> list[Row]:
             raise TypeError
         # Fields that a later version adds are of no use to this one.
         rows = [Row(**{name: value for name, value in entry.items() if name in FIELDS}) for entry in content]
-        times = [getattr(row, name) for row in rows if row.median_us is not None for name in ("median_us", "p20_us", "p80_us")]
+        times = [
+            getattr(row, name)
+            for row in rows
+            if row.median_us is not None
+            for name in ("median_us", "p20_us", "p80_us")
+        ]
         if not all(isinstance(time, int | float) and time > 0 for time in times):
             raise TypeError
         keys = [row.key() for row in rows]

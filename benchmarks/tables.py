@@ -14,7 +14,9 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) 
     widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
-        parts = [cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))]
+        parts = [
+            cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+        ]
         return f"| {' | '.join(parts)} |"
 
     rule = [("-" * w if i < left else "-" * (w - 1) + ":") for i, w in enumerate(widths)]

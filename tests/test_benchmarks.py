@@ -50,7 +50,10 @@ def small_cases() -> list[Case]:
     """One case for each work, variance and dtype."""
     found = []
     for dtype in DTYPES:
-        found += [Case("small", "sampling", latent=(64, 33), dtype=dtype), Case("small", "kl", latent=(64, 33), dtype=dtype)]
+        found += [
+            Case("small", "sampling", latent=(64, 33), dtype=dtype),
+            Case("small", "kl", latent=(64, 33), dtype=dtype),
+        ]
         for variance in VARIANCES:
             found.append(Case("small", "likelihood", (16, 3, 8, 9), variance=variance, dtype=dtype))
             found.append(Case("small", "step", (16, 3, 8, 9), (16, 65), variance, dtype=dtype))
@@ -146,7 +149,9 @@ def test_the_reference_may_be_taken_in_chunks(monkeypatch):
 
 def test_a_contender_that_differs_stops_the_run(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(contenders.Eager, "kl", lambda self, mu, logvar: (mu * mu).mean())
-    code = main(["--cases", "kl-2560", "--contenders", "ours,eager", "--seconds", "0.01", "--out", str(tmp_path / "out")])
+    code = main(
+        ["--cases", "kl-2560", "--contenders", "ours,eager", "--seconds", "0.01", "--out", str(tmp_path / "out")]
+    )
     errors = capsys.readouterr().err.strip().splitlines()
     assert code == 2 and not os.listdir(tmp_path / "out")
     assert "eager computes something else than the reference in case kl-2560: its loss differs by" in errors[-1]
@@ -284,7 +289,7 @@ def test_gradients_are_dropped_between_calls():
 
 def test_rounds_interleave_and_end_with_the_budget():
     time, log = FakeTime(), []
-    clock = lambda turn, calls: turn.seconds(calls, time)  # noqa: E731
+    clock = lambda turn, calls: turn.seconds(calls, time)
     durations = {"a": 0.5, "b": 1.0, "c": 0.25}
     contending = {name: turns(time.call_that_takes(d, log, name)) for name, d in durations.items()}
     times, calls = measure.interleave(contending, budget=17.5, clock=clock, now=time, min_rounds=2)
@@ -299,8 +304,11 @@ def test_rounds_interleave_and_end_with_the_budget():
 
 def test_short_calls_are_repeated_and_a_minimum_of_rounds_is_kept():
     time = FakeTime()
-    clock = lambda turn, calls: turn.seconds(calls, time)  # noqa: E731
-    contending = {"short": turns(time.call_that_takes(measure.TURN_SECONDS / 40)), "long": turns(time.call_that_takes(9.0))}
+    clock = lambda turn, calls: turn.seconds(calls, time)
+    contending = {
+        "short": turns(time.call_that_takes(measure.TURN_SECONDS / 40)),
+        "long": turns(time.call_that_takes(9.0)),
+    }
     times, calls = measure.interleave(contending, budget=0.1, clock=clock, now=time, min_rounds=4)
     assert calls == {"short": 40, "long": 1}
     assert len(times["long"]) == 4 and times["short"] == pytest.approx([measure.TURN_SECONDS / 40] * 4)
