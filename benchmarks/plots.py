@@ -79,7 +79,7 @@ def _others(group: dict[str, Row]) -> list[str]:
 
 def _speedup(compared: Groups, threads: int, title: str) -> bytes:
     """How many times our time the others take, and the limit."""
-    figure = Figure(figsize=(max(7.5, 0.75 * len(compared) + 1.5), 4.6), dpi=130, layout="constrained")
+    figure = Figure(figsize=_width_for(compared, 4.6), dpi=130, layout="constrained")
     axes = figure.subplots()
     names = [name for name in CONTENDERS if any(name in _others(group) for group in compared)]
     width = 0.8 / len(names)
@@ -103,8 +103,7 @@ def _speedup(compared: Groups, threads: int, title: str) -> bytes:
     axes.axhline(1, color=FUSED, lw=1.4, label=NAMES[OURS])
     axes.set_yscale("log")
     _plain_ticks(axes, "x")
-    axes.grid(axis="x", visible=False)
-    axes.set_xticks(range(len(compared)), [label(any_row(g), threads) for g in compared], rotation=35, ha="right")
+    _name_cases(axes, compared, threads)
     axes.set(title="Time of forward + backward as a multiple of ours, with 20th and 80th percentile")
     return _finished(figure, axes, title)
 
@@ -115,6 +114,7 @@ def _sizes(sized: Groups, title: str) -> bytes:
     axes = figure.subplots()
     _curves(axes, sorted(sized, key=lambda group: any_row(group).elements), lambda row: row.elements)
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator([any_row(group).elements for group in sized]))
     axes.set_yscale("log")
     axes.set(
         title="Whole step, forward + backward: time over size, with 20th and 80th percentile",
@@ -156,7 +156,7 @@ def _curves(axes: Axes, ordered: Groups, x_of, style: str = "-") -> None:
 
 def _memory(weighed: Groups, threads: int, title: str) -> bytes:
     """The peak beyond inputs, gradients and z, by case and contender."""
-    figure = Figure(figsize=(max(7.5, 0.75 * len(weighed) + 1.5), 4.4), dpi=130, layout="constrained")
+    figure = Figure(figsize=_width_for(weighed, 4.4), dpi=130, layout="constrained")
     axes = figure.subplots()
     names = [
         name
@@ -174,10 +174,19 @@ def _memory(weighed: Groups, threads: int, title: str) -> bytes:
     axes.hlines(arrays, left, right, color=REFERENCE, lw=1.2, ls=DASHES, label="one array of the case's largest size")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
-    axes.grid(axis="x", visible=False)
-    axes.set_xticks(range(len(weighed)), [label(any_row(g), threads) for g in weighed], rotation=35, ha="right")
+    _name_cases(axes, weighed, threads)
     axes.set(title="Peak memory of forward + backward beyond inputs, gradients and z")
     return _finished(figure, axes, title)
+
+
+def _width_for(some: Groups, height: float) -> tuple[float, float]:
+    return max(7.5, 0.55 * len(some) + 1.2), height
+
+
+def _name_cases(axes: Axes, some: Groups, threads: int) -> None:
+    axes.grid(axis="x", visible=False)
+    axes.set_xticks(range(len(some)), [label(any_row(group), threads) for group in some], rotation=35, ha="right")
+    axes.set_xlim(-0.6, len(some) - 0.4)
 
 
 def _plain_ticks(axes: Axes, unit: str) -> None:
@@ -191,6 +200,7 @@ def _plain_ticks(axes: Axes, unit: str) -> None:
 
 def _finished(figure: Figure, legend_of: Axes, title: str) -> bytes:
     handles, labels = legend_of.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    columns = 4 if figure.get_figwidth() > 9 else 3
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
     figure.suptitle(title, x=0.01, ha="left", fontsize=8)
     return png(figure)
