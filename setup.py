@@ -22,7 +22,7 @@ OLDEST_TORCH = "2.11"
 STABLE_ABI = "0x020b000000000000"  # TORCH_TARGET_VERSION of 2.11
 
 OPERATOR_SOURCES = ["module.cpp", "cpu/dispatch.cpp", *(f"ops/{name}.cpp" for name in (
-    "gradients", "latent", "scale_gradients", "schema", "space", "tensors", "term_sum"))]
+    "gradients", "latent", "stored_gradients", "schema", "space", "tensors", "term_sum"))]
 KERNEL_SOURCES = ["cpu/term_sum.cpp", "cpu/latent.cpp"]
 
 X86_SETS = {

@@ -56,13 +56,12 @@ def weight(value: Any) -> Tensor | None:
     return tensor("weight", value)
 
 
-def any_given(values: Sequence[Any]) -> bool:
-    return any(value is not None for value in values)
-
-
-def scale(names: Sequence[str], values: Sequence[Any]) -> tuple[str, Tensor | float, int]:
-    """Name, value and form of the one scale that is given; names and values in the order of FORMS."""
+def scale(names: Sequence[str], values: Sequence[Any], default: float | None = None) -> tuple[str, Tensor | float, int]:
+    """Name, value and form of the one scale that is given; names and values in the order of FORMS. ``default``: the
+    logvar where none is."""
     chosen = [form for form, value in enumerate(values) if value is not None]
+    if default is not None and not chosen:
+        return names[0], default, 0
     if len(chosen) != 1:
         found = "none of them" if not chosen else " and ".join(names[form] for form in chosen)
         raise ValueError(f"exactly one of {', '.join(names)} must be given, got {found}")
@@ -123,9 +122,10 @@ def beside_recon(recon: Tensor, values: Mapping[str, Any]) -> None:
 
 
 def broadcasts_to_batch(description: str, value: Any, batch: torch.Size) -> None:
-    """One number per example, or fewer; a Python number always is."""
+    """One number per example, or fewer; a Python number always is. ``{}`` in the description stands for the shape."""
     if isinstance(value, Tensor) and value.shape != batch and _joint(batch, value.shape) != batch:
-        raise ValueError(f"{description} does not broadcast to the batch shape {tuple(batch)}")
+        described = description.format(tuple(value.shape))
+        raise ValueError(f"{described} does not broadcast to the batch shape {tuple(batch)}")
 
 
 def likelihood(value: Any, scales: Sequence[Any]) -> None:

@@ -11,17 +11,17 @@ operations (``reference.TERMS``), by torch itself.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from . import reference
 from .ops import FORMS, NONE, REDUCTIONS, TERM_NUMBERS, value_dtype
 
 _ops = torch.ops.elbo_ext
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
 _FORM_NAMES = list(FORMS)
 _TERM_NAMES = {number: name for name, number in TERM_NUMBERS.items()}
 MEAN = REDUCTIONS["mean"]
@@ -65,10 +65,10 @@ def _latent_arguments(spec: LatentSpec, seed: Tensor | None, noise: Tensor | Non
     return inputs, constants, form, prior_form, seed, noise, num_samples, with_kl, batch_dims, reduction
 
 
-def _spread(gradients: Sequence[Tensor], operands: Operands, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+def _spread(gradients: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
     """One gradient or None for each operand; ``gradients`` has those that are needed."""
     rest = iter(gradients)
-    return tuple(next(rest) if need and t is not None else None for t, need in zip(operands, needs, strict=True))
+    return [next(rest) if need else None for need in needs]
 
 
 # ---- the same mathematics in torch operations, for derivatives of derivatives ----
@@ -124,9 +124,9 @@ def _reduce(examples: Tensor, reduction: int) -> Tensor:
     return examples if reduction == NONE else examples.mean() if reduction == MEAN else examples.sum()
 
 
-def _vjp(function: Callable, operands: Operands, needs: Sequence[bool], cotangents) -> tuple[Tensor | None, ...]:
+def _vjp(function: Callable, operands: Operands, needs: Sequence[bool], cotangents) -> list[Tensor | None]:
     """Gradients of function(*operands) by the needed operands, by torch."""
-    picked = [i for i, (t, need) in enumerate(zip(operands, needs, strict=True)) if need and t is not None]
+    picked = [i for i, need in enumerate(needs) if need]
 
     def of_picked(*values: Tensor):
         full = list(operands)
@@ -135,7 +135,7 @@ def _vjp(function: Callable, operands: Operands, needs: Sequence[bool], cotangen
         return function(*full)
 
     _, pull_back = torch.func.vjp(of_picked, *(operands[i] for i in picked))
-    return _spread(pull_back(cotangents), operands, needs)
+    return _spread(pull_back(cotangents), needs)
 
 
 def _jvp(function: Callable, operands: Operands, tangents: Operands):
@@ -250,9 +250,8 @@ class TermSum(Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         needs = ctx.needs_input_grad[1:]
-        operands = ctx.saved_tensors
-        gradients = _needed_gradients(TermSumBackward, ctx.spec, needs, grad, *operands)
-        return None, *_spread(gradients, operands, needs)
+        gradients = _needed_gradients(TermSumBackward, ctx.spec, needs, grad, *ctx.saved_tensors)
+        return None, *_spread(gradients, needs)
 
     @staticmethod
     def vmap(info, in_dims, spec: TermSpec, *operands: Tensor | None):
@@ -290,7 +289,7 @@ class TermSumBackward(Function):
         dims, size = in_dims[3:], info.batch_size
         aligned = _align(operands, dims, size, expand=True)
         inner, grad = _per_example(spec, size, aligned, grad, in_dims[2])
-        gradients = _spread(_for_mode(TermSumBackward).apply(inner, needs, grad, *aligned), operands, needs)
+        gradients = _spread(_for_mode(TermSumBackward).apply(inner, needs, grad, *aligned), needs)
         result = tuple(g for g in _unalign(gradients, operands, dims, size) if g is not None)
         return result, (0,) * len(result)
 
@@ -315,12 +314,12 @@ class Latent(Function):
 
     @staticmethod
     def backward(ctx, grad_z: Tensor | None, grad_kl: Tensor | None = None):
-        seed, noise, *inputs = ctx.saved_tensors
-        needs = (*ctx.needs_input_grad[3:], ctx.needs_input_grad[2])
         if grad_z is None and grad_kl is None:
             return (None,) * len(ctx.needs_input_grad)
-        gradients = _needed_gradients(LatentBackward, ctx.spec, needs, grad_z, grad_kl, seed, noise, *inputs)
-        *of_inputs, of_noise = _spread(gradients, (*inputs, noise), needs)
+        _, _, needs_noise, *needs_inputs = ctx.needs_input_grad
+        needs = (*needs_inputs, needs_noise)
+        gradients = _needed_gradients(LatentBackward, ctx.spec, needs, grad_z, grad_kl, *ctx.saved_tensors)
+        *of_inputs, of_noise = _spread(gradients, needs)
         return None, None, of_noise, *of_inputs
 
     @staticmethod
@@ -381,7 +380,7 @@ class LatentBackward(Function):
         if grad_z is not None:
             grad_z = grad_z.unsqueeze(axis).expand_as(noise_tensor) if in_dims[2] is None else grad_z.movedim(in_dims[2], axis)
         gradients = _for_mode(LatentBackward).apply(inner, needs, grad_z, grad_kl, None, noise_tensor, *aligned)
-        *of_inputs, of_noise = _spread(gradients, (*inputs, noise), needs)
+        *of_inputs, of_noise = _spread(gradients, needs)
         result = [g for g in _unalign(of_inputs, inputs, dims, size) if g is not None]
         if of_noise is not None:
             result.append(of_noise.movedim(axis, 0))
@@ -427,12 +426,19 @@ def _needed_gradients(function: type[Function], spec, needs, *tensors: Tensor | 
     """What a backward function returns, in the cheapest way that the caller's mode of differentiation allows."""
     if torch.compiler.is_compiling():
         return function.forward(spec, needs, *tensors)
-    if any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors[:2]):  # upstream gradients
-        # torch.autograd.grad(is_grads_batched=True): this older kind of vmap asks no Function for its rule.
+    if _batched(*tensors[:2]):  # the upstream gradients are among the first two
         return function.in_torch(spec, needs, *tensors)
     if torch.is_grad_enabled() or _transformed():
         return _EAGER[function].apply(spec, needs, *tensors)
     return function.forward(spec, needs, *tensors)
+
+
+def _batched(*grads: Tensor | None) -> bool:
+    """Under torch.autograd.grad(is_grads_batched=True), an older kind of vmap that asks no Function for its rule."""
+    for grad in grads:
+        if grad is not None and _is_batched(grad):
+            return True
+    return False
 
 
 def _for_mode(function: type[Function]) -> type[Function]:
@@ -441,30 +447,34 @@ def _for_mode(function: type[Function]) -> type[Function]:
 
 # ---- plain eager backward. On a small problem Function.apply takes longer than the kernels: it inspects the signature of a
 # Function with setup_context, and unwraps what torch.func may have left behind. A forward that takes ctx itself needs no
-# signature, and where no transform is active, apply_plain goes past the rest ----
+# signature, and where no transform is active, _plain_apply goes past the rest ----
 
 
-def apply_plain(function: type[Function], *arguments):
-    """function.apply(*arguments), for a Function without setup_context, outside torch.func."""
-    return super(Function, function).apply(*arguments)
+def _plain_apply(function: type[Function]) -> Callable:
+    """function.apply, for a Function without setup_context, outside torch.func."""
+    return super(Function, function).apply
 
 
 class PlainTermSum(TermSum):
     setup_context = Function.setup_context
 
     @staticmethod
-    def forward(ctx, *arguments):
-        TermSum.setup_context(ctx, arguments, None)
-        return TermSum.forward(*arguments)
+    def forward(ctx, spec: TermSpec, *operands: Tensor | None) -> Tensor:
+        ctx.spec = spec
+        ctx.save_for_backward(*operands)
+        return _ops.term_sum(*_term_arguments(spec, operands))
 
 
 class PlainLatent(Latent):
     setup_context = Function.setup_context
 
     @staticmethod
-    def forward(ctx, *arguments):
-        Latent.setup_context(ctx, arguments, None)
-        return Latent.forward(*arguments)
+    def forward(ctx, spec: LatentSpec, seed: Tensor | None, noise: Tensor | None, *inputs: Tensor | None):
+        ctx.spec = spec
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(seed, noise, *inputs)
+        results = _ops.latent(*_latent_arguments(spec, seed, noise, inputs))
+        return tuple(results) if spec.with_kl else results[0]
 
 
 # ---- the fast path: gradients in the forward pass ----
@@ -480,7 +490,7 @@ def _wants_grad(operands: Operands) -> bool:
 
 def _transformed() -> bool:
     """Under torch.func or forward-mode differentiation."""
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def fast_path(operands: Operands, reduction: int) -> bool:
@@ -490,29 +500,22 @@ def fast_path(operands: Operands, reduction: int) -> bool:
     underflow before a GradScaler's factor reaches them; not under torch.func, forward mode or torch.compile, which need
     functions without hidden state.
     """
-    return (
-        reduction != NONE
-        and not torch.compiler.is_compiling()
-        and _wants_grad(operands)
-        and not any(t is not None and t.dtype == torch.float16 for t in operands)
-        and not _transformed()
-    )
+    if reduction == NONE or torch.compiler.is_compiling() or _transformed() or not _wants_grad(operands):
+        return False
+    for t in operands:
+        if t is not None and t.dtype is torch.float16:
+            return False
+    return True
 
 
-def _differentiable_backward(grad: Tensor) -> bool:
-    """Whether the gradients must be functions of what they depend on: create_graph, or a batch of upstream gradients."""
-    return torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(grad)
-
-
-def _stored_gradients(ctx, factor: Tensor, operands: Operands, needs: Sequence[bool]):
-    """The gradients made in the forward pass, times ``factor``. They are given away: the first backward pass takes them,
-    so that autograd may keep them without a copy; a later one makes them anew."""
+def _take_gradients(ctx, *grads: Tensor | None) -> list[Tensor] | None:
+    """The gradients made in the forward pass. They are given away: the first backward pass takes them, so that autograd
+    may keep them without a copy. None if they are gone, or if the upstream ``grads`` ask for more than numbers: functions
+    of what they depend on (create_graph), or a batch of them."""
+    if ctx.gradients is None or torch.is_grad_enabled() or _batched(*grads):
+        return None
     gradients, ctx.gradients = ctx.gradients, None
-    if gradients is None:
-        gradients = _ops.term_sum_backward(*_term_arguments(ctx.spec, operands), factor * ctx.factor, needs)
-    else:
-        _ops.scale_gradients_(gradients, factor)
-    return _spread(gradients, operands, needs)
+    return gradients
 
 
 class ScalarTermSum(Function):
@@ -520,20 +523,23 @@ class ScalarTermSum(Function):
 
     @staticmethod
     def forward(ctx, spec: TermSpec, *operands: Tensor | None) -> Tensor:
-        ctx.spec, ctx.factor = spec, 1.0
-        value, *ctx.gradients = _ops.term_sum_with_gradients(
-            *_term_arguments(spec, operands), ctx.factor, ctx.needs_input_grad[1:]
-        )
+        ctx.spec = spec
         ctx.save_for_backward(*operands)
+        value, *ctx.gradients = _ops.term_sum_with_gradients(
+            *_term_arguments(spec, operands), 1.0, ctx.needs_input_grad[1:]
+        )
         return value
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        needs, operands = ctx.needs_input_grad[1:], ctx.saved_tensors
-        if _differentiable_backward(grad):
+        needs = ctx.needs_input_grad[1:]
+        operands = ctx.saved_tensors  # torch's own error if one of them was changed in place
+        gradients = _take_gradients(ctx, grad)
+        if gradients is None:
             gradients = _needed_gradients(TermSumBackward, ctx.spec, needs, grad, *operands)
-            return None, *_spread(gradients, operands, needs)
-        return None, *_stored_gradients(ctx, grad, operands, needs)
+        else:
+            _ops.scale_gradients_(gradients, grad)
+        return None, *_spread(gradients, needs)
 
 
 class ScalarELBO(Function):
@@ -545,31 +551,31 @@ class ScalarELBO(Function):
 
     @staticmethod
     def forward(ctx, spec: TermSpec, beta: float, kl: Tensor, *operands: Tensor | None):
-        ctx.spec, ctx.factor, ctx.beta = spec, -1.0, beta
+        ctx.spec, ctx.beta = spec, beta
         ctx.set_materialize_grads(False)
-        loss, log_likelihood, mean_kl, of_kl, *ctx.gradients = _ops.elbo_with_gradients(
+        ctx.save_for_backward(*operands)
+        loss, log_likelihood, reduced_kl, ctx.of_kl, *ctx.gradients = _ops.elbo_with_gradients(
             *_term_arguments(spec, operands), kl, beta, ctx.needs_input_grad[3:]
         )
-        ctx.of_kl, ctx.kl_shape = of_kl, kl.shape  # of_kl: d(reduced kl) / d(each kl)
-        ctx.save_for_backward(*operands)
-        return loss, log_likelihood, mean_kl
+        return loss, log_likelihood, reduced_kl
 
     @staticmethod
     def backward(ctx, grad_loss: Tensor | None, grad_log_likelihood: Tensor | None, grad_kl: Tensor | None):
         needs, operands = ctx.needs_input_grad[3:], ctx.saved_tensors
+        if grad_loss is not None or grad_log_likelihood is not None:
+            gradients = _take_gradients(ctx, grad_loss, grad_log_likelihood, grad_kl)
+            if gradients is not None:
+                of_kl = _ops.elbo_backward(gradients, ctx.of_kl, grad_loss, grad_log_likelihood, grad_kl, ctx.beta)
+                return None, None, of_kl, *_spread(gradients, needs)
         of_kl = None
-        if ctx.needs_input_grad[2]:
-            upstream = grad_loss if grad_loss is None or ctx.beta == 1.0 else grad_loss * ctx.beta
-            upstream = _sum_of(grad_kl, upstream)
-            if upstream is not None:
-                of_kl = (ctx.of_kl * upstream).expand(ctx.kl_shape)
-        factor = _sum_of(grad_loss, None if grad_log_likelihood is None else -grad_log_likelihood)
-        if factor is None or not any(needs):
-            return None, None, of_kl, *(None for _ in operands)
-        if _differentiable_backward(factor):
-            gradients = _needed_gradients(TermSumBackward, ctx.spec, needs, -factor, *operands)
-            return None, None, of_kl, *_spread(gradients, operands, needs)
-        return None, None, of_kl, *_stored_gradients(ctx, factor, operands, needs)
+        upstream = _sum_of(grad_kl, None if grad_loss is None else grad_loss * ctx.beta)
+        if upstream is not None and ctx.needs_input_grad[2]:
+            of_kl = ctx.of_kl * upstream
+        upstream = _sum_of(grad_log_likelihood, None if grad_loss is None else -grad_loss)
+        if upstream is None or not any(needs):
+            return None, None, of_kl, *(None for _ in needs)
+        gradients = _needed_gradients(TermSumBackward, ctx.spec, needs, upstream, *operands)
+        return None, None, of_kl, *_spread(gradients, needs)
 
 
 def _sum_of(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -578,18 +584,22 @@ def _sum_of(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 # ---- what the public functions call ----
 
+_plain_term_sum, _plain_latent = _plain_apply(PlainTermSum), _plain_apply(PlainLatent)
+_scalar_term_sum = _plain_apply(ScalarTermSum)
+scalar_elbo = _plain_apply(ScalarELBO)  # where fast_path allows it
+
 
 def term_sum(spec: TermSpec, operands: Operands) -> Tensor:
     if fast_path(operands, spec.reduction):
-        return apply_plain(ScalarTermSum, spec, *operands)
-    return _function(TermSum, PlainTermSum, _term_in_torch, operands)(spec, *operands)
+        return _scalar_term_sum(spec, *operands)
+    return _function(TermSum, _plain_term_sum, _term_in_torch, operands)(spec, *operands)
 
 
 def latent(spec: LatentSpec, seed: Tensor | None, noise: Tensor | None, inputs: Operands):
-    return _function(Latent, PlainLatent, _latent_in_torch, (noise, *inputs))(spec, seed, noise, *inputs)
+    return _function(Latent, _plain_latent, _latent_in_torch, (noise, *inputs))(spec, seed, noise, *inputs)
 
 
-def _function(general: type[Function], plain: type[Function], in_torch: Callable, operands: Operands) -> Callable:
+def _function(general: type[Function], plain: Callable, in_torch: Callable, operands: Operands) -> Callable:
     """The cheapest way to a forward pass that serves the caller's mode of differentiation."""
     compiling = torch.compiler.is_compiling()
     if _transformed():
@@ -598,7 +608,7 @@ def _function(general: type[Function], plain: type[Function], in_torch: Callable
         return in_torch if compiling or _forward_levels() > 1 else _EAGER[general].apply
     if not _wants_grad(operands):
         return general.forward
-    return general.apply if compiling else partial(apply_plain, plain)
+    return general.apply if compiling else plain
 
 
 def _forward_levels() -> int:

@@ -45,6 +45,7 @@ BERNOULLI = TERM_NUMBERS["bernoulli"]
 GAUSSIAN_KL = TERM_NUMBERS["gaussian_kl"]
 
 _UNIT_SCALE = (0.0, 0.0, 1.0, 1.0)  # sigma = 1 in each form, in the order of FORMS
+_POSTERIOR_AND_PRIOR = (*arguments.SCALES, "prior_mu", *arguments.PRIOR_SCALES)
 _NO_FORM = FORMS["logvar"]  # for terms without a scale, and for the prior of terms without one
 
 
@@ -66,12 +67,13 @@ def _posterior_and_prior(
     name, scale, form = arguments.scale(arguments.SCALES, scales)
     named = {"mu": arguments.tensor("mu", mu), name: scale}
     named["prior_mu"] = 0.0 if prior_mu is None else arguments.tensor_or_number("prior_mu", prior_mu)
-    if not arguments.any_given(prior_scales):
-        named["prior_scale"] = _UNIT_SCALE[form]
-        return named, form, form
-    name, scale, prior_form = arguments.scale(arguments.PRIOR_SCALES, prior_scales)
-    named[name] = scale
-    return named, form, prior_form
+    for given in prior_scales:
+        if given is not None:
+            name, scale, prior_form = arguments.scale(arguments.PRIOR_SCALES, prior_scales)
+            named[name] = scale
+            return named, form, prior_form
+    named["prior_scale"] = _UNIT_SCALE[form]
+    return named, form, form
 
 
 def rsample(
@@ -247,7 +249,7 @@ def gaussian_log_prob(
     Raises:
         ValueError, TypeError: see the module's conventions.
     """
-    name, scale, form = _unit_by_default(arguments.SCALES, (logvar, log_std, std, var))
+    name, scale, form = arguments.scale(arguments.SCALES, (logvar, log_std, std, var), default=0.0)
     named = {"x": arguments.tensor("x", x), "mean": arguments.tensor_or_number("mean", mean), name: scale}
     return _term_sum(GAUSSIAN, named, form, _NO_FORM, weight, batch_dims, reduction)
 
@@ -278,11 +280,6 @@ def bernoulli_log_prob(
     """
     named = {"x": arguments.tensor("x", x), "logits": arguments.tensor("logits", logits)}
     return _term_sum(BERNOULLI, named, _NO_FORM, _NO_FORM, weight, batch_dims, reduction)
-
-
-def _unit_by_default(names: Sequence[str], scales: tuple[Scale, ...]) -> tuple[str, Tensor | float, int]:
-    """The scale of a likelihood, which is 1 where none is given."""
-    return arguments.scale(names, scales if arguments.any_given(scales) else (0.0, None, None, None))
 
 
 def _term(
@@ -360,7 +357,7 @@ def elbo_loss(
     named = {"x": arguments.tensor("x", x), "recon": arguments.tensor("recon", recon)}
     arguments.one_sided(recon, x)
     if likelihood == "gaussian":
-        name, scale, form = _unit_by_default(arguments.RECON_SCALES, scales)
+        name, scale, form = arguments.scale(arguments.RECON_SCALES, scales, default=0.0)
         named[name] = scale
         spec, operands, shape = _term(GAUSSIAN, named, form, _NO_FORM, weight, batch_dims, reduction)
     else:
@@ -387,22 +384,21 @@ def elbo_loss(
                 "are taken for latent ones; expand x to the batch, or pass kl"
             )
         kl = _term_sum(GAUSSIAN_KL, named, form, prior_form, None, spec.batch_dims - sample_axes, "none")
-        arguments.broadcasts_to_batch(f"the KL of mu and its scale has shape {tuple(kl.shape)}, which", kl, batch)
+        arguments.broadcasts_to_batch("the KL of mu and its scale has shape {}, which", kl, batch)
     else:
         arguments.tensor("kl", kl)
         _no_use_beside_kl(
-            logvar=logvar, log_std=log_std, std=std, var=var, prior_mu=prior_mu, prior_logvar=prior_logvar,
-            prior_log_std=prior_log_std, prior_std=prior_std, prior_var=prior_var,
-        )  # fmt: skip
-        arguments.broadcasts_to_batch(f"kl of shape {tuple(kl.shape)}", kl, batch)
+            (logvar, log_std, std, var, prior_mu, prior_logvar, prior_log_std, prior_std, prior_var)
+        )
+        arguments.broadcasts_to_batch("kl of shape {}", kl, batch)
     beta = arguments.tensor_or_number("beta", beta)
     arguments.beside_recon(recon, {"kl": kl, "beta": beta})
-    if isinstance(beta, Tensor):
-        arguments.broadcasts_to_batch(f"beta of shape {tuple(beta.shape)}", beta, batch)
+    arguments.broadcasts_to_batch("beta of shape {}", beta, batch)
 
+    log_likelihood_dtype = value_dtype(*operands)
     dtype = value_dtype(*operands, kl, beta if isinstance(beta, Tensor) else None)
-    if isinstance(beta, float) and dtype == value_dtype(*operands) and autograd.fast_path(operands, spec.reduction):
-        return ELBO(*autograd.apply_plain(autograd.ScalarELBO, spec, beta, kl, *operands))
+    if isinstance(beta, float) and dtype is log_likelihood_dtype and autograd.fast_path(operands, spec.reduction):
+        return ELBO(*autograd.scalar_elbo(spec, beta, kl, *operands))
     log_likelihood = autograd.term_sum(spec._replace(reduction=NONE), operands).to(dtype)
     kl = kl.to(dtype).expand(batch)
     loss = beta * kl - log_likelihood
@@ -413,8 +409,9 @@ def elbo_loss(
     return ELBO(loss, log_likelihood, kl)
 
 
-def _no_use_beside_kl(**given: Any) -> None:
-    names = [name for name, value in given.items() if value is not None]
+def _no_use_beside_kl(values: Sequence[Any]) -> None:
+    """mu's scales and the prior, in the order of their names."""
+    names = [name for name, value in zip(_POSTERIOR_AND_PRIOR, values, strict=True) if value is not None]
     if names:
         verb = "has" if len(names) == 1 else "have"
         raise ValueError(f"{' and '.join(names)} {verb} no use beside kl, which is computed already")

@@ -46,7 +46,7 @@ class ELBOLoss(torch.nn.Module):
         self.likelihood, self.beta = likelihood, beta
         self.batch_dims, self.reduction = batch_dims, reduction
         self.scale_name, scale = None, None
-        if arguments.any_given(scales):
+        if any(scale is not None for scale in scales):
             self.scale_name, scale, _ = arguments.scale(arguments.RECON_SCALES, scales)
         if isinstance(scale, torch.nn.Parameter):
             self.register_parameter("scale", scale)

@@ -91,8 +91,10 @@ def _(like: Tensor) -> Tensor:
 
 def value_dtype(*tensors: Tensor | None) -> torch.dtype:
     """float64 if any of the tensors is, else float32: half precision is computed and summed in float32."""
-    double = any(t is not None and t.dtype == torch.float64 for t in tensors)
-    return torch.float64 if double else torch.float32
+    for t in tensors:
+        if t is not None and t.dtype is torch.float64:
+            return torch.float64
+    return torch.float32
 
 
 def _first(tensors: Sequence[Tensor | None]) -> Tensor:
@@ -130,7 +132,16 @@ def _(term, inputs, constants, weight, form, prior_form, batch_dims, reduction, 
 def _(term, inputs, constants, weight, form, prior_form, batch_dims, reduction, kl, beta, needs):
     operands = [*inputs, weight]
     loss, log_likelihood, reduced_kl = (_first(operands).new_empty((), dtype=value_dtype(*operands)) for _ in range(3))
-    return [loss, log_likelihood, reduced_kl, kl.new_empty(()), *_gradients(operands, needs)]
+    return [loss, log_likelihood, reduced_kl, _one_number(kl.shape, loss), *_gradients(operands, needs)]
+
+
+@torch.library.register_fake("elbo_ext::elbo_backward")
+def _(gradients, of_kl, grad_loss, grad_log_likelihood, grad_kl, beta):
+    return _one_number(of_kl.shape, of_kl)
+
+
+def _one_number(expanded_to: Sequence[int], like: Tensor) -> Tensor:
+    return like.new_empty(()).expand(expanded_to)
 
 
 @torch.library.register_fake("elbo_ext::latent")

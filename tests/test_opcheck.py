@@ -145,6 +145,22 @@ def test_scale_gradients() -> None:
     run_opcheck((torch.ops.elbo_ext.scale_gradients_.default, ([], torch.tensor(0.5)), {}))
 
 
+@pytest.mark.parametrize("kl_shape", [(), (3,), (2, 3), (0,)])
+def test_elbo_backward(kl_shape: tuple[int, ...]) -> None:
+    """The numbers too: gradients of -log-likelihood become those of 3 loss + 0.5 log-likelihood + 7 kl, beta = 2."""
+    gradients = [torch.arange(6.0).reshape(2, 3), torch.arange(4, dtype=torch.float64)]
+    expected = [2.5 * gradient for gradient in gradients]
+    of_kl = torch.tensor(0.25).expand(kl_shape)
+    grads = (torch.tensor(3.0), torch.tensor(0.5), torch.tensor(7.0))
+    elbo_backward = torch.ops.elbo_ext.elbo_backward.default
+    copies = [gradient.clone() for gradient in gradients]
+    result = elbo_backward(copies, of_kl, *grads, 2.0)
+    torch.testing.assert_close(copies, expected)
+    torch.testing.assert_close(result, torch.full(kl_shape, 0.25 * (2.0 * 3.0 + 7.0)))
+    run_opcheck((elbo_backward, (gradients, of_kl, *grads, 2.0), {}))
+    run_opcheck((elbo_backward, (gradients, of_kl, None, grads[1], None, 1.0), {}))
+
+
 # Checked by a test of its own above.
 APART = {"elbo_ext::draw_seed", "elbo_ext::normal_noise", "elbo_ext::scale_gradients_"}
 

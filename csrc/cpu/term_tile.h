@@ -17,53 +17,62 @@ struct TermTile {
   GradientTile<R> gradient[kMaxOperands];
 };
 
-template <template <class> class TermOf, class R, bool kGradient>
-void run_term(TermTile<R>& tile, int form, int prior_form) {
+// What is known of a tile before its loop begins. The usual tile is unweighted and has its scales as logvar; a loop
+// without the branches for all else takes half the time (benchmarks/NOTES.md).
+enum class Usual { kNo, kSharedScale, kScaleOfEach };
+
+template <template <class> class TermOf, class R, bool kGradient, Usual kUsual>
+void run_term_loop(TermTile<R>& tile, int form, int prior_form, bool share_each) {
   using V = Vec<R>;
   using Term = TermOf<V>;
   constexpr int kWidth = V::size();
   constexpr int kInputs = Term::kInputs;
   const V zero(R(0));
+  if constexpr (kUsual != Usual::kNo) {
+    form = prior_form = kLogvar;
+    share_each = kUsual == Usual::kScaleOfEach;
+  }
+  const bool weighted = kUsual == Usual::kNo && tile.weighted;
 
   // Copies, because the compiler must assume that a store through any pointer could change the tile itself.
-  Lane<R> input[kInputs];
-  R* numbers[kMaxOperands];
-  bool add_up[kMaxOperands];
-  for (int k = 0; k < kInputs; ++k) input[k] = tile.input[k];
-  for (int k = 0; k < kMaxOperands; ++k) {
-    numbers[k] = tile.gradient[k].numbers;
-    add_up[k] = tile.gradient[k].add_up;
+  const R* from[kInputs];
+  int64_t step_of[kInputs];
+  R* to[kInputs];
+  bool wanted[kInputs];
+  for (int k = 0; k < kInputs; ++k) {
+    from[k] = tile.input[k].data;
+    step_of[k] = tile.input[k].step * kWidth;
+    to[k] = tile.gradient[k].numbers;
+    wanted[k] = to[k] != nullptr || tile.gradient[k].add_up;
   }
-  const Lane<R> weights = tile.input[kWeight], upstream = tile.upstream;
-  const bool weighted = tile.weighted;
-  R* const values = tile.value;
+  const R *weights = tile.input[kWeight].data, *upstream = tile.upstream.data;
+  const int64_t weight_step = tile.input[kWeight].step * kWidth, upstream_step = tile.upstream.step * kWidth;
+  R* const weight_gradient = tile.gradient[kWeight].numbers;
+  R* values = tile.value;
 
-  // What depends on a uniform scale alone is computed once a tile.
-  bool share_each = false;
-  for (int k = 0; k < kInputs; ++k)
-    if ((Term::kSharedInputs >> k & 1) && input[k].step != 0) share_each = true;
   typename Term::Shared shared{};
   if (!share_each) {
     V in[kInputs];
-    for (int k = 0; k < kInputs; ++k) in[k] = V(input[k].data[0]);
+    for (int k = 0; k < kInputs; ++k) in[k] = V(from[k][0]);
     shared = Term::share(in, form, prior_form);
   }
 
-  V sum = zero, gradient_sum[kMaxOperands];
+  V sum = zero, gradient_sum[kInputs], weight_gradient_sum = zero;
   for (V& lanes : gradient_sum) lanes = zero;
 
   // The elements [i, i + count). Lanes past the end hold anything and must reach neither memory nor a sum.
   const auto step = [&](auto full, int64_t i, int count) __attribute__((always_inline)) {
     constexpr bool kFull = decltype(full)::value;
-    const auto get = [&](const Lane<R>& lane) {
-      const R* at = lane.data + i * lane.step;
-      return kFull || lane.step == 0 ? V::loadu(at) : V::loadu(at, count);
+    const auto get = [&](const R*& at, int64_t lane_step) {
+      const V numbers = kFull || lane_step == 0 ? V::loadu(at) : V::loadu(at, count);
+      at += lane_step;
+      return numbers;
     };
-    const auto put = [&](R* to, V result) { kFull ? result.store(to + i) : result.store(to + i, count); };
+    const auto put = [&](R* at, V result) { kFull ? result.store(at + i) : result.store(at + i, count); };
     const auto inside = [&](V result) { return kFull ? result : V::set(zero, result, count); };
 
     V in[kInputs];
-    for (int k = 0; k < kInputs; ++k) in[k] = get(input[k]);
+    for (int k = 0; k < kInputs; ++k) in[k] = get(from[k], step_of[k]);
     if (share_each) shared = Term::share(in, form, prior_form);
 
     V value, derivative[kInputs];
@@ -72,20 +81,22 @@ void run_term(TermTile<R>& tile, int form, int prior_form) {
 
     V weight = zero, masked = zero;
     if (weighted) {
-      weight = get(weights);
+      weight = get(weights, weight_step);
       masked = weight == zero;
     }
     if constexpr (kGradient) {
-      const V grad = get(upstream), factor = weighted ? grad * weight : grad;
-      const auto deliver = [&](int k, V result) {
-        if (numbers[k]) put(numbers[k], result);
-        else if (add_up[k]) gradient_sum[k] = gradient_sum[k] + inside(result);
-      };
+      const V grad = get(upstream, upstream_step), factor = weighted ? grad * weight : grad;
       for (int k = 0; k < kInputs; ++k) {
-        const V result = derivative[k] * factor;
-        deliver(k, weighted ? select(masked, zero, result) : result);
+        if (!wanted[k]) continue;
+        V result = derivative[k] * factor;
+        if (weighted) result = select(masked, zero, result);
+        if (to[k]) put(to[k], result);
+        else gradient_sum[k] = gradient_sum[k] + inside(result);
       }
-      if (weighted) deliver(kWeight, value * grad);
+      if (weighted) {
+        if (weight_gradient) put(weight_gradient, value * grad);
+        weight_gradient_sum = weight_gradient_sum + inside(value * grad);
+      }
     }
     // A weight of zero leaves the element out, whatever stands there: 0 * inf must not become NaN.
     if (weighted) value = select(masked, zero, value * weight);
@@ -98,9 +109,26 @@ void run_term(TermTile<R>& tile, int form, int prior_form) {
   if (i < tile.size) step(std::false_type{}, i, static_cast<int>(tile.size - i));
 
   tile.sum = sum_lanes(sum);
-  if constexpr (kGradient)
-    for (int k = 0; k < kMaxOperands; ++k)
-      if (add_up[k]) tile.gradient[k].sum = sum_lanes(gradient_sum[k]);
+  if constexpr (kGradient) {
+    for (int k = 0; k < kInputs; ++k) tile.gradient[k].sum = sum_lanes(gradient_sum[k]);
+    tile.gradient[kWeight].sum = sum_lanes(weight_gradient_sum);
+  }
+}
+
+template <template <class> class TermOf, class R, bool kGradient>
+void run_term(TermTile<R>& tile, int form, int prior_form) {
+  using Term = TermOf<Vec<R>>;
+  bool share_each = false;  // what depends on a uniform scale alone is computed once a tile
+  for (int k = 0; k < Term::kInputs; ++k)
+    if ((Term::kSharedInputs >> k & 1) && tile.input[k].step != 0) share_each = true;
+  if constexpr (std::is_same_v<R, float>) {
+    if (!tile.weighted && form == kLogvar && prior_form == kLogvar) {
+      if constexpr (Term::kSharedInputs != 0)
+        if (share_each) return run_term_loop<TermOf, R, kGradient, Usual::kScaleOfEach>(tile, form, prior_form, true);
+      return run_term_loop<TermOf, R, kGradient, Usual::kSharedScale>(tile, form, prior_form, false);
+    }
+  }
+  run_term_loop<TermOf, R, kGradient, Usual::kNo>(tile, form, prior_form, share_each);
 }
 
 // The sums of a block: of each of its rows, and of all of it, whichever are wanted.

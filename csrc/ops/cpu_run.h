@@ -102,8 +102,9 @@ inline double sum_of(const Tensor& tensor) {
 inline double read_scalar(const Tensor& tensor) {
   return with_data(tensor, [](auto* data) { return static_cast<double>(*data); });
 }
-inline Tensor scalar(double number, DType dtype, const Tensor& like) {
-  const Tensor tensor = empty({}, dtype, like);
+inline Tensor scalar(double number, const Dims& expanded_to, DType dtype, const Tensor& like) {
+  const Tensor tensor = empty_expanded(expanded_to, dtype, like);
+  if (numel_of(expanded_to) == 0) return tensor;
   with_data(tensor, [=](auto* data) {
     using S = std::remove_reference_t<decltype(*data)>;
     if constexpr (std::is_same_v<S, double>) *data = number;

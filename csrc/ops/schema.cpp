@@ -22,9 +22,14 @@ STABLE_TORCH_LIBRARY(elbo_ext, library) {
   library.def("term_sum_backward(" ELBO_TERM ", Tensor grad, bool[] needs) -> Tensor[]");
   // The value, then the gradients of factor * value: one pass over the inputs.
   library.def("term_sum_with_gradients(" ELBO_TERM ", float factor, bool[] needs) -> Tensor[]");
-  // loss = beta * kl - log-likelihood, the log-likelihood and the KL, reduced; d(reduced KL) / d(each element of kl), one
-  // number; then the gradients of -log-likelihood. kl repeats over the examples that it broadcasts to.
+  // loss = beta * kl - log-likelihood, the log-likelihood and the KL, reduced; d(reduced KL) / dkl, one number expanded to
+  // the shape of kl; then the gradients of -log-likelihood. kl repeats over the examples that it broadcasts to.
   library.def("elbo_with_gradients(" ELBO_TERM ", Tensor kl, float beta, bool[] needs) -> Tensor[]");
+  // Its backward pass, given what the forward pass left: turns the gradients of -log-likelihood into those of
+  // grad_loss * loss + grad_log_likelihood * log-likelihood in place, and returns the gradient of kl, one number expanded.
+  library.def(
+      "elbo_backward(Tensor(a!)[] gradients, Tensor of_kl, Tensor? grad_loss, Tensor? grad_log_likelihood, "
+      "Tensor? grad_kl, float beta) -> Tensor");
   // z = mu + sigma * eps, and with_kl its KL to the prior; inputs are mu, scale and, with_kl, prior_mu and prior_scale.
   library.def("latent(" ELBO_LATENT ") -> Tensor[]");
   // Gradients of the needed inputs and, with the last flag of needs, of the noise.

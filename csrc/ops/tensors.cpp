@@ -1,7 +1,12 @@
 #include "tensors.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <numeric>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
@@ -22,13 +27,30 @@ int32_t code_of(const Tensor& tensor) {
   return code;
 }
 
+// Asks for huge pages behind large fresh memory of the CPU. A result that is written once costs more in page faults than in
+// anything else: 4 KB pages one by one take 3 times as long to come as those of 2 MB (benchmarks/NOTES.md). Where the system
+// grants none, nothing changes.
+constexpr int64_t kHugePage = int64_t{2} << 20, kPage = 4096;
+
+Tensor on_huge_pages(Tensor tensor) {
+#if defined(MADV_HUGEPAGE)
+  int64_t bytes = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
+  if (bytes < kHugePage || !tensor.is_cpu()) return tensor;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.data_ptr());
+  const uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = (begin + bytes) / kPage * kPage;
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+  return tensor;
+}
+
 Tensor empty_strided(int64_t ndim, const int64_t* shape, const int64_t* strides, DType dtype, const Tensor& like) {
   int32_t device_type;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(ndim, shape, strides, code_of(dtype), device_type,
                                                          like.get_device_index(), &handle));
-  return Tensor(handle);
+  return on_huge_pages(Tensor(handle));
 }
 
 Dims row_major(const Dims& shape) {
@@ -65,6 +87,11 @@ Tensor empty(const Dims& shape, DType dtype, const Tensor& like) {
   return empty_strided(static_cast<int64_t>(shape.size()), shape.data(), row_major(shape).data(), dtype, like);
 }
 
+Tensor empty_expanded(const Dims& shape, DType dtype, const Tensor& like) {
+  const Dims strides(shape.size(), 0);
+  return empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(), dtype, like);
+}
+
 Tensor empty_like(const Tensor& like, std::optional<DType> dtype) {
   const DType type = dtype ? *dtype : dtype_of(like);
   if (like.is_contiguous())
@@ -77,7 +104,7 @@ Tensor empty_like(const Tensor& like, std::optional<DType> dtype) {
   StableIValue stack[] = {from(like),         from(std::optional(scalar_type)), from(std::nullopt),
                           from(std::nullopt), from(std::nullopt),               from(std::nullopt)};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack, TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
+  return on_huge_pages(torch::stable::detail::to<Tensor>(stack[0]));
 }
 
 void fill_with_zeros(const Tensor& tensor) {

@@ -26,6 +26,8 @@ inline DType compute_type(bool compute_double) { return compute_double ? DType::
 
 // Uninitialized and row-major, on the device of `like`.
 Tensor empty(const Dims& shape, DType dtype, const Tensor& like);
+// Uninitialized: one number that every element of `shape` is.
+Tensor empty_expanded(const Dims& shape, DType dtype, const Tensor& like);
 // Uninitialized and dense, in the layout of `like`, as torch.empty_like.
 Tensor empty_like(const Tensor& like, std::optional<DType> dtype = std::nullopt);
 

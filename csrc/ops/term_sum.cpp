@@ -185,8 +185,9 @@ std::vector<Tensor> elbo_with_gradients(int64_t term, OptionalTensors inputs, st
   const double reduced_kl = sum_of(dense) * of_each;
   const double loss = beta * reduced_kl - read_scalar(result.value);
   const DType type = compute_type(call.problem.compute_double);
-  std::vector<Tensor> results{scalar(loss, type, kl), result.value, scalar(reduced_kl, type, kl),
-                              scalar(of_each, dtype_of(kl), kl)};
+  const Dims kl_shape(kl.sizes().begin(), kl.sizes().end());
+  std::vector<Tensor> results{scalar(loss, {}, type, kl), result.value, scalar(reduced_kl, {}, type, kl),
+                              scalar(of_each, kl_shape, type, kl)};
   results.insert(results.end(), result.gradients.begin(), result.gradients.end());
   return results;
 }
