@@ -89,11 +89,16 @@ ELBO_INLINE void cos_sin_turn(uint32_t word, F& cosine, F& sine) {
   const int32_t rest = static_cast<int32_t>((word + kEighth) & (2 * kEighth - 1)) - static_cast<int32_t>(kEighth);
   const F x = static_cast<F>(rest) * F(1.57079632679489661923132169164 * 0x1p-30);  // in [-pi/4, pi/4)
   const F x2 = x * x;
-  F s = F(1), c = F(1);  // sin x / x and cos x by their Taylor series, innermost factor first
+  // sin x / x and cos x by their Taylor series in x^2
+  constexpr double kSin[] = {1., -1. / 6, 1. / 120, -1. / 5040, 1. / 362880, -1. / 39916800, 1. / 6227020800,
+                             -1. / 1307674368000, 1. / 355687428096000};
+  constexpr double kCos[] = {1., -1. / 2, 1. / 24, -1. / 720, 1. / 40320, -1. / 3628800, 1. / 479001600,
+                             -1. / 87178291200, 1. / 20922789888000, -1. / 6402373705728000};
+  F s = F(0), c = F(0);
   ELBO_UNROLL
-  for (int k = SeriesLength<F>::sin - 1; k >= 1; --k) s = F(1) - s * x2 * F(1.0 / ((2 * k) * (2 * k + 1)));
+  for (int k = SeriesLength<F>::sin - 1; k >= 0; --k) s = s * x2 + F(kSin[k]);
   ELBO_UNROLL
-  for (int k = SeriesLength<F>::cos - 1; k >= 1; --k) c = F(1) - c * x2 * F(1.0 / ((2 * k - 1) * (2 * k)));
+  for (int k = SeriesLength<F>::cos - 1; k >= 0; --k) c = c * x2 + F(kCos[k]);
   s *= x;
   const F along = quadrant & 1 ? s : c, across = quadrant & 1 ? c : s;
   cosine = (quadrant + 1) & 2 ? -along : along;
