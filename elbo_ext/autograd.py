@@ -318,8 +318,16 @@ class Latent(Function):
             return (None,) * len(ctx.needs_input_grad)
         _, _, needs_noise, *needs_inputs = ctx.needs_input_grad
         needs = (*needs_inputs, needs_noise)
-        gradients = _needed_gradients(LatentBackward, ctx.spec, needs, grad_z, grad_kl, *ctx.saved_tensors)
+        seed, noise, *inputs = ctx.saved_tensors
+        given_on = needs[0] and grad_kl is None and _alike(inputs[0], grad_z)
+        if given_on:  # dz/dmu = 1: where nothing else reaches mu, its gradient is that of z, and nothing is written
+            needs = (False, *needs[1:])
+        gradients = ()
+        if any(needs):
+            gradients = _needed_gradients(LatentBackward, ctx.spec, needs, grad_z, grad_kl, seed, noise, *inputs)
         *of_inputs, of_noise = _spread(gradients, needs)
+        if given_on:
+            of_inputs[0] = grad_z
         return None, None, of_noise, *of_inputs
 
     @staticmethod
@@ -334,6 +342,10 @@ class Latent(Function):
         if not spec.with_kl:
             return result, axis
         return (result[0], _reduce_mapped(result[1], spec.reduction)), (axis, 0)
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.stride() == b.stride() and a.dtype is b.dtype
 
 
 class LatentBackward(Function):

@@ -12,11 +12,15 @@ void run_groups(const TermSumProblem& p, int64_t begin, int64_t end) {
   Sums<R> sums(p.space, p.row_value, p.block_sum);
   TermTile<R> t;
   t.weighted = p.input[kWeight].present();
+  bool any_staged = false;
+  for (int k = 0; k < kMaxOperands; ++k)
+    any_staged = any_staged || staged<R>(p.input[k]) || staged<R>(p.gradient[k]);
+  const int64_t most = any_staged ? kStagedTile : kTile;
 
   for (int64_t group = begin; group < end; ++group) {
     const int64_t first = group * p.blocks.per_group;
     for (int64_t block = first; block < std::min(first + p.blocks.per_group, p.blocks.count); ++block) {
-      for_each_tile(p.space, p.blocks, block, [&](const Tile& tile) {
+      for_each_tile(p.space, p.blocks, block, most, [&](const Tile& tile) {
         t.size = tile.size();
         for (int k = 0; k < kInputs; ++k) t.input[k] = load(p.space, p.input[k], tile, buffer[k]);
         if (t.weighted) t.input[kWeight] = load(p.space, p.input[kWeight], tile, buffer[kWeight]);

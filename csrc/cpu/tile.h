@@ -11,7 +11,9 @@
 namespace elbo_ext {
 namespace {
 
-constexpr int64_t kTile = 1024;
+// Elements in a tile: as many as fit a buffer; fewer where several operands go through buffers, so that those and the
+// memory they stand for fit into the first-level cache together (benchmarks/NOTES.md).
+constexpr int64_t kTile = 1024, kStagedTile = 256;
 
 // Rows [row, row + rows) and columns [col, col + cols) of a space; more than one row only with all their columns.
 struct Tile {
@@ -171,6 +173,12 @@ inline double sum_row(const R* numbers, int64_t count) {
   return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
+// Do the elements of a view go through a buffer?
+template <class R>
+inline bool staged(const View& view) {
+  return view.data != nullptr && !view.cols_uniform && !(view.cols_dense && view.dtype == dtype_of<R>());
+}
+
 // Where a kernel should put the numbers of a tile of `view`: in place if they can stay there, else in the buffer, from
 // which finish_store takes them.
 template <class R>
@@ -233,27 +241,27 @@ struct GradientTile {
 // Rows shorter than this share a tile with their neighbours; longer ones get tiles of their own.
 constexpr int64_t kShortRow = 64;
 
-// Calls visit(tile) for the tiles of one block, in order.
+// Calls visit(tile) for the tiles of one block, in order; `most` bounds their elements.
 template <class Visit>
-inline void for_each_tile(const Space& space, const Blocks& blocks, int64_t block, Visit&& visit) {
+inline void for_each_tile(const Space& space, const Blocks& blocks, int64_t block, int64_t most, Visit&& visit) {
   if (blocks.blocks_per_row > 1) {
     const int64_t row = block / blocks.blocks_per_row;
     const int64_t begin = (block - row * blocks.blocks_per_row) * kBlockElements;
     const int64_t end = std::min(begin + kBlockElements, space.cols);
-    for (int64_t col = begin; col < end; col += kTile) visit(Tile{row, 1, col, std::min(kTile, end - col)});
+    for (int64_t col = begin; col < end; col += most) visit(Tile{row, 1, col, std::min(most, end - col)});
     return;
   }
   const int64_t first = block * blocks.rows_per_block;
   const int64_t last = std::min(first + blocks.rows_per_block, space.rows);
   if (space.cols < kShortRow) {
-    const int64_t at_once = kTile / space.cols;
+    const int64_t at_once = most / space.cols;
     for (int64_t row = first; row < last; row += at_once)
       visit(Tile{row, std::min(at_once, last - row), 0, space.cols});
     return;
   }
   for (int64_t row = first; row < last; ++row)
-    for (int64_t col = 0; col < space.cols; col += kTile)
-      visit(Tile{row, 1, col, std::min(kTile, space.cols - col)});
+    for (int64_t col = 0; col < space.cols; col += most)
+      visit(Tile{row, 1, col, std::min(most, space.cols - col)});
 }
 
 }  // namespace
