@@ -345,7 +345,7 @@ class Latent(Function):
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.stride() == b.stride() and a.dtype is b.dtype
+    return a.shape == b.shape and a.dtype is b.dtype and a.is_contiguous() and b.is_contiguous()
 
 
 class LatentBackward(Function):

@@ -5,6 +5,10 @@
 namespace elbo_ext {
 namespace {
 
+// Gradients of this size are no longer in a cache when somebody reads them, and a store past the caches spares the memory
+// the reading of what it overwrites (benchmarks/NOTES.md).
+constexpr int64_t kStreamedElements = int64_t{1} << 21;
+
 template <template <class> class TermOf, class R, bool kGradient>
 void run_groups(const TermSumProblem& p, int64_t begin, int64_t end) {
   constexpr int kInputs = TermOf<Vec<R>>::kInputs;
@@ -16,6 +20,7 @@ void run_groups(const TermSumProblem& p, int64_t begin, int64_t end) {
   for (int k = 0; k < kMaxOperands; ++k)
     any_staged = any_staged || staged<R>(p.input[k]) || staged<R>(p.gradient[k]);
   const int64_t most = any_staged ? kStagedTile : kTile;
+  t.streams = kGradient && !any_staged && p.space.rows * p.space.cols >= kStreamedElements;
 
   for (int64_t group = begin; group < end; ++group) {
     const int64_t first = group * p.blocks.per_group;
@@ -39,6 +44,7 @@ void run_groups(const TermSumProblem& p, int64_t begin, int64_t end) {
       sums.end_block(block);
     }
   }
+  if (t.streams) flush_streams();
 }
 
 template <template <class> class TermOf>

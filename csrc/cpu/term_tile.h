@@ -15,6 +15,7 @@ struct TermTile {
   double sum = 0;               // their sum
   Lane<R> upstream;             // only read for gradients
   GradientTile<R> gradient[kMaxOperands];
+  bool streams = false;         // gradients go past the caches
 };
 
 // What is known of a tile before its loop begins. The usual tile is unweighted and has its scales as logvar; a loop
@@ -33,6 +34,7 @@ void run_term_loop(TermTile<R>& tile, int form, int prior_form, bool share_each)
     share_each = kUsual == Usual::kScaleOfEach;
   }
   const bool weighted = kUsual == Usual::kNo && tile.weighted;
+  bool streams = kUsual != Usual::kNo && tile.streams;
 
   // Copies, because the compiler must assume that a store through any pointer could change the tile itself.
   const R* from[kInputs];
@@ -44,6 +46,7 @@ void run_term_loop(TermTile<R>& tile, int form, int prior_form, bool share_each)
     step_of[k] = tile.input[k].step * kWidth;
     to[k] = tile.gradient[k].numbers;
     wanted[k] = to[k] != nullptr || tile.gradient[k].add_up;
+    streams = streams && reinterpret_cast<uintptr_t>(to[k]) % sizeof(V) == 0;
   }
   const R *weights = tile.input[kWeight].data, *upstream = tile.upstream.data;
   const int64_t weight_step = tile.input[kWeight].step * kWidth, upstream_step = tile.upstream.step * kWidth;
@@ -90,7 +93,7 @@ void run_term_loop(TermTile<R>& tile, int form, int prior_form, bool share_each)
         if (!wanted[k]) continue;
         V result = derivative[k] * factor;
         if (weighted) result = select(masked, zero, result);
-        if (to[k]) put(to[k], result);
+        if (to[k]) kFull && streams ? stream(to[k] + i, result) : put(to[k], result);
         else gradient_sum[k] = gradient_sum[k] + inside(result);
       }
       if (weighted) {

@@ -65,6 +65,23 @@ ELBO_INLINE bool any(Vec<R> mask) {
   return mask.zero_mask() != (1 << Vec<R>::size()) - 1;
 }
 
+// A store that goes past the caches. The address is a multiple of the register's size; flush_streams() comes behind the
+// last one, before another thread reads what was stored.
+template <class R>
+ELBO_INLINE void stream(R* to, Vec<R> x) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<R, float>) return _mm512_stream_ps(to, x);
+#elif defined(CPU_CAPABILITY_AVX2)
+  if constexpr (std::is_same_v<R, float>) return _mm256_stream_ps(to, x);
+#endif
+  x.store(to);
+}
+inline void flush_streams() {
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+  _mm_sfence();
+#endif
+}
+
 // The lanes added up in double, in the order of memory.
 template <class R>
 ELBO_INLINE double sum_lanes(Vec<R> x) {
