@@ -456,6 +456,25 @@ GAUSSIAN = [
         lambda m: dict(x=0.2 * m.normal(5, 9000), mean=0.2 * m.normal(9000), var=m.scale("var", 5, 1)),
         "scale uniform along rows of two blocks",
     ),
+    *(
+        _gaussian(
+            f"scale-repeats-{name}-{reduction}",
+            lambda m, shape=shape, own=own, reduction=reduction: dict(
+                x=m.normal(*shape),
+                mean=m.normal(*shape),
+                logvar=m.scale("logvar", *own),
+                weight=m.holes(*own),
+                reduction=reduction,
+            ),
+            "scale and weight repeat over stretches longer than a staged tile: tiles end where those do",
+        )
+        for name, shape, own in (
+            ("example", (7, 1500), (7, 1)),
+            ("channel", (2, 3, 17, 16), (3, 1, 1)),
+            ("nested", (3, 5, 300), (3, 1, 1)),
+        )
+        for reduction in ("none", "mean")
+    ),
     # -- empty, 0-dim, 1-dim
     _gaussian(
         "empty-batch",

@@ -57,7 +57,7 @@ void run_forward(const LatentProblem& p, int64_t begin, int64_t end) {
   TermTile<R> t;
 
   for (int64_t group = begin; group < end; ++group) {  // a group is one block here
-    for_each_tile(p.space, p.blocks, group, kTile, [&](const Tile& tile) {
+    for_each_tile(p.space, p.blocks, group, Cut{}, [&](const Tile& tile) {
       t.size = tile.size();
       const int inputs = p.with_kl ? kMaxInputs : 2;
       for (int k = 0; k < inputs; ++k) t.input[k] = load(p.space, p.input[k], tile, buffer[k]);
@@ -116,7 +116,7 @@ void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
   for (int64_t group = begin; group < end; ++group) {
     const int64_t first = group * p.blocks.per_group;
     for (int64_t block = first; block < std::min(first + p.blocks.per_group, p.blocks.count); ++block) {
-      for_each_tile(p.space, p.blocks, block, kTile, [&](const Tile& tile) {
+      for_each_tile(p.space, p.blocks, block, Cut{}, [&](const Tile& tile) {
         t.size = tile.size();
         const int inputs = p.with_kl ? kMaxInputs : 2;
         for (int k = 0; k < inputs; ++k) t.input[k] = load(p.space, p.input[k], tile, buffer[k]);

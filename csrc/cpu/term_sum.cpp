@@ -16,16 +16,18 @@ void run_groups(const TermSumProblem& p, int64_t begin, int64_t end) {
   Sums<R> sums(p.space, p.row_value, p.block_sum);
   TermTile<R> t;
   t.weighted = p.input[kWeight].present();
-  bool any_staged = false;
-  for (int k = 0; k < kMaxOperands; ++k)
-    any_staged = any_staged || staged<R>(p.input[k]) || staged<R>(p.gradient[k]);
-  const int64_t most = any_staged ? kStagedTile : kTile;
-  t.streams = kGradient && !any_staged && p.space.rows * p.space.cols >= kStreamedElements;
+  Cutting<R> cutting(p.space);
+  for (int k = 0; k < kMaxOperands; ++k) {
+    cutting.look_at(p.input[k]);
+    cutting.look_at(p.gradient[k]);
+  }
+  const Cut cut = cutting.cut();
+  t.streams = kGradient && cut.most == kTile && p.space.rows * p.space.cols >= kStreamedElements;
 
   for (int64_t group = begin; group < end; ++group) {
     const int64_t first = group * p.blocks.per_group;
     for (int64_t block = first; block < std::min(first + p.blocks.per_group, p.blocks.count); ++block) {
-      for_each_tile(p.space, p.blocks, block, most, [&](const Tile& tile) {
+      for_each_tile(p.space, p.blocks, block, cut, [&](const Tile& tile) {
         t.size = tile.size();
         for (int k = 0; k < kInputs; ++k) t.input[k] = load(p.space, p.input[k], tile, buffer[k]);
         if (t.weighted) t.input[kWeight] = load(p.space, p.input[kWeight], tile, buffer[kWeight]);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <optional>
 
 #include "../ops/problem.h"
 #include "vec_math.h"
@@ -42,6 +43,22 @@ inline int64_t row_offset(const Space& space, const View& view, int64_t row) {
     const int64_t outer = i == 0 ? 0 : row / space.row_size[i];
     offset += (row - outer * space.row_size[i]) * view.row_stride[i];
     row = outer;
+  }
+  return offset;
+}
+
+// The offset of the one element of a view that a whole tile stands for, if it is only one.
+inline std::optional<int64_t> repeated(const Space& space, const View& view, const Tile& tile) {
+  if (tile.rows > 1 && !view.rows_uniform) return std::nullopt;
+  int64_t offset = row_offset(space, view, tile.row);
+  if (view.cols_uniform) return offset;
+  const int last = space.col_dims - 1;
+  const int64_t within = tile.col % space.col_size[last];
+  if (tile.rows > 1 || view.col_stride[last] != 0 || within + tile.cols > space.col_size[last]) return std::nullopt;
+  int64_t rest = tile.col / space.col_size[last];
+  for (int i = last - 1; i >= 0; --i) {
+    offset += rest % space.col_size[i] * view.col_stride[i];
+    rest /= space.col_size[i];
   }
   return offset;
 }
@@ -145,8 +162,8 @@ inline Lane<R> load(const Space& space, const Operand& operand, const Tile& tile
   with_dtype(operand.dtype, [&](auto zero) {
     using S = decltype(zero);
     const S* data = static_cast<const S*>(operand.data);
-    if (operand.cols_uniform && (one_row || operand.rows_uniform)) {
-      lane = splat(static_cast<R>(data[row_offset(space, operand, tile.row)]), buffer);
+    if (const auto place = repeated(space, operand, tile)) {
+      lane = splat(static_cast<R>(data[*place]), buffer);
       return;
     }
     for_each_run(space, operand, tile, [&](int64_t offset, int64_t stride, int64_t count, int64_t position) {
@@ -171,12 +188,6 @@ inline double sum_row(const R* numbers, int64_t count) {
     for (int j = 0; j < 4; ++j) sum[j] += numbers[i + j];
   for (; i < count; ++i) sum[0] += numbers[i];
   return (sum[0] + sum[1]) + (sum[2] + sum[3]);
-}
-
-// Do the elements of a view go through a buffer?
-template <class R>
-inline bool staged(const View& view) {
-  return view.data != nullptr && !view.cols_uniform && !(view.cols_dense && view.dtype == dtype_of<R>());
 }
 
 // Where a kernel should put the numbers of a tile of `view`: in place if they can stay there, else in the buffer, from
@@ -206,7 +217,8 @@ inline void finish_store(const Space& space, const View& view, const Tile& tile,
 template <class R>
 struct GradientTile {
   R* numbers = nullptr;   // null: not wanted element by element
-  bool add_up = false;    // one number for the whole tile
+  bool add_up = false;    // one number for the whole tile, for the element at `place`
+  int64_t place = 0;
   double sum = 0;
   Buffer<R> buffer;
 
@@ -216,8 +228,12 @@ struct GradientTile {
     sum = 0;
     if (!sink.wanted()) return;
     if (!sink.summed) numbers = begin_store(space, sink, tile, buffer);
-    else if (sink.cols_uniform && (tile.rows == 1 || sink.rows_uniform)) add_up = true;
-    else numbers = buffer.data;
+    else if (const auto one = repeated(space, sink, tile)) {
+      add_up = true;
+      place = *one;
+    } else {
+      numbers = buffer.data;
+    }
   }
 
   void finish(const Space& space, const GradientSink& sink, const Tile& tile, int64_t group) {
@@ -225,7 +241,7 @@ struct GradientTile {
     if (!sink.summed) return finish_store(space, sink, tile, numbers, buffer);
     double* partial = sink.partial + group * sink.partial_stride;
     if (add_up) {
-      partial[row_offset(space, sink, tile.row)] += sum;
+      partial[place] += sum;
       return;
     }
     for_each_run(space, sink, tile, [&](int64_t offset, int64_t stride, int64_t count, int64_t position) {
@@ -241,27 +257,56 @@ struct GradientTile {
 // Rows shorter than this share a tile with their neighbours; longer ones get tiles of their own.
 constexpr int64_t kShortRow = 64;
 
-// Calls visit(tile) for the tiles of one block, in order; `most` bounds their elements.
+// How blocks are cut into tiles: of `most` elements at most, and none across a multiple of `cut` columns.
+struct Cut {
+  int64_t most = kTile, cut = std::numeric_limits<int64_t>::max();
+};
+
+// Where an operand repeats one element along the innermost dimension, as a scale of one number per example does, tiles end
+// where that does, so that it is one number to each of them.
+template <class R>
+class Cutting {
+ public:
+  explicit Cutting(const Space& space) : run_(space.col_dims > 1 ? space.col_size[space.col_dims - 1] : 0), dims_(space.col_dims) {}
+
+  void look_at(const View& view) {
+    if (view.data == nullptr || view.cols_uniform) return;
+    if (run_ >= kStagedTile && view.col_stride[dims_ - 1] == 0) cut_.cut = run_;
+    else if (!view.cols_dense || view.dtype != dtype_of<R>()) cut_.most = kStagedTile;
+  }
+  const Cut& cut() const { return cut_; }
+
+ private:
+  int64_t run_;
+  int dims_;
+  Cut cut_;
+};
+
+// Calls visit(tile) for the tiles of one block, in order.
 template <class Visit>
-inline void for_each_tile(const Space& space, const Blocks& blocks, int64_t block, int64_t most, Visit&& visit) {
+inline void for_each_tile(const Space& space, const Blocks& blocks, int64_t block, Cut cut, Visit&& visit) {
+  const auto visit_row = [&](int64_t row, int64_t begin, int64_t end) {
+    for (int64_t col = begin, size; col < end; col += size) {
+      size = std::min({cut.most, end - col, cut.cut - col % cut.cut});
+      visit(Tile{row, 1, col, size});
+    }
+  };
   if (blocks.blocks_per_row > 1) {
     const int64_t row = block / blocks.blocks_per_row;
     const int64_t begin = (block - row * blocks.blocks_per_row) * kBlockElements;
     const int64_t end = std::min(begin + kBlockElements, space.cols);
-    for (int64_t col = begin; col < end; col += most) visit(Tile{row, 1, col, std::min(most, end - col)});
+    visit_row(row, begin, end);
     return;
   }
   const int64_t first = block * blocks.rows_per_block;
   const int64_t last = std::min(first + blocks.rows_per_block, space.rows);
   if (space.cols < kShortRow) {
-    const int64_t at_once = most / space.cols;
+    const int64_t at_once = cut.most / space.cols;
     for (int64_t row = first; row < last; row += at_once)
       visit(Tile{row, std::min(at_once, last - row), 0, space.cols});
     return;
   }
-  for (int64_t row = first; row < last; ++row)
-    for (int64_t col = 0; col < space.cols; col += most)
-      visit(Tile{row, 1, col, std::min(most, space.cols - col)});
+  for (int64_t row = first; row < last; ++row) visit_row(row, 0, space.cols);
 }
 
 }  // namespace
