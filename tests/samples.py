@@ -463,7 +463,7 @@ GAUSSIAN = [
                 x=m.normal(*shape),
                 mean=m.normal(*shape),
                 logvar=m.scale("logvar", *own),
-                weight=m.holes(*own),
+                weight=m.unit(*own),
                 reduction=reduction,
             ),
             "scale and weight repeat over stretches longer than a staged tile: tiles end where those do",
