@@ -113,8 +113,9 @@ void run_term_loop(TermTile<R>& tile, int form, int prior_form, bool share_each)
 
   tile.sum = sum_lanes(sum);
   if constexpr (kGradient) {
-    for (int k = 0; k < kInputs; ++k) tile.gradient[k].sum = sum_lanes(gradient_sum[k]);
-    tile.gradient[kWeight].sum = sum_lanes(weight_gradient_sum);
+    for (int k = 0; k < kInputs; ++k)
+      if (tile.gradient[k].add_up) tile.gradient[k].sum = sum_lanes(gradient_sum[k]);
+    if (tile.gradient[kWeight].add_up) tile.gradient[kWeight].sum = sum_lanes(weight_gradient_sum);
   }
 }
 

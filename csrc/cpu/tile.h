@@ -49,16 +49,19 @@ inline int64_t row_offset(const Space& space, const View& view, int64_t row) {
 
 // The offset of the one element of a view that a whole tile stands for, if it is only one.
 inline std::optional<int64_t> repeated(const Space& space, const View& view, const Tile& tile) {
-  if (tile.rows > 1 && !view.rows_uniform) return std::nullopt;
-  int64_t offset = row_offset(space, view, tile.row);
-  if (view.cols_uniform) return offset;
   const int last = space.col_dims - 1;
-  const int64_t within = tile.col % space.col_size[last];
-  if (tile.rows > 1 || view.col_stride[last] != 0 || within + tile.cols > space.col_size[last]) return std::nullopt;
+  if (view.cols_uniform) {
+    if (tile.rows > 1 && !view.rows_uniform) return std::nullopt;
+    return row_offset(space, view, tile.row);
+  }
+  if (tile.rows > 1 || view.col_stride[last] != 0) return std::nullopt;  // before the divisions, which take longer
   int64_t rest = tile.col / space.col_size[last];
+  if (tile.col + tile.cols > (rest + 1) * space.col_size[last]) return std::nullopt;
+  int64_t offset = row_offset(space, view, tile.row);
   for (int i = last - 1; i >= 0; --i) {
-    offset += rest % space.col_size[i] * view.col_stride[i];
-    rest /= space.col_size[i];
+    const int64_t outer = i == 0 ? 0 : rest / space.col_size[i];
+    offset += (rest - outer * space.col_size[i]) * view.col_stride[i];
+    rest = outer;
   }
   return offset;
 }
