@@ -1,5 +1,6 @@
 """Checks of arguments, each written once. Every error names the argument, what came, and what was expected."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -121,11 +122,11 @@ def beside_recon(recon: Tensor, values: Mapping[str, Any]) -> None:
             raise ValueError(f"all tensors must be on one device, got recon on {recon.device} and {name} on {t.device}")
 
 
-def broadcasts_to_batch(description: str, value: Any, batch: torch.Size) -> None:
+def broadcasts_to_batch(description: str, value: Any, batch: torch.Size, target: str = "batch shape") -> None:
     """One number per example, or fewer; a Python number always is. ``{}`` in the description stands for the shape."""
     if isinstance(value, Tensor) and value.shape != batch and _joint(batch, value.shape) != batch:
         described = description.format(tuple(value.shape))
-        raise ValueError(f"{described} does not broadcast to the batch shape {tuple(batch)}")
+        raise ValueError(f"{described} does not broadcast to the {target} {tuple(batch)}")
 
 
 def likelihood(value: Any, scales: Sequence[Any]) -> None:
@@ -169,6 +170,58 @@ def num_samples(value: Any) -> int | None:
         raise TypeError(f"num_samples must be an int or None, got {type(value).__name__}")
     if value < 0:
         raise ValueError(f"num_samples must not be negative, got {value}")
+    return value
+
+
+def number(name: str, value: Any, *, low: float = -math.inf, above: bool = False) -> float:
+    """A finite Python number of at least ``low``, or ``above`` it."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not math.isfinite(value) or not (value > low if above else value >= low):
+        bound = "" if low == -math.inf else f" {'above' if above else 'of at least'} {low:g}"
+        raise ValueError(f"{name} must be a finite number{bound}, got {value}")
+    return float(value)
+
+
+def count(name: str, value: Any, low: int = 1) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value}")
+    return value
+
+
+def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def keywords(given: Mapping[str, Any], known: Sequence[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{name} is not an argument here; beside the others there are {', '.join(known)}")
+
+
+def samples(name: str, value: Any, dim: Any = 0) -> Tensor:
+    """A floating-point tensor with at least one sample along ``dim``."""
+    tensor(name, value)
+    if not isinstance(dim, int) or isinstance(dim, bool):
+        raise TypeError(f"dim must be an int, got {type(dim).__name__}")
+    shape = tuple(value.shape)
+    if not -len(shape) <= dim < len(shape):
+        raise ValueError(f"dim must be an axis of {name}, which has shape {shape}, got {dim}")
+    if shape[dim] < 1:
+        raise ValueError(f"{name} must have at least one sample along dim {dim}, got shape {shape}")
+    return value
+
+
+def examples(name: str, value: Any, batch_dims: int, low: int = 1) -> Tensor:
+    """A floating-point tensor with at least ``low`` examples in its leading dimensions, whose number is checked already."""
+    tensor(name, value)
+    shape = tuple(value.shape)
+    if math.prod(shape[:batch_dims]) < low:
+        raise ValueError(f"{name} must have at least {low} example{'s' * (low > 1)}, got shape {shape}")
     return value
 
 

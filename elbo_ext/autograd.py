@@ -399,6 +399,27 @@ class LatentBackward(Function):
         return tuple(result), (0,) * len(result)
 
 
+# ---- gradients of different weight for different operands of one term ----
+
+
+class WeightedGradient(Function):
+    """``apply(weight, t)``: t itself; its gradient is multiplied by the number ``weight``."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: float, t: Tensor) -> Tensor:
+        return t.view_as(t)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.weight = inputs[0]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return None, grad * ctx.weight
+
+
 # ---- forward mode: torch.compile refuses a Function that defines jvp, so only eager code sees these ----
 
 
@@ -426,11 +447,18 @@ class EagerLatentBackward(LatentBackward):
         return _jvp(lambda *ts: LatentBackward.in_torch(ctx.spec, ctx.needs, *ts), ctx.saved_tensors, tangents)
 
 
+class EagerWeightedGradient(WeightedGradient):
+    @staticmethod
+    def jvp(ctx, _, tangent: Tensor) -> Tensor:
+        return tangent * ctx.weight
+
+
 _EAGER = {
     TermSum: EagerTermSum,
     TermSumBackward: EagerTermSumBackward,
     Latent: EagerLatent,
     LatentBackward: EagerLatentBackward,
+    WeightedGradient: EagerWeightedGradient,
 }
 
 
@@ -599,6 +627,10 @@ def _sum_of(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 _plain_term_sum, _plain_latent = _plain_apply(PlainTermSum), _plain_apply(PlainLatent)
 _scalar_term_sum = _plain_apply(ScalarTermSum)
 scalar_elbo = _plain_apply(ScalarELBO)  # where fast_path allows it
+
+
+def weighted_gradient(weight: float, t: Tensor) -> Tensor:
+    return _for_mode(WeightedGradient).apply(weight, t)
 
 
 def term_sum(spec: TermSpec, operands: Operands) -> Tensor:
