@@ -217,7 +217,7 @@ def samples(name: str, value: Any, dim: Any = 0) -> Tensor:
 
 
 def examples(name: str, value: Any, batch_dims: int, low: int = 1) -> Tensor:
-    """A floating-point tensor with at least ``low`` examples in its leading dimensions, whose number is checked already."""
+    """A floating-point tensor with at least ``low`` examples in its leading ``batch_dims`` dimensions."""
     tensor(name, value)
     shape = tuple(value.shape)
     if math.prod(shape[:batch_dims]) < low:
