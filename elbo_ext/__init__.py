@@ -1,6 +1,6 @@
 """Fused evidence lower bound for PyTorch: reparameterized sampling, likelihoods and the analytic KL."""
 
-from . import reference
+from . import bounds, diagnostics, reference
 from .functional import (
     ELBO,
     bernoulli_log_prob,
@@ -17,7 +17,9 @@ __all__ = [
     "ELBO",
     "ELBOLoss",
     "bernoulli_log_prob",
+    "bounds",
     "build_info",
+    "diagnostics",
     "elbo_loss",
     "gaussian_kl",
     "gaussian_log_prob",
