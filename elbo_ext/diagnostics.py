@@ -347,8 +347,6 @@ def aggregate_posterior(
     arguments.count("num_samples", num_samples)
     arguments.broadcasts_to_batch(name + " of shape {}", scale, mu.shape, "shape of mu,")
     kl = gaussian_kl(mu, **{name: scale}, **prior).double().mean()
-    if isinstance(scale, Tensor):
-        scale = scale.expand_as(mu)  # the same examples along its first axis, without a copy
     information, count = 0.0, len(mu)
     rows = max(1, _BLOCK // count)
     for _ in range(num_samples):

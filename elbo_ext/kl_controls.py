@@ -173,9 +173,8 @@ def free_bits(kl: Tensor, nats: Tensor | float, *, per: str, batch_dims: int = 1
     if per == "batch":
         kl = kl.mean(tuple(range(batch_dims))) if batch_dims else kl
         batch_dims = 0
-    floored = kl.clamp(
-        min=nats
-    )  # where a KL equals the floor its gradient passes, so that a floor of 0 changes nothing
+    # Where a KL equals the floor its gradient passes, so that a floor of 0 changes nothing.
+    floored = kl.clamp(min=nats)
     return floored.flatten(batch_dims).sum(-1) if groups else floored
 
 

@@ -22,6 +22,7 @@ from elbo_ext.diagnostics import (
     kl_per_dimension,
     log_evidence,
 )
+from elbo_ext.ops import draw_seed
 
 DOUBLE = torch.float64
 INF = math.inf
@@ -97,9 +98,10 @@ def test_weights_of_zero() -> None:
     assert_close(nothing.value, torch.full((2,), -INF, dtype=DOUBLE))
     assert_close(nothing.effective_sample_size, torch.zeros(2, dtype=DOUBLE))
     assert nothing.standard_error.isnan().all()
-    for chunks in ([zero, torch.zeros(1, 2)], [torch.zeros(1, 2), zero], [torch.cat([zero, torch.zeros(1, 2)])]):
+    one = torch.full((1, 2), -2000.0)
+    for chunks in ([zero, one], [one, zero], [torch.cat([zero, one])]):
         estimate = log_evidence(chunks)
-        assert_close(estimate.value, torch.full((2,), -math.log(4), dtype=DOUBLE))
+        assert_close(estimate.value, torch.full((2,), -2000 - math.log(4), dtype=DOUBLE))
         assert_close(estimate.effective_sample_size, torch.ones(2, dtype=DOUBLE))
         assert_close(estimate.standard_error, torch.ones(2, dtype=DOUBLE))  # weights 0, 0, 0, 1
         assert (elbo_gap(chunks) == INF).all()
@@ -366,6 +368,16 @@ def test_amortization_gap_of_the_exact_model() -> None:
         lambda mu, logvar: MODEL.elbo(X, mu, logvar), best_mu, best_logvar.expand(6, 3), steps=50, learning_rate=1e-3
     )
     assert_close(again.gap, torch.zeros(6, dtype=DOUBLE), 1e-6)  # nothing is left to gain
+
+
+def test_amortization_gap_takes_one_draw() -> None:
+    """For the noise that the bounds before and after share; torch's generator goes on from there."""
+    torch.manual_seed(0)
+    amortization_gap(lambda mu, logvar: MODEL.elbo(X, mu, logvar), MU, LOGVAR.expand(6, 3), steps=1)
+    after = torch.get_rng_state()
+    torch.manual_seed(0)
+    draw_seed(torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), after)
 
 
 def test_amortization_gap_leaves_everything_else_alone() -> None:
