@@ -18,8 +18,8 @@ def _step(row: Row) -> bool:
     return row.work == "step" and row.variance == "per-element"
 
 
-def _large_step(row: Row) -> bool:
-    return _step(row) and row.array_bytes >= 3 * MEGABYTE
+def _large_step(dtype: str) -> Select:
+    return lambda row: _step(row) and row.array_bytes >= 3 * MEGABYTE and row.dtype == dtype
 
 
 def _huge_step(row: Row) -> bool:
@@ -99,11 +99,18 @@ def _speed(what: str, device: str, select: Select, eager: float, compiled: float
 
 _LARGE = "step, variance per element, arrays of 3 MB and more"
 _HUGE = "step, variance per element, arrays of 1 GB and more"
+
+
+def _large(dtype: str) -> tuple[Goal, ...]:
+    what = f"{_LARGE}, {dtype}"
+    copy = Goal(f"{what}: time of a copy", "cpu", _large_step(dtype), _times_copy, 1.3, "{:.3g} x", at_least=False)
+    return *_speed(what, "cpu", _large_step(dtype), 10, 4), copy
+
+
 _MEMORY = "memory beyond inputs, gradients and z, arrays of 3 MB and more, of eager's"
 
 GOALS: tuple[Goal, ...] = (
-    *_speed(_LARGE, "cpu", _large_step, 10, 4),
-    Goal(f"{_LARGE}: time of a copy", "cpu", _large_step, _times_copy, 1.3, "{:.3g} x", at_least=False),
+    *(goal for dtype in ("float32", "bfloat16") for goal in _large(dtype)),
     *_speed("step, 128 x 784, latent 20", "cpu", _case("mlp"), 5, 5),
     *_speed("step, 2 x 16, latent 4", "cpu", _case("tiny"), 3, 3),
     *_speed("sampling, 16 k elements and more", "cpu", _sampling, 6, 20),

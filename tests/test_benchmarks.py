@@ -466,6 +466,13 @@ def test_goals_report_the_worst_case():
     assert "12" not in goals.report(large + worse) and "11 x" in goals.report(large + worse)
 
 
+def test_goals_of_half_precision_stand_apart():
+    half = [dataclasses.replace(r, dtype="bfloat16") for r in (row(), row("eager", 200.0))]
+    found = {goal.what: value for goal, value, _ in goals.outcomes([row(), row("eager", 1250.0)] + half)}
+    values = {what.split(", ")[-1]: value for what, value in found.items() if what.endswith("faster than eager")}
+    assert values == {"float32: faster than eager": 12.5, "bfloat16: faster than eager": 2.0}
+
+
 def test_goal_of_memory():
     extra = [row(peak_extra_bytes=50_000), row("eager", 900.0, peak_extra_bytes=4_000_000)]
     values = [(value, goal.met(value)) for goal, value, _ in goals.outcomes(extra) if goal.what.startswith("memory")]
