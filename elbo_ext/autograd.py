@@ -626,7 +626,7 @@ def _sum_of(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 _plain_term_sum, _plain_latent = _plain_apply(PlainTermSum), _plain_apply(PlainLatent)
 _scalar_term_sum = _plain_apply(ScalarTermSum)
-scalar_elbo = _plain_apply(ScalarELBO)  # where fast_path allows it
+_scalar_elbo = _plain_apply(ScalarELBO)
 
 
 def weighted_gradient(weight: float, t: Tensor) -> Tensor:
@@ -637,6 +637,16 @@ def term_sum(spec: TermSpec, operands: Operands) -> Tensor:
     if fast_path(operands, spec.reduction):
         return _scalar_term_sum(spec, *operands)
     return _function(TermSum, _plain_term_sum, _term_in_torch, operands)(spec, *operands)
+
+
+def elbo(spec: TermSpec, beta: float, kl: Tensor, operands: Operands) -> Sequence[Tensor] | None:
+    """(loss, log_likelihood, kl), reduced, by one operator; None where that is not possible."""
+    if fast_path(operands, spec.reduction):
+        return _scalar_elbo(spec, beta, kl, *operands)
+    if spec.reduction == NONE or torch.compiler.is_compiling() or _transformed() or _wants_grad((kl, *operands)):
+        return None
+    no_gradients = (False,) * len(operands)
+    return _ops.elbo_with_gradients(*_term_arguments(spec, operands), kl, beta, no_gradients)[:3]
 
 
 def latent(spec: LatentSpec, seed: Tensor | None, noise: Tensor | None, inputs: Operands):

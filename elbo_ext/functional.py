@@ -397,8 +397,10 @@ def elbo_loss(
 
     log_likelihood_dtype = value_dtype(*operands)
     dtype = value_dtype(*operands, kl, beta if isinstance(beta, Tensor) else None)
-    if isinstance(beta, float) and dtype is log_likelihood_dtype and autograd.fast_path(operands, spec.reduction):
-        return ELBO(*autograd.scalar_elbo(spec, beta, kl, *operands))
+    if isinstance(beta, float) and dtype is log_likelihood_dtype:
+        reduced = autograd.elbo(spec, beta, kl, operands)
+        if reduced is not None:
+            return ELBO(*reduced)
     log_likelihood = autograd.term_sum(spec._replace(reduction=NONE), operands).to(dtype)
     kl = kl.to(dtype).expand(batch)
     loss = beta * kl - log_likelihood

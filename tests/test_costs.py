@@ -99,6 +99,13 @@ def test_operators_of_a_step(variance: str, likelihood: str) -> None:
 
 
 @pytest.mark.parametrize(("variance", "likelihood"), STEPS)
+def test_operators_of_an_evaluation(variance: str, likelihood: str) -> None:
+    step = Step(variance, likelihood)
+    with torch.no_grad():
+        assert operators(profiled(step.forward)) == ["aten::randint", "elbo_ext::latent", "elbo_ext::elbo_with_gradients"]
+
+
+@pytest.mark.parametrize(("variance", "likelihood"), STEPS)
 def test_memory_of_a_step(variance: str, likelihood: str) -> None:
     """Nothing of the data's size but the gradients themselves, which one pass of the forward kernel wrote."""
     step = Step(variance, likelihood)

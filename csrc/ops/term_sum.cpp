@@ -65,7 +65,7 @@ struct Call {
     for_each_operand([&](int k, const Tensor& tensor) {
       if (needs[k == kWeight ? inputs.size() : k]) gradients.add(tensor, problem.gradient[k], builder);
     });
-    problem.wants_gradient = true;
+    problem.wants_gradient = !gradients.tensors().empty();
   }
 
   void run() const {

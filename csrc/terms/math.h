@@ -11,6 +11,16 @@ namespace {
 template <class T>
 constexpr Real<T> kLargest = std::numeric_limits<Real<T>>::max();
 
+// 1/n! for n < count.
+template <int count>
+struct InverseFactorials {
+  double factorial[count];
+  constexpr InverseFactorials() : factorial{} {
+    double last = 1.0;
+    for (int n = 0; n < count; ++n) factorial[n] = last = n < 2 ? 1.0 : last / n;
+  }
+};
+
 // expm1(d) and expm1(d) - d, given also exp(d): both to full relative precision for every d, most of all near 0, where
 // the textbook difference exp(d) - 1 - d loses every digit. Inside |d| < 1 the Taylor series
 //   expm1(d) - d = d^2 (1/2! + d/3! + d^2/4! + ...),
@@ -25,11 +35,11 @@ template <class T>
 ELBO_INLINE Expm1<T> expm1_parts(T d, T exp_d) {
   using R = Real<T>;
   constexpr int kTerms = std::numeric_limits<R>::digits > 24 ? 18 : 10;
-  // Horner from the innermost factor: 1/2 (1 + d/3 (1 + d/4 (1 + ...)))
-  T series = T(R(1));
+  constexpr InverseFactorials<kTerms + 2> kOver;
+  T series = T(R(kOver.factorial[kTerms + 1]));
   ELBO_UNROLL
-  for (int k = kTerms + 1; k >= 3; --k) series = T(R(1)) + series * d * T(R(1) / R(k));
-  const T near = d * d * series * T(R(0.5));
+  for (int k = kTerms; k >= 2; --k) series = series * d + T(R(kOver.factorial[k]));
+  const T near = d * d * series;
   const T far = exp_d - T(R(1));
   const auto is_near = abs(d) < T(R(1));
   return {select(is_near, d + near, far), select(is_near, near, far - d)};
