@@ -22,7 +22,7 @@ OLDEST_TORCH = "2.11"
 STABLE_ABI = "0x020b000000000000"  # TORCH_TARGET_VERSION of 2.11
 
 OPERATOR_SOURCES = ["module.cpp", "cpu/dispatch.cpp", *(f"ops/{name}.cpp" for name in (
-    "gradients", "latent", "stored_gradients", "schema", "space", "tensors", "term_sum"))]
+    "cpu_device", "cuda_device", "device", "latent", "schema", "space", "stored_gradients", "tensors", "term_sum"))]
 KERNEL_SOURCES = ["cpu/term_sum.cpp", "cpu/latent.cpp"]
 
 X86_SETS = {
@@ -101,7 +101,7 @@ class Build(build_ext):
             "  description = $out",
             "rule link",
             f"  command = {compiler} -shared $in -o $out -Wl,--version-script={work / 'exports'} "
-            f"-L{torch_dir / 'lib'} -ltorch_cpu -ltorch",
+            f"-L{torch_dir / 'lib'} -ltorch_cpu -ltorch -ldl",
             "  description = link $out",
         ]
         objects = []

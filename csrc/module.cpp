@@ -7,6 +7,7 @@
 #include <pybind11/stl.h>
 
 #include "cpu/dispatch.h"
+#include "ops/cuda_loader.h"
 #include "terms/list.h"
 
 namespace {
@@ -27,5 +28,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("instruction_sets", &elbo_ext::compiled_instruction_sets, "CPU instruction sets compiled in.");
   module.def("instruction_set", [] { return std::string(elbo_ext::cpu_kernels().name); },
              "The CPU instruction set in use: the widest that this machine has and ATEN_CPU_CAPABILITY allows.");
+  module.def("load_cuda_library", &elbo_ext::load_cuda_library, "Loads the CUDA kernels; returns their architectures.");
+  module.def("set_cuda_absence", &elbo_ext::set_cuda_absence, "Why there are no CUDA kernels, for error messages.");
   module.def("terms", &terms, "The number of each term in the operator schema, by name.");
 }

@@ -1,10 +1,11 @@
-"""Loads the compiled library and completes its operators: shapes for tracing, and the opaque seed draw.
+"""Loads the compiled libraries and completes its operators: shapes for tracing, and the opaque seed draw.
 
 The operators themselves (``torch.ops.elbo_ext.*``) are declared in csrc/ops/schema.cpp. They know nothing of autograd,
 which elbo_ext/autograd.py adds, and need no autocast rule: they take mixed dtypes as they come and compute in float32.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,6 +26,28 @@ FORMS = {"logvar": 0, "log_std": 1, "std": 2, "var": 3}
 REDUCTIONS = {"none": 0, "sum": 1, "mean": 2}
 NONE = REDUCTIONS["none"]
 TERM_NUMBERS: dict[str, int] = _C.terms()
+
+
+def _load_cuda_library() -> list[str]:
+    """The architectures of the CUDA library, which is loaded if torch has CUDA, with a GPU or without.
+
+    Without it the package works on CPU tensors; CUDA tensors raise an error that says what is missing.
+    """
+    if torch.version.cuda is None:
+        return []
+    library = Path(__file__).with_name("_cuda.so")
+    advice = "reinstall it with 'pip install .' from the source folder where nvcc, CUDA's compiler, is on the PATH"
+    if not library.exists():
+        _C.set_cuda_absence(f"it was built without CUDA; {advice}")
+        return []
+    try:
+        return _C.load_cuda_library(str(library)).split()
+    except RuntimeError as error:
+        _C.set_cuda_absence(f"its CUDA library could not be loaded with torch {torch.__version__} ({error}); {advice}")
+        return []
+
+
+CUDA_ARCHITECTURES = _load_cuda_library()
 
 
 def build_info() -> dict[str, object]:
@@ -48,7 +71,7 @@ def build_info() -> dict[str, object]:
         "flags": _C.flags,
         "instruction_sets": _C.instruction_sets(),
         "instruction_set": _C.instruction_set(),
-        "cuda_architectures": [],
+        "cuda_architectures": CUDA_ARCHITECTURES,
         "torch_built_against": _C.torch_built_against,
         "torch_running": torch.__version__,
     }

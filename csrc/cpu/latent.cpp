@@ -53,7 +53,7 @@ template <class R>
 void run_forward(const LatentProblem& p, int64_t begin, int64_t end) {
   Buffer<R> buffer[kMaxInputs], sigma, z_buffer;
   Noise<R> noise;
-  Sums<R> sums(p.space, p.row_value, p.block_sum);
+  Sums<R> sums(p.space, p.kl.row, p.block_sum);
   TermTile<R> t;
 
   for (int64_t group = begin; group < end; ++group) {  // a group is one block here

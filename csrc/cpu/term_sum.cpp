@@ -13,7 +13,7 @@ template <template <class> class TermOf, class R, bool kGradient>
 void run_groups(const TermSumProblem& p, int64_t begin, int64_t end) {
   constexpr int kInputs = TermOf<Vec<R>>::kInputs;
   Buffer<R> buffer[kMaxOperands], upstream_buffer;
-  Sums<R> sums(p.space, p.row_value, p.block_sum);
+  Sums<R> sums(p.space, p.values.row, p.block_sum);
   TermTile<R> t;
   t.weighted = p.input[kWeight].present();
   Cutting<R> cutting(p.space);
@@ -35,7 +35,7 @@ void run_groups(const TermSumProblem& p, int64_t begin, int64_t end) {
           t.upstream = load(p.space, p.upstream, tile, upstream_buffer);
           for (int k = 0; k < kMaxOperands; ++k) t.gradient[k].begin(p.space, p.gradient[k], tile);
         }
-        t.value = p.element_value ? static_cast<R*>(p.element_value) + tile.col : sums.values_of_short_rows();
+        t.value = p.values.element ? static_cast<R*>(p.values.element) + tile.col : sums.values_of_short_rows();
 
         run_term<TermOf, R, kGradient>(t, p.form, p.prior_form);
 

@@ -1,14 +1,11 @@
-// The operators of the latent stage on the CPU. Schemas: schema.cpp.
+// The operators of the latent stage. Schemas: schema.cpp.
 #include <torch/csrc/stable/library.h>
 
-#include "cpu_run.h"
+#include "device.h"
 #include "gradients.h"
 
 namespace elbo_ext {
 namespace {
-
-// Making noise takes some ten times the time of a term, so that fewer elements are worth another thread.
-constexpr int64_t kLeastElements = 8192;
 
 struct Call {
   const OptionalTensors& inputs;
@@ -80,7 +77,7 @@ struct Call {
     return compute_type(mu == DType::kDouble || scale == DType::kDouble);
   }
 
-  int64_t elements() const { return numel_of(sample_shape); }
+  int64_t examples(int64_t batch_dims) const { return numel_of(Dims(shape.begin(), shape.begin() + batch_dims)); }
 };
 
 std::vector<Tensor> latent(OptionalTensors inputs, std::vector<double> constants, int64_t form, int64_t prior_form,
@@ -98,19 +95,18 @@ std::vector<Tensor> latent(OptionalTensors inputs, std::vector<double> constants
   call.enter_operands(builder);
   problem.z_sample_stride = call.enter_samples(problem.z, z, builder);
   problem.space = builder.build();
-  problem.blocks = make_blocks(problem.space, 0);
-
   std::vector<Tensor> results{z};
-  std::optional<Values> kl;
   if (with_kl) {
-    kl.emplace(call.shape, batch_dims, reduction, problem.compute_double, *call.like);
-    results.push_back(kl->result());
-    if (problem.blocks.count == 0 && reduction == kNone) fill_with_zeros(kl->result());
-    else kl->connect(problem);
+    const Tensor kl = empty_values(call.shape, batch_dims, reduction, problem.compute_double, *call.like);
+    set_values(problem.kl, kl, reduction, call.examples(batch_dims));
+    if (problem.space.elements() == 0 && reduction == kNone) {
+      fill_with_zeros(kl);
+      problem.kl.row = nullptr;
+    }
+    results.push_back(kl);
   }
-  run_parallel(problem.blocks, call.elements(), kLeastElements,
-               [&](int64_t begin, int64_t end) { cpu_kernels().latent(problem, begin, end); });
-  if (kl && (problem.blocks.count > 0 || reduction != kNone)) kl->finish(problem.blocks);
+  if (problem.elements() > 0 || problem.kl.row != nullptr || problem.kl.total != nullptr)
+    device_of(z).latent({"latent", call.sample_shape, z}, problem);
   return results;
 }
 
@@ -141,29 +137,12 @@ std::vector<Tensor> latent_backward(OptionalTensors inputs, std::vector<double> 
   if (grad_z) problem.grad_z_sample_stride = call.enter_samples(problem.grad_z, *grad_z, builder);
 
   problem.with_kl = with_kl && grad_kl.has_value();
-  if (problem.with_kl) {
-    if (reduction == kNone) {
-      Dims strides(call.shape.size(), 0);
-      for (int64_t i = 0; i < batch_dims; ++i)
-        if (call.shape[i] != 1) strides[i] = grad_kl->stride(i);
-      set_view(problem.upstream_kl, *grad_kl);
-      builder.add(problem.upstream_kl, strides);
-    } else {
-      const Dims batch(call.shape.begin(), call.shape.begin() + batch_dims);
-      problem.upstream_kl.constant =
-          read_scalar(*grad_kl) / (reduction == kMean ? static_cast<double>(numel_of(batch)) : 1.0);
-    }
-  }
+  if (problem.with_kl) enter_upstream(problem.upstream_kl, *grad_kl, call.shape, batch_dims, reduction, builder);
   problem.space = builder.build();
-  problem.blocks = make_blocks(problem.space, gradients.max_groups());
-  const bool nothing = problem.blocks.count == 0 || (!problem.with_kl && !grad_z);
-  if (nothing) {
+  if (problem.space.elements() == 0 || (!problem.with_kl && !grad_z)) {
     gradients.zero();
   } else {
-    gradients.allocate_partials(problem.blocks);
-    run_parallel(problem.blocks, call.elements(), kLeastElements,
-                 [&](int64_t begin, int64_t end) { cpu_kernels().latent_backward(problem, begin, end); });
-    gradients.finish(problem.blocks);
+    device_of(*call.like).latent_backward({"latent_backward", call.sample_shape, *call.like}, problem);
     if (!problem.with_kl)  // the sample does not depend on the prior
       for (int k : {2, 3})
         if (prior_gradient[k]) fill_with_zeros(*prior_gradient[k]);
@@ -176,22 +155,20 @@ std::vector<Tensor> latent_backward(OptionalTensors inputs, std::vector<double> 
 Tensor normal_noise(Tensor seed, int64_t count, bool double_precision, int64_t first) {
   STD_TORCH_CHECK(is_seed(seed) && seed.is_contiguous() && count >= 0 && first >= 0,
                   "elbo_ext: seed is a contiguous int64 tensor, count and first are not negative");
-  const int64_t rows = seed.numel();
-  const Tensor result = empty({rows, count}, compute_type(double_precision), seed);
-  const int64_t* seeds = static_cast<const int64_t*>(seed.data_ptr());
-  char* out = static_cast<char*>(result.data_ptr());
-  const DType dtype = dtype_of(result);
-  const int64_t row_bytes = count * (double_precision ? 8 : 4);
-  for (int64_t row = 0; row < rows; ++row)
-    cpu_kernels().normal_noise(seeds[row], first, count, dtype, out + row * row_bytes);
+  const Dims shape{seed.numel(), count};
+  const Tensor result = empty(shape, compute_type(double_precision), seed);
+  if (result.numel() > 0) device_of(seed).normal_noise({"normal_noise", shape, seed}, seed, first, result);
   return result;
+}
+
+void enter(torch::stable::detail::StableLibrary& library) {
+  library.impl("latent", TORCH_BOX(&latent));
+  library.impl("latent_backward", TORCH_BOX(&latent_backward));
+  library.impl("normal_noise", TORCH_BOX(&normal_noise));
 }
 
 }  // namespace
 }  // namespace elbo_ext
 
-STABLE_TORCH_LIBRARY_IMPL(elbo_ext, CPU, library) {
-  library.impl("latent", TORCH_BOX(&elbo_ext::latent));
-  library.impl("latent_backward", TORCH_BOX(&elbo_ext::latent_backward));
-  library.impl("normal_noise", TORCH_BOX(&elbo_ext::normal_noise));
-}
+STABLE_TORCH_LIBRARY_IMPL(elbo_ext, CPU, library) { elbo_ext::enter(library); }
+STABLE_TORCH_LIBRARY_IMPL(elbo_ext, CUDA, library) { elbo_ext::enter(library); }

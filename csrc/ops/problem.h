@@ -21,6 +21,7 @@ struct Space {
   int row_dims = 0, col_dims = 0;
   int64_t row_size[kMaxDims], col_size[kMaxDims];
   int64_t rows = 1, cols = 1;
+  int64_t elements() const { return rows * cols; }
 };
 
 // How a tensor lies in a Space: element (row, col) stands at data + row offset + column offset.
@@ -39,19 +40,23 @@ struct Operand : View {
   bool present() const { return data != nullptr; }
 };
 
-// Where the gradient of an operand goes. An operand as large as the space gets its gradient element by element. The
-// gradient of a broadcast operand is summed: each group of blocks adds into a buffer of its own, in doubles, and the
-// buffers are added up in order, so that the result does not depend on the number of threads.
-struct GradientSink : View {
-  bool summed = false;
-  double* partial = nullptr;   // [groups][numel]
-  int64_t partial_stride = 0;  // numel, or 0 where all groups may share one buffer because no two meet in an element
-  int64_t numel = 0;
-  bool wanted() const { return data != nullptr || partial != nullptr; }
+// The gradient of the result of an operator: upstream * factor at each element.
+struct Upstream : Operand {
+  double factor = 1.0;
 };
 
-// Work is cut into blocks that depend on the shape alone. A block is either a piece of one long row or several short
-// rows; a group is a run of blocks that one thread works through in order.
+// Where the gradient of an operand goes. An operand as large as the space gets its gradient element by element; the
+// gradient of a broadcast operand is summed over the elements that share it.
+struct GradientSink : View {
+  bool summed = false;
+  int64_t numel = 0;
+  double* partial = nullptr;   // on the CPU: [groups][numel], where each group of blocks adds into a buffer of its own
+  int64_t partial_stride = 0;  // numel
+  bool wanted() const { return data != nullptr; }
+};
+
+// How the CPU cuts its work: into blocks that depend on the shape alone. A block is either a piece of one long row or
+// several short rows; a group is a run of blocks that one thread works through in order.
 struct Blocks {
   int64_t rows_per_block = 1;  // > 1 only where blocks_per_row == 1
   int64_t blocks_per_row = 1;
@@ -62,20 +67,56 @@ struct Blocks {
 
 constexpr int64_t kBlockElements = 8192;
 
+// The values of a forward pass, in the compute type, float or double. At most one of the three is wanted.
+struct Values {
+  void* element = nullptr;  // [cols], with one row: each element's value
+  void* row = nullptr;      // [rows]: the sum of each row
+  void* total = nullptr;    // the sum of everything over `divisor`
+  double divisor = 1.0;
+};
+
+// loss = beta * kl - total, computed behind the total of a log-likelihood.
+struct ELBO {
+  DType kl_dtype = DType::kFloat;
+  const void* kl = nullptr;  // [kl_count], null: no ELBO is wanted
+  int64_t kl_count = 0;
+  double of_each = 0.0;      // kl reduced is the sum of its elements times this
+  double beta = 0.0;
+  void *loss = nullptr, *reduced_kl = nullptr;  // in the compute type
+  void* of_kl = nullptr;                        // of_each, likewise; null: not wanted
+};
+
+// The backward pass of loss = beta * kl - log-likelihood, given the gradients of -log-likelihood.
+struct Number {
+  const void* data = nullptr;  // null: 0
+  DType dtype = DType::kFloat;
+};
+struct StoredGradients {
+  int count = 0;
+  struct Gradient {
+    void* data;
+    DType dtype;
+    int64_t numel;  // dense, and not 0
+  } gradient[kMaxOperands];  // multiplied by grad_loss - grad_log_likelihood, and not touched if that is 1
+  Number grad_loss, grad_log_likelihood, grad_kl, of_kl;
+  double beta = 0.0;
+  void* kl_gradient = nullptr;  // of_kl * (beta * grad_loss + grad_kl), in the dtype of of_kl; null: not wanted
+};
+
 struct TermSumProblem {
   int term;
   int form, prior_form;
   bool compute_double;
   Space space;
-  Blocks blocks;
   Operand input[kMaxOperands];  // the last one is the weight, absent: 1
-  Operand upstream;             // gradient of the result at each element, absent: `upstream.constant`
-  // The wanted results; absent ones are null. Values are in the compute type, float or double.
-  void* element_value = nullptr;  // [cols], only with one row
-  void* row_value = nullptr;      // [rows], only with blocks_per_row == 1
-  double* block_sum = nullptr;    // [blocks.count]
+  Values values;
+  ELBO elbo;
+  Upstream upstream;
   GradientSink gradient[kMaxOperands];
   bool wants_gradient = false;
+  // set by the CPU
+  Blocks blocks;
+  double* block_sum = nullptr;  // [blocks.count]
 };
 
 // z[k, row, col] = mu + sigma * eps, where eps is element (k * rows + row) * cols + col of the stream of `seed`, or read.
@@ -84,7 +125,6 @@ struct LatentProblem {
   bool compute_double;
   bool with_kl;
   Space space;  // of one sample; its columns and rows count in row-major order of the tensors' dimensions
-  Blocks blocks;
   Operand input[kMaxInputs];  // mu, scale, prior_mu, prior_scale, as the term gaussian_kl takes them
   int64_t samples = 1;        // K
   const int64_t* seed = nullptr;
@@ -93,15 +133,18 @@ struct LatentProblem {
   // forward
   View z;
   int64_t z_sample_stride = 0;
-  void* row_value = nullptr;    // KL of each row, as in TermSumProblem
-  double* block_sum = nullptr;
+  Values kl;  // by element never
   // backward
   Operand grad_z;  // absent: 0
   int64_t grad_z_sample_stride = 0;
-  Operand upstream_kl;  // absent: `upstream_kl.constant`
+  Upstream upstream_kl;
   GradientSink gradient[kMaxInputs];
   View noise_gradient;
   int64_t noise_gradient_sample_stride = 0;
+  // set by the CPU
+  Blocks blocks;
+  double* block_sum = nullptr;  // [blocks.count]
+  int64_t elements() const { return samples * space.elements(); }
 };
 
 }  // namespace elbo_ext

@@ -99,20 +99,4 @@ Space SpaceBuilder::build() const {
   return space;
 }
 
-Blocks make_blocks(const Space& space, int64_t max_groups) {
-  Blocks blocks;
-  if (space.rows == 0 || space.cols == 0) return blocks;
-  if (space.cols >= kBlockElements) {
-    blocks.blocks_per_row = (space.cols + kBlockElements - 1) / kBlockElements;
-    blocks.count = space.rows * blocks.blocks_per_row;
-  } else {
-    blocks.rows_per_block = kBlockElements / space.cols;
-    blocks.count = (space.rows + blocks.rows_per_block - 1) / blocks.rows_per_block;
-  }
-  const int64_t most = max_groups > 0 ? std::min(max_groups, blocks.count) : blocks.count;
-  blocks.per_group = (blocks.count + most - 1) / most;
-  blocks.groups = (blocks.count + blocks.per_group - 1) / blocks.per_group;
-  return blocks;
-}
-
 }  // namespace elbo_ext

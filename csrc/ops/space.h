@@ -45,7 +45,4 @@ class SpaceBuilder {
   std::vector<Member> members_;
 };
 
-// Cuts a space into blocks. `max_groups` bounds the number of groups, 0 leaves one block a group.
-Blocks make_blocks(const Space& space, int64_t max_groups);
-
 }  // namespace elbo_ext

@@ -117,4 +117,32 @@ void set_view(View& view, const Tensor& tensor) {
   view.dtype = dtype_of(tensor);
 }
 
+Tensor empty_values(const Dims& shape, int64_t batch_dims, int64_t reduction, bool compute_double, const Tensor& like) {
+  const Dims batch(shape.begin(), shape.begin() + (reduction == kNone ? batch_dims : 0));
+  return empty(batch, compute_type(compute_double), like);
+}
+
+void set_values(Values& values, const Tensor& result, int64_t reduction, int64_t examples) {
+  (reduction == kNone ? values.row : values.total) = result.data_ptr();
+  values.divisor = reduction == kMean ? static_cast<double>(examples) : 1.0;
+}
+
+void enter_upstream(Upstream& upstream, const Tensor& grad, const Dims& shape, int64_t batch_dims, int64_t reduction,
+                    SpaceBuilder& builder) {
+  Dims strides(shape.size(), 0);
+  if (reduction == kNone) {
+    STD_TORCH_CHECK(grad.dim() == batch_dims, "elbo_ext: grad has ", grad.dim(), " dimensions, not ", batch_dims);
+    for (int64_t i = 0; i < batch_dims; ++i) {
+      STD_TORCH_CHECK(grad.size(i) == shape[i], "elbo_ext: grad has the wrong shape");
+      if (shape[i] != 1) strides[i] = grad.stride(i);
+    }
+  } else {
+    STD_TORCH_CHECK(grad.numel() == 1, "elbo_ext: grad of a reduced result has one element");
+    const Dims batch(shape.begin(), shape.begin() + batch_dims);
+    if (reduction == kMean) upstream.factor = 1.0 / static_cast<double>(numel_of(batch));
+  }
+  set_view(upstream, grad);
+  builder.add(upstream, strides);
+}
+
 }  // namespace elbo_ext

@@ -36,4 +36,13 @@ void fill_with_zeros(const Tensor& tensor);
 // A view of a tensor for a kernel; strides come with the Space.
 void set_view(View& view, const Tensor& tensor);
 
+// The values of a forward pass over a joint shape, as their reduction asks for them, uninitialized.
+Tensor empty_values(const Dims& shape, int64_t batch_dims, int64_t reduction, bool compute_double, const Tensor& like);
+// ... and as what a kernel writes them: the sum of each row, where nothing is reduced, or of everything.
+void set_values(Values& values, const Tensor& result, int64_t reduction, int64_t examples);
+
+// The gradient of such values, as an operand.
+void enter_upstream(Upstream& upstream, const Tensor& grad, const Dims& shape, int64_t batch_dims, int64_t reduction,
+                    SpaceBuilder& builder);
+
 }  // namespace elbo_ext

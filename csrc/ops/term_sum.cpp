@@ -1,15 +1,13 @@
-// The operators of the term_sum family on the CPU. Schemas: schema.cpp.
+// The operators of the term_sum family. Schemas: schema.cpp.
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 
-#include "cpu_run.h"
+#include "device.h"
 #include "gradients.h"
 
 namespace elbo_ext {
 
 namespace {
-
-// Fewer elements than this are not worth waking another thread for.
-constexpr int64_t kLeastElements = 65536;
 
 // A term over its operands: what all three operators have in common.
 struct Call {
@@ -68,35 +66,27 @@ struct Call {
     problem.wants_gradient = !gradients.tensors().empty();
   }
 
-  void run() const {
-    run_parallel(problem.blocks, numel_of(shape), kLeastElements,
-                 [&](int64_t begin, int64_t end) { cpu_kernels().term_sum(problem, begin, end); });
-  }
+  int64_t examples() const { return numel_of(Dims(shape.begin(), shape.begin() + batch_dims)); }
+
+  void run(const char* op) { device_of(*like).term_sum({op, shape, *like}, problem); }
 };
 
 Tensor term_sum(int64_t term, OptionalTensors inputs, std::vector<double> constants, std::optional<Tensor> weight,
                 int64_t form, int64_t prior_form, int64_t batch_dims, int64_t reduction) {
   Call call(term, inputs, constants, weight, form, prior_form, batch_dims);
   TermSumProblem& problem = call.problem;
-  Values values(call.shape, batch_dims, reduction, problem.compute_double, *call.like);
+  const Tensor result = empty_values(call.shape, batch_dims, reduction, problem.compute_double, *call.like);
+  set_values(problem.values, result, reduction, call.examples());
 
   // Rows matter only where their sums are asked for; a row of one element is its own sum.
-  const bool elementwise = reduction == kNone && values.examples() == numel_of(call.shape);
-  const bool rows = reduction == kNone && !elementwise;
-  SpaceBuilder builder(call.shape, rows ? batch_dims : 0, /*any_order=*/!elementwise);
+  const bool elementwise = reduction == kNone && call.examples() == numel_of(call.shape);
+  if (elementwise) std::swap(problem.values.element, problem.values.row);
+  SpaceBuilder builder(call.shape, reduction == kNone && !elementwise ? batch_dims : 0, /*any_order=*/!elementwise);
   call.enter_operands(builder);
   problem.space = builder.build();
-  problem.blocks = make_blocks(problem.space, 0);
-  if (problem.blocks.count == 0) {
-    if (reduction == kNone) fill_with_zeros(values.result());
-    else values.finish(problem.blocks);
-    return values.result();
-  }
-  if (elementwise) problem.element_value = values.result().data_ptr();
-  else values.connect(problem);
-  call.run();
-  if (!elementwise) values.finish(problem.blocks);
-  return values.result();
+  if (problem.space.elements() == 0 && reduction == kNone) fill_with_zeros(result);
+  else call.run("term_sum");
+  return result;
 }
 
 std::vector<Tensor> term_sum_backward(int64_t term, OptionalTensors inputs, std::vector<double> constants,
@@ -108,68 +98,49 @@ std::vector<Tensor> term_sum_backward(int64_t term, OptionalTensors inputs, std:
   Gradients gradients(call.shape);
   call.enter_operands(builder);
   call.enter_gradients(needs, gradients, builder);
-
-  if (reduction == kNone) {
-    STD_TORCH_CHECK(grad.dim() == batch_dims, "elbo_ext: grad has ", grad.dim(), " dimensions, not ", batch_dims);
-    Dims strides(call.shape.size(), 0);
-    for (int64_t i = 0; i < batch_dims; ++i) {
-      STD_TORCH_CHECK(grad.size(i) == call.shape[i], "elbo_ext: grad has the wrong shape");
-      if (call.shape[i] != 1) strides[i] = grad.stride(i);
-    }
-    set_view(problem.upstream, grad);
-    builder.add(problem.upstream, strides);
-  } else {
-    STD_TORCH_CHECK(grad.numel() == 1, "elbo_ext: grad of a reduced result has one element");
-    const Dims batch(call.shape.begin(), call.shape.begin() + batch_dims);
-    problem.upstream.constant = read_scalar(grad) / (reduction == kMean ? static_cast<double>(numel_of(batch)) : 1.0);
-  }
+  enter_upstream(problem.upstream, grad, call.shape, batch_dims, reduction, builder);
   problem.space = builder.build();
-  problem.blocks = make_blocks(problem.space, gradients.max_groups());
-  if (problem.blocks.count == 0) {
-    gradients.zero();
-    return gradients.take();
-  }
-  gradients.allocate_partials(problem.blocks);
-  call.run();
-  gradients.finish(problem.blocks);
+  if (problem.space.elements() == 0) gradients.zero();
+  else call.run("term_sum_backward");
   return gradients.take();
 }
 
-// The reduced value, and behind it the gradients of factor * value.
+// Enters the reduced value, and the gradients of factor * value.
 struct ValueAndGradients {
   Tensor value;
-  int64_t examples;
-  std::vector<Tensor> gradients;
-};
+  Gradients gradients;
 
-ValueAndGradients run_with_gradients(Call& call, int64_t reduction, double factor, const std::vector<bool>& needs) {
-  STD_TORCH_CHECK(reduction != kNone, "elbo_ext: gradients in the forward pass need a reduced result");
-  TermSumProblem& problem = call.problem;
-  Values values(call.shape, call.batch_dims, reduction, problem.compute_double, *call.like);
-  SpaceBuilder builder(call.shape, 0, /*any_order=*/true);
-  Gradients gradients(call.shape);
-  call.enter_operands(builder);
-  call.enter_gradients(needs, gradients, builder);
-  problem.upstream.constant = reduction == kMean ? factor / static_cast<double>(values.examples()) : factor;
-  problem.space = builder.build();
-  problem.blocks = make_blocks(problem.space, gradients.max_groups());
-  if (problem.blocks.count == 0) gradients.zero();
-  gradients.allocate_partials(problem.blocks);
-  values.connect(problem);
-  call.run();
-  values.finish(problem.blocks);
-  gradients.finish(problem.blocks);
-  return {values.result(), values.examples(), gradients.take()};
-}
+  ValueAndGradients(Call& call, int64_t reduction, double factor, const std::vector<bool>& needs)
+      : value(empty_values(call.shape, call.batch_dims, reduction, call.problem.compute_double, *call.like)),
+        gradients(call.shape) {
+    STD_TORCH_CHECK(reduction != kNone, "elbo_ext: gradients in the forward pass need a reduced result");
+    TermSumProblem& problem = call.problem;
+    SpaceBuilder builder(call.shape, 0, /*any_order=*/true);
+    call.enter_operands(builder);
+    call.enter_gradients(needs, gradients, builder);
+    set_values(problem.values, value, reduction, call.examples());
+    problem.upstream.constant = factor / problem.values.divisor;
+    problem.space = builder.build();
+    if (problem.space.elements() > 0) return;
+    gradients.zero();
+    for (GradientSink& sink : problem.gradient) sink = {};  // nothing is left for the device but the value of no element
+  }
+
+  // The values, and the gradients behind them.
+  std::vector<Tensor> take(std::vector<Tensor> values) {
+    for (Tensor& gradient : gradients.take()) values.push_back(std::move(gradient));
+    return values;
+  }
+};
 
 std::vector<Tensor> term_sum_with_gradients(int64_t term, OptionalTensors inputs, std::vector<double> constants,
                                             std::optional<Tensor> weight, int64_t form, int64_t prior_form,
                                             int64_t batch_dims, int64_t reduction, double factor,
                                             std::vector<bool> needs) {
   Call call(term, inputs, constants, weight, form, prior_form, batch_dims);
-  ValueAndGradients result = run_with_gradients(call, reduction, factor, needs);
-  result.gradients.insert(result.gradients.begin(), result.value);
-  return std::move(result.gradients);
+  ValueAndGradients result(call, reduction, factor, needs);
+  call.run("term_sum_with_gradients");
+  return result.take({result.value});
 }
 
 std::vector<Tensor> elbo_with_gradients(int64_t term, OptionalTensors inputs, std::vector<double> constants,
@@ -177,27 +148,35 @@ std::vector<Tensor> elbo_with_gradients(int64_t term, OptionalTensors inputs, st
                                         int64_t batch_dims, int64_t reduction, Tensor kl, double beta,
                                         std::vector<bool> needs) {
   Call call(term, inputs, constants, weight, form, prior_form, batch_dims);
-  ValueAndGradients result = run_with_gradients(call, reduction, /*factor=*/-1.0, needs);
+  ValueAndGradients result(call, reduction, /*factor=*/-1.0, needs);
 
   const Tensor dense = kl.is_contiguous() ? kl : torch::stable::contiguous(kl);
-  const int64_t count = dense.numel(), repeats = count == 0 ? 0 : result.examples / count;
-  const double of_each = reduction == kMean ? 1.0 / static_cast<double>(count) : static_cast<double>(repeats);
-  const double reduced_kl = sum_of(dense) * of_each;
-  const double loss = beta * reduced_kl - read_scalar(result.value);
   const DType type = compute_type(call.problem.compute_double);
-  const Dims kl_shape(kl.sizes().begin(), kl.sizes().end());
-  std::vector<Tensor> results{scalar(loss, {}, type, kl), result.value, scalar(reduced_kl, {}, type, kl),
-                              scalar(of_each, kl_shape, type, kl)};
-  results.insert(results.end(), result.gradients.begin(), result.gradients.end());
-  return results;
+  const Tensor loss = empty({}, type, kl), reduced_kl = empty({}, type, kl);
+  const Tensor of_kl = empty_expanded(Dims(kl.sizes().begin(), kl.sizes().end()), type, kl);
+  ELBO& elbo = call.problem.elbo;
+  elbo.kl = dense.data_ptr();
+  elbo.kl_dtype = dtype_of(kl);
+  elbo.kl_count = dense.numel();
+  const int64_t repeats = elbo.kl_count == 0 ? 0 : call.examples() / elbo.kl_count;
+  elbo.of_each = reduction == kMean ? 1.0 / static_cast<double>(elbo.kl_count) : static_cast<double>(repeats);
+  elbo.beta = beta;
+  elbo.loss = loss.data_ptr();
+  elbo.reduced_kl = reduced_kl.data_ptr();
+  elbo.of_kl = elbo.kl_count == 0 ? nullptr : of_kl.data_ptr();
+  call.run("elbo_with_gradients");
+  return result.take({loss, result.value, reduced_kl, of_kl});
+}
+
+void enter(torch::stable::detail::StableLibrary& library) {
+  library.impl("term_sum", TORCH_BOX(&term_sum));
+  library.impl("term_sum_backward", TORCH_BOX(&term_sum_backward));
+  library.impl("term_sum_with_gradients", TORCH_BOX(&term_sum_with_gradients));
+  library.impl("elbo_with_gradients", TORCH_BOX(&elbo_with_gradients));
 }
 
 }  // namespace
 }  // namespace elbo_ext
 
-STABLE_TORCH_LIBRARY_IMPL(elbo_ext, CPU, library) {
-  library.impl("term_sum", TORCH_BOX(&elbo_ext::term_sum));
-  library.impl("term_sum_backward", TORCH_BOX(&elbo_ext::term_sum_backward));
-  library.impl("term_sum_with_gradients", TORCH_BOX(&elbo_ext::term_sum_with_gradients));
-  library.impl("elbo_with_gradients", TORCH_BOX(&elbo_ext::elbo_with_gradients));
-}
+STABLE_TORCH_LIBRARY_IMPL(elbo_ext, CPU, library) { elbo_ext::enter(library); }
+STABLE_TORCH_LIBRARY_IMPL(elbo_ext, CUDA, library) { elbo_ext::enter(library); }

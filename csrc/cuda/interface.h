@@ -1,0 +1,41 @@
+// Between the operators (_C, torch's stable ABI) and the CUDA library (_cuda, which knows nothing of torch): one table of
+// functions that take plain numbers and device pointers.
+#pragma once
+
+#include "../ops/problem.h"
+
+namespace elbo_ext {
+
+// Where to run: the current stream of a device, and memory that is free again for later work on that stream once the
+// operator is done.
+struct CudaCall {
+  int device;
+  void* stream;
+  void* (*allocate)(void* owner, int64_t bytes);  // never 0 bytes; 256 byte aligned
+  void* owner;
+};
+
+struct NoiseProblem {
+  const int64_t* seed;  // [rows]
+  int64_t rows, count, first;
+  bool compute_double;
+  void* out;  // [rows, count]
+};
+
+// Every function launches its kernels and returns null, or what CUDA says went wrong.
+struct CudaKernels {
+  const char* architectures;  // "80 90 90-virtual"
+  const char* (*term_sum)(const TermSumProblem&, const CudaCall&);
+  const char* (*latent)(const LatentProblem&, const CudaCall&);
+  const char* (*latent_backward)(const LatentProblem&, const CudaCall&);
+  const char* (*normal_noise)(const NoiseProblem&, const CudaCall&);
+  const char* (*stored_gradients)(const StoredGradients&, const CudaCall&);
+};
+
+// The one function that _cuda exports. `version` tells two builds with different structs apart; null: not this one.
+constexpr const char* kCudaEntry = "elbo_ext_cuda_kernels";
+using CudaEntry = const CudaKernels*(int64_t version);
+constexpr int64_t kCudaVersion =
+    sizeof(TermSumProblem) + 4096 * sizeof(LatentProblem) + (int64_t{1} << 32) * sizeof(CudaKernels);
+
+}  // namespace elbo_ext

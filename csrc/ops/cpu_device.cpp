@@ -1,0 +1,262 @@
+// Problems on the CPU: cut into blocks, spread over torch's threads, their partial sums added up in order.
+#include "device.h"
+
+#include <algorithm>
+#include <memory>
+#include <span>
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include "../cpu/dispatch.h"
+
+namespace elbo_ext {
+namespace {
+
+// Fewer elements than this are not worth waking another thread for. Making noise takes some ten times the time of a
+// term.
+constexpr int64_t kLeastElements = 65536, kLeastDraws = 8192;
+
+// The buffers of a group's summed gradients together may take this part of what the operands of the space take, and no
+// more groups than the second number are ever needed to keep the threads busy.
+constexpr int64_t kElementsPerPartial = 32, kMostGroups = 64;
+
+// ---- numbers in memory ----
+
+// Calls call(pointer) with data as what it is.
+template <class Call>
+auto with_data(void* data, DType dtype, Call&& call) {
+  switch (dtype) {
+    case DType::kFloat: return call(static_cast<float*>(data));
+    case DType::kDouble: return call(static_cast<double*>(data));
+    case DType::kBFloat16: return call(static_cast<torch::headeronly::BFloat16*>(data));
+    case DType::kHalf: return call(static_cast<torch::headeronly::Half*>(data));
+    default: return call(static_cast<bool*>(data));
+  }
+}
+
+double read(const void* data, DType dtype, int64_t index = 0) {
+  return with_data(const_cast<void*>(data), dtype, [=](auto* numbers) { return static_cast<double>(numbers[index]); });
+}
+void write(void* data, DType dtype, int64_t index, double number) {
+  with_data(data, dtype, [=](auto* numbers) {
+    using S = std::remove_reference_t<decltype(*numbers)>;
+    if constexpr (std::is_same_v<S, double>) numbers[index] = number;
+    else numbers[index] = static_cast<S>(static_cast<float>(number));
+  });
+}
+double sum_of(const void* data, DType dtype, int64_t count) {
+  return with_data(const_cast<void*>(data), dtype, [=](auto* numbers) {
+    double sum = 0;
+    for (int64_t i = 0; i < count; ++i) sum += static_cast<double>(numbers[i]);
+    return sum;
+  });
+}
+
+// ---- blocks and threads ----
+
+// `max_groups` bounds the number of groups, 0 leaves one block a group.
+Blocks make_blocks(const Space& space, int64_t max_groups) {
+  Blocks blocks;
+  if (space.rows == 0 || space.cols == 0) return blocks;
+  if (space.cols >= kBlockElements) {
+    blocks.blocks_per_row = (space.cols + kBlockElements - 1) / kBlockElements;
+    blocks.count = space.rows * blocks.blocks_per_row;
+  } else {
+    blocks.rows_per_block = kBlockElements / space.cols;
+    blocks.count = (space.rows + blocks.rows_per_block - 1) / blocks.rows_per_block;
+  }
+  const int64_t most = max_groups > 0 ? std::min(max_groups, blocks.count) : blocks.count;
+  blocks.per_group = (blocks.count + most - 1) / most;
+  blocks.groups = (blocks.count + blocks.per_group - 1) / blocks.per_group;
+  return blocks;
+}
+
+// Runs kernel(begin, end) over all groups, on as many threads as pay off: each gets at least `least_elements`.
+template <class Kernel>
+void run_parallel(const Blocks& blocks, int64_t elements, int64_t least_elements, const Kernel& kernel) {
+  if (blocks.groups == 0) return;
+  if (elements < 2 * least_elements) return kernel(int64_t{0}, blocks.groups);
+  const int64_t per_group = std::max<int64_t>(elements / blocks.groups, 1);
+  const int64_t grain = std::max<int64_t>(least_elements / per_group, 1);
+  torch::stable::parallel_for(0, blocks.groups, grain, kernel);
+}
+
+// A gradient of a whole result is one number, which the kernels take as a constant.
+void read_uniform(Upstream& upstream) {
+  if (!upstream.present() || !upstream.rows_uniform || !upstream.cols_uniform) return;
+  upstream.constant = read(upstream.data, upstream.dtype) * upstream.factor;
+  upstream.data = nullptr;
+}
+
+// ---- sums ----
+
+// The blocks' sums of the values, and the last step to what is wanted of them.
+class BlockSums {
+ public:
+  // Problem is a TermSumProblem or a LatentProblem whose blocks are set.
+  template <class Problem>
+  BlockSums(Problem& problem, Values& values) : blocks_(problem.blocks), compute_(compute_type(problem.compute_double)) {
+    if (values.total != nullptr || (values.row != nullptr && blocks_.blocks_per_row > 1)) {
+      wanted_ = values;
+      values.row = nullptr;  // not for the kernel to write
+      sums_.resize(blocks_.count);
+      problem.block_sum = sums_.data();
+    }
+  }
+
+  // Sums the blocks of each row, or of everything, in order.
+  void finish() const {
+    if (wanted_.total != nullptr) write(wanted_.total, compute_, 0, sum(0, blocks_.count) / wanted_.divisor);
+    if (wanted_.row == nullptr) return;
+    for (int64_t row = 0; row < blocks_.count / blocks_.blocks_per_row; ++row)
+      write(wanted_.row, compute_, row, sum(row * blocks_.blocks_per_row, blocks_.blocks_per_row));
+  }
+
+ private:
+  double sum(int64_t first, int64_t count) const {
+    double total = 0;
+    for (int64_t i = 0; i < count; ++i) total += sums_[first + i];
+    return total;
+  }
+
+  const Blocks& blocks_;
+  DType compute_;
+  Values wanted_;
+  std::vector<double> sums_;
+};
+
+// The buffers of the summed gradients, and the last step of those sums.
+class PartialGradients {
+ public:
+  explicit PartialGradients(std::span<GradientSink> sinks) {
+    for (GradientSink& sink : sinks)
+      if (sink.wanted() && sink.summed) sinks_.push_back(&sink);
+  }
+
+  // How many groups of blocks they allow (0: any number).
+  int64_t max_groups(int64_t elements) const {
+    const int64_t numel = total_numel();
+    return numel == 0 ? 0 : std::clamp<int64_t>(elements / (kElementsPerPartial * numel), 1, kMostGroups);
+  }
+
+  void allocate(int64_t groups) {
+    groups_ = groups;
+    buffer_ = std::make_unique<double[]>(total_numel() * groups);  // zeros
+    double* next = buffer_.get();
+    for (GradientSink* sink : sinks_) {
+      sink->partial = next;
+      sink->partial_stride = sink->numel;
+      next += sink->numel * groups;
+    }
+  }
+
+  // Adds the groups' buffers up, in order, into the gradients.
+  void finish() const {
+    for (const GradientSink* sink : sinks_)
+      for (int64_t i = 0; i < sink->numel; ++i) {
+        double sum = 0;
+        for (int64_t group = 0; group < groups_; ++group) sum += sink->partial[group * sink->numel + i];
+        write(sink->data, sink->dtype, i, sum);
+      }
+  }
+
+ private:
+  int64_t total_numel() const {
+    int64_t numel = 0;
+    for (const GradientSink* sink : sinks_) numel += sink->numel;
+    return numel;
+  }
+
+  std::vector<GradientSink*> sinks_;
+  int64_t groups_ = 0;
+  std::unique_ptr<double[]> buffer_;
+};
+
+void finish_elbo(const TermSumProblem& problem) {
+  const ELBO& elbo = problem.elbo;
+  if (elbo.loss == nullptr) return;
+  const DType compute = compute_type(problem.compute_double);
+  const double kl = sum_of(elbo.kl, elbo.kl_dtype, elbo.kl_count) * elbo.of_each;
+  write(elbo.loss, compute, 0, elbo.beta * kl - read(problem.values.total, compute));
+  write(elbo.reduced_kl, compute, 0, kl);
+  if (elbo.of_kl != nullptr) write(elbo.of_kl, compute, 0, elbo.of_each);
+}
+
+// ---- the device ----
+
+// Works on memory, whatever the order of the dimensions.
+template <class S, class R>
+void multiply(S* data, int64_t numel, R factor) {
+  torch::stable::parallel_for(0, numel, kLeastElements, [=](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) data[i] = static_cast<S>(static_cast<R>(data[i]) * factor);
+  });
+}
+
+class CpuDevice final : public Device {
+ public:
+  void term_sum(const Site&, TermSumProblem& problem) const override {
+    read_uniform(problem.upstream);
+    PartialGradients gradients(problem.gradient);
+    problem.blocks = make_blocks(problem.space, gradients.max_groups(problem.space.elements()));
+    gradients.allocate(problem.blocks.groups);
+    BlockSums sums(problem, problem.values);
+    run_parallel(problem.blocks, problem.space.elements(), kLeastElements,
+                 [&](int64_t begin, int64_t end) { cpu_kernels().term_sum(problem, begin, end); });
+    sums.finish();
+    gradients.finish();
+    finish_elbo(problem);
+  }
+
+  void latent(const Site&, LatentProblem& problem) const override {
+    problem.blocks = make_blocks(problem.space, 0);
+    BlockSums sums(problem, problem.kl);
+    run_parallel(problem.blocks, problem.elements(), kLeastDraws,
+                 [&](int64_t begin, int64_t end) { cpu_kernels().latent(problem, begin, end); });
+    sums.finish();
+  }
+
+  void latent_backward(const Site&, LatentProblem& problem) const override {
+    read_uniform(problem.upstream_kl);
+    PartialGradients gradients(problem.gradient);
+    problem.blocks = make_blocks(problem.space, gradients.max_groups(problem.space.elements()));
+    gradients.allocate(problem.blocks.groups);
+    run_parallel(problem.blocks, problem.elements(), kLeastDraws,
+                 [&](int64_t begin, int64_t end) { cpu_kernels().latent_backward(problem, begin, end); });
+    gradients.finish();
+  }
+
+  void normal_noise(const Site&, const Tensor& seed, int64_t first, const Tensor& out) const override {
+    const int64_t* seeds = static_cast<const int64_t*>(seed.data_ptr());
+    const DType dtype = dtype_of(out);
+    const int64_t count = out.size(1), row_bytes = count * (dtype == DType::kDouble ? 8 : 4);
+    for (int64_t row = 0; row < out.size(0); ++row)
+      cpu_kernels().normal_noise(seeds[row], first, count, dtype, static_cast<char*>(out.data_ptr()) + row * row_bytes);
+  }
+
+  void stored_gradients(const Site&, const StoredGradients& problem) const override {
+    const auto number = [](const Number& of) { return of.data == nullptr ? 0.0 : read(of.data, of.dtype); };
+    const double factor = number(problem.grad_loss) - number(problem.grad_log_likelihood);
+    for (int i = 0; i < problem.count && factor != 1.0; ++i) {
+      const StoredGradients::Gradient& gradient = problem.gradient[i];
+      with_data(gradient.data, gradient.dtype, [&](auto* data) {
+        if constexpr (std::is_same_v<decltype(data), double*>) multiply(data, gradient.numel, factor);
+        else multiply(data, gradient.numel, static_cast<float>(factor));
+      });
+    }
+    if (problem.kl_gradient == nullptr) return;
+    const double of_each = number(problem.of_kl);
+    write(problem.kl_gradient, problem.of_kl.dtype, 0,
+          of_each * (problem.beta * number(problem.grad_loss) + number(problem.grad_kl)));
+  }
+};
+
+}  // namespace
+
+const Device& cpu_device() {
+  static const CpuDevice device;
+  return device;
+}
+
+}  // namespace elbo_ext

@@ -1,0 +1,107 @@
+// Problems on CUDA: handed to the kernels of the CUDA library, with the stream to run on and memory from torch.
+#include "device.h"
+
+#include <dlfcn.h>
+
+#include <stdexcept>
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include "../cuda/interface.h"
+#include "cuda_loader.h"
+
+namespace elbo_ext {
+namespace {
+
+using CurrentStream = AOTITorchError(int32_t device_index, void** stream);
+
+const CudaKernels* kernels = nullptr;
+CurrentStream* current_stream = nullptr;
+std::string absence = "its CUDA library is not loaded";
+
+std::string last_dl_error() {
+  const char* message = dlerror();
+  return message == nullptr ? "unknown error" : message;
+}
+
+// Part of torch's stable C interface, but in libtorch_cuda, which a torch without CUDA does not have and which therefore
+// cannot be linked to. torch has loaded it by now.
+CurrentStream* find_current_stream() {
+  void* torch_cuda = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+  if (torch_cuda == nullptr) throw std::runtime_error("torch has not loaded libtorch_cuda.so");
+  void* function = dlsym(torch_cuda, "aoti_torch_get_current_cuda_stream");
+  if (function == nullptr) throw std::runtime_error(last_dl_error());
+  return reinterpret_cast<CurrentStream*>(function);
+}
+
+std::string text_of(const Dims& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+class CudaDevice final : public Device {
+ public:
+  void term_sum(const Site& site, TermSumProblem& problem) const override {
+    run(site, kernels->term_sum, problem);
+  }
+  void latent(const Site& site, LatentProblem& problem) const override { run(site, kernels->latent, problem); }
+  void latent_backward(const Site& site, LatentProblem& problem) const override {
+    run(site, kernels->latent_backward, problem);
+  }
+
+  void normal_noise(const Site& site, const Tensor& seed, int64_t first, const Tensor& out) const override {
+    run(site, kernels->normal_noise,
+        NoiseProblem{static_cast<const int64_t*>(seed.data_ptr()), out.size(0), out.size(1), first,
+                     dtype_of(out) == DType::kDouble, out.data_ptr()});
+  }
+
+  void stored_gradients(const Site& site, const StoredGradients& problem) const override {
+    if (problem.count > 0 || problem.kl_gradient != nullptr) run(site, kernels->stored_gradients, problem);
+  }
+
+ private:
+  template <class Problem>
+  static void run(const Site& site, const char* (*function)(const Problem&, const CudaCall&), const Problem& problem) {
+    // The tensors are given back when this returns, and torch's allocator hands their memory only to later work on the
+    // same stream.
+    struct Workspace {
+      const Tensor& like;
+      std::vector<Tensor> tensors;
+    } workspace{site.like, {}};
+    const auto allocate = [](void* owner, int64_t bytes) {
+      Workspace& own = *static_cast<Workspace*>(owner);
+      own.tensors.push_back(empty({(bytes + 7) / 8}, DType::kDouble, own.like));
+      return own.tensors.back().data_ptr();
+    };
+    CudaCall call{site.like.get_device_index(), nullptr, allocate, &workspace};
+    STABLE_TORCH_ERROR_CODE_CHECK(current_stream(call.device, &call.stream));
+    const char* error = function(problem, call);
+    STD_TORCH_CHECK(error == nullptr, "elbo_ext::", site.op, " of shape ", text_of(site.shape),
+                    " failed on CUDA device ", call.device, ": ", error);
+  }
+};
+
+}  // namespace
+
+std::string load_cuda_library(const std::string& path) {
+  CurrentStream* const stream = find_current_stream();
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) throw std::runtime_error(last_dl_error());
+  auto* const entry = reinterpret_cast<CudaEntry*>(dlsym(library, kCudaEntry));
+  const CudaKernels* table = entry == nullptr ? nullptr : entry(kCudaVersion);
+  if (table == nullptr) throw std::runtime_error(path + " belongs to another version of elbo_ext");
+  current_stream = stream;
+  kernels = table;
+  return kernels->architectures;
+}
+
+void set_cuda_absence(const std::string& reason) { absence = reason; }
+
+const Device& cuda_device() {
+  static const CudaDevice device;
+  STD_TORCH_CHECK(kernels != nullptr, "elbo_ext was given CUDA tensors, but ", absence);
+  return device;
+}
+
+}  // namespace elbo_ext

@@ -1,0 +1,33 @@
+// Runs problems on the device that their tensors are on. The operators are written once, over this interface; the CPU
+// (cpu_device.cpp) and CUDA (cuda_device.cpp) implement it.
+#pragma once
+
+#include "problem.h"
+#include "tensors.h"
+
+namespace elbo_ext {
+
+// What is being run, and where.
+struct Site {
+  const char* op;      // the operator's name, and
+  const Dims& shape;   // the joint shape, for messages
+  const Tensor& like;  // any of its tensors, for the device
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+  // A problem may be empty: sums of nothing are 0, and a mean of no example is NaN.
+  virtual void term_sum(const Site& site, TermSumProblem& problem) const = 0;
+  virtual void latent(const Site& site, LatentProblem& problem) const = 0;
+  virtual void latent_backward(const Site& site, LatentProblem& problem) const = 0;
+  // out[row, i] = normal number first + i of the stream of seed[row].
+  virtual void normal_noise(const Site& site, const Tensor& seed, int64_t first, const Tensor& out) const = 0;
+  virtual void stored_gradients(const Site& site, const StoredGradients& problem) const = 0;
+};
+
+const Device& cpu_device();
+const Device& cuda_device();  // raises if the CUDA library is not loaded
+const Device& device_of(const Tensor& tensor);
+
+}  // namespace elbo_ext
