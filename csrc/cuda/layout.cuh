@@ -1,0 +1,172 @@
+// How the tensors of a problem lie in the space of its elements, as kernels see it. Elements are numbered row by row;
+// numbers and offsets have 64 bits throughout.
+#pragma once
+
+#include "vector.cuh"
+
+namespace elbo_ext {
+namespace {
+
+#define ELBO_NO_UNROLL _Pragma("unroll 1")
+
+constexpr int kMaxLayoutDims = 2 * kMaxDims;  // rows and columns together
+
+// Division of numbers below 2^63 by a size that the host knows: a multiplication and a shift. With
+// multiplier = ceil(2^(63 + bits) / size), 2^(bits - 1) < size <= 2^bits, the quotient is exact (Granlund, Montgomery,
+// "Division by invariant integers using multiplication", PLDI 1994).
+struct Divider {
+  int64_t size = 1;
+  uint64_t multiplier = uint64_t{1} << 63;
+  int shift = 0;  // bits - 1; -1 stands for size 1
+
+  Divider() = default;
+  explicit Divider(int64_t size) : size(size) {  // at least 1
+    int bits = 0;
+    while (bits < 63 && (uint64_t{1} << bits) < static_cast<uint64_t>(size)) ++bits;
+    const unsigned __int128 numerator = static_cast<unsigned __int128>(1) << (63 + bits);
+    multiplier = static_cast<uint64_t>((numerator + size - 1) / size);
+    shift = bits - 1;
+  }
+
+  __device__ __forceinline__ int64_t quotient(int64_t number) const {
+    if (shift < 0) return number;
+    return static_cast<int64_t>(__umul64hi(static_cast<uint64_t>(number), multiplier) >> shift);
+  }
+};
+
+// How a group of neighbouring elements is found in a tensor. Groups begin at multiples of their length.
+enum Place : uint8_t {
+  kAbsent,  // there is no tensor
+  kOne,     // one element stands for all
+  kDense,   // offset = element number, and aligned: a vector
+  kRun,     // a vector at an offset of its own
+  kStep,    // a stride between the elements, possibly 0
+  kEach,    // each element has an offset of its own
+};
+
+// Element numbers count through the dimensions, the last one fastest.
+template <int kSlots>
+struct Layout {
+  int dims = 0;
+  unsigned dense = 0;  // bit k: in slot k, offset = element number
+  Divider size[kMaxLayoutDims];
+  int64_t stride[kMaxLayoutDims][kSlots];
+  Array array[kSlots];
+  Place place[kSlots] = {};
+
+  __device__ __forceinline__ int64_t offset(int slot, int64_t number) const {
+    if (dense >> slot & 1) return number;
+    int64_t offset = 0;
+    for (int dim = dims - 1; dim > 0; --dim) {
+      const int64_t outer = size[dim].quotient(number);
+      offset += (number - outer * size[dim].size) * stride[dim][slot];
+      number = outer;
+    }
+    return offset + number * stride[0][slot];
+  }
+
+  // Adds to the offsets of all slots, over dimensions [low, high) alone.
+  __device__ __forceinline__ void add_offsets(int64_t number, int low, int high, int64_t (&offset)[kSlots]) const {
+    for (int dim = high - 1; dim >= low; --dim) {
+      const int64_t outer = dim == low ? 0 : size[dim].quotient(number);
+      const int64_t index = number - outer * size[dim].size;
+      ELBO_UNROLL
+      for (int k = 0; k < kSlots; ++k) offset[k] += index * stride[dim][k];
+      number = outer;
+    }
+  }
+};
+
+// The elements of a group that belong to a unit of work: bit i for element i.
+template <int kGroup>
+__device__ __forceinline__ unsigned members(int64_t group, int64_t first, int64_t end) {
+  unsigned mask = 0;
+  ELBO_UNROLL
+  for (int i = 0; i < kGroup; ++i) mask |= (group + i >= first && group + i < end ? 1u : 0u) << i;
+  return mask;
+}
+template <int kGroup>
+constexpr unsigned kAllMembers = (1u << kGroup) - 1;
+
+// Reads a group in two steps, so that several tensors are in flight at once: begin() loads, finish() converts. What is
+// one element for all, or a constant, is for the caller to know.
+template <class R, int kGroup, int kSlots>
+struct GroupReader {
+  Raw<R, kGroup> raw;  // a vector, or else one element in each sizeof(R) bytes
+
+  static __device__ __forceinline__ Place place_of(const Layout<kSlots>& layout, int slot, unsigned mask) {
+    const Place place = layout.place[slot];
+    return place > kOne && mask != kAllMembers<kGroup> ? kEach : place;  // no access beyond the end
+  }
+  static __device__ __forceinline__ bool is_vector(Place place) { return place == kDense || place == kRun; }
+
+  // `base` is added to all offsets: the beginning of a sample.
+  __device__ __forceinline__ void begin(const Layout<kSlots>& layout, int slot, int64_t group, unsigned mask,
+                                        int64_t base = 0) {
+    const Place place = place_of(layout, slot, mask);
+    if (place <= kOne) return;
+    const Array& array = layout.array[slot];
+    if (is_vector(place)) {
+      raw = load<R, kGroup>(array, base + (place == kDense ? group : layout.offset(slot, group)));
+      return;
+    }
+    int64_t offset[kGroup];
+    offsets(layout, slot, group, place, base, offset);
+    raw = load_each<R, kGroup>(array, offset, mask);
+  }
+
+  __device__ __forceinline__ void finish(const Layout<kSlots>& layout, int slot, unsigned mask, R* to, R of_all) const {
+    const Place place = place_of(layout, slot, mask);
+    const DType dtype = layout.array[slot].dtype;
+    if (is_vector(place)) {
+      convert<R, kGroup>(raw, dtype, to);
+    } else if (place > kOne) {
+      convert_each<R, kGroup>(raw, dtype, to);
+    } else {
+      ELBO_UNROLL
+      for (int i = 0; i < kGroup; ++i) to[i] = of_all;
+    }
+  }
+
+  // A loop that is not unrolled, for its divisions; the results move through registers, which have no addresses.
+  static __device__ __forceinline__ void offsets(const Layout<kSlots>& layout, int slot, int64_t group, Place place,
+                                                 int64_t base, int64_t (&offset)[kGroup]) {
+    const int64_t step = place == kStep ? layout.stride[layout.dims - 1][slot] : 0;
+    int64_t next = 0;
+    ELBO_NO_UNROLL
+    for (int i = 0; i < kGroup; ++i) {
+      next = i == 0 || place == kEach ? base + layout.offset(slot, group + i) : next + step;
+      ELBO_UNROLL
+      for (int j = 0; j + 1 < kGroup; ++j) offset[j] = offset[j + 1];
+      offset[kGroup - 1] = next;
+    }
+  }
+};
+
+template <class R, int kGroup, int kSlots>
+__device__ __forceinline__ void store_group(const Layout<kSlots>& layout, int slot, int64_t group, unsigned mask,
+                                            const R* from, int64_t base = 0) {
+  using Reader = GroupReader<R, kGroup, kSlots>;
+  const Array& array = layout.array[slot];
+  const Place place = Reader::place_of(layout, slot, mask);
+  if (Reader::is_vector(place))
+    return store<R, kGroup>(array, base + (place == kDense ? group : layout.offset(slot, group)), from);
+  R rest[kGroup];
+  ELBO_UNROLL
+  for (int i = 0; i < kGroup; ++i) rest[i] = from[i];
+  ELBO_NO_UNROLL
+  for (int i = 0; i < kGroup; ++i) {
+    if (mask >> i & 1) store<R, 1>(array, base + layout.offset(slot, group + i), rest);
+    ELBO_UNROLL
+    for (int j = 0; j + 1 < kGroup; ++j) rest[j] = rest[j + 1];
+  }
+}
+
+// What stands for all elements of a tensor that is no larger than one element, or absent.
+template <class R, int kSlots>
+__device__ __forceinline__ R of_all(const Layout<kSlots>& layout, int slot, double constant) {
+  return layout.place[slot] == kOne ? read<R>(layout.array[slot], 0) : static_cast<R>(constant);
+}
+
+}  // namespace
+}  // namespace elbo_ext

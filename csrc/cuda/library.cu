@@ -1,0 +1,145 @@
+// The table of functions that the CUDA library hands to the operators, and the two kernels that know no formula.
+#include "entries.h"
+#include "plan.h"
+
+namespace elbo_ext {
+namespace {
+
+// ---- normal noise ----
+
+template <class R>
+__global__ void __launch_bounds__(kThreads) noise_kernel(const __grid_constant__ NoiseProblem p) {
+  // Four normals for each counter; the first and the last counter of a row may be used in part.
+  const int64_t first_counter = p.first / kNormalsPerCounter;
+  const int64_t counters = (p.first + p.count + kNormalsPerCounter - 1) / kNormalsPerCounter - first_counter;
+  for (int64_t row = blockIdx.y; row < p.rows; row += gridDim.y) {
+    const uint64_t seed = static_cast<uint64_t>(p.seed[row]);
+    R* out = static_cast<R*>(p.out) + row * p.count;
+    for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < counters;
+         i += static_cast<int64_t>(gridDim.x) * kThreads) {
+      const uint64_t counter = static_cast<uint64_t>(first_counter + i);
+      uint32_t word[4] = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0u, 0u};
+      philox4x32_10(word, seed);
+      R normal[kNormalsPerCounter];
+      box_muller<R>(word[0], word[1], normal[0], normal[1]);
+      box_muller<R>(word[2], word[3], normal[2], normal[3]);
+      const int64_t at = static_cast<int64_t>(counter) * kNormalsPerCounter - p.first;
+      ELBO_UNROLL
+      for (int j = 0; j < kNormalsPerCounter; ++j)
+        if (at + j >= 0 && at + j < p.count) out[at + j] = normal[j];
+    }
+  }
+}
+
+const char* normal_noise(const NoiseProblem& p, const CudaCall& call) {
+  const OnDevice guard(call.device);
+  if (const char* error = guard.error()) return error;
+  const int64_t most = multiprocessors(call.device) * kBlocksPerMultiprocessor;
+  const int64_t blocks = std::clamp<int64_t>(divide_up(p.count / kNormalsPerCounter + 2, kThreads), 1, most);
+  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(std::min<int64_t>(p.rows, 65535)));
+  return p.compute_double ? launch(noise_kernel<double>, grid, kThreads, p, call)
+                          : launch(noise_kernel<float>, grid, kThreads, p, call);
+}
+
+// ---- stored gradients ----
+
+struct StoredParams {
+  int count;
+  Array gradient[kMaxOperands];
+  int64_t numel[kMaxOperands];
+  bool vectors[kMaxOperands];
+  Array grad_loss, grad_log_likelihood, grad_kl, of_kl, kl_gradient;
+  double beta;
+};
+
+template <class R>
+__device__ __forceinline__ void multiply(const Array& array, int64_t numel, bool vectors, R factor) {
+  constexpr int kWidth = 4;
+  const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t threads = static_cast<int64_t>(gridDim.x) * kThreads;
+  const int64_t in_vectors = vectors ? numel / kWidth * kWidth : 0;
+  for (int64_t n = thread * kWidth; n < in_vectors; n += threads * kWidth) {
+    R x[kWidth];
+    convert<R, kWidth>(load<R, kWidth>(array, n), array.dtype, x);
+    ELBO_UNROLL
+    for (int i = 0; i < kWidth; ++i) x[i] *= factor;
+    store<R, kWidth>(array, n, x);
+  }
+  for (int64_t n = in_vectors + thread; n < numel; n += threads) {
+    R x;
+    convert<R, 1>(load<R, 1>(array, n), array.dtype, &x);
+    x *= factor;
+    store<R, 1>(array, n, &x);
+  }
+}
+
+// Everything in one launch. The gradients are read only if the factor is not 1, which it is in most training loops.
+__global__ void __launch_bounds__(kThreads) stored_kernel(const __grid_constant__ StoredParams p) {
+  const auto number = [](const Array& of) { return of.data == nullptr ? 0.0 : read<double>(of, 0); };
+  const double grad_loss = number(p.grad_loss);
+  if (p.kl_gradient.data != nullptr && blockIdx.x == 0 && threadIdx.x == 0)
+    write(p.kl_gradient, 0, number(p.of_kl) * (p.beta * grad_loss + number(p.grad_kl)));
+  const double factor = grad_loss - number(p.grad_log_likelihood);
+  if (factor == 1.0) return;
+  for (int i = 0; i < p.count; ++i) {
+    if (p.gradient[i].dtype == DType::kDouble) multiply<double>(p.gradient[i], p.numel[i], p.vectors[i], factor);
+    else multiply<float>(p.gradient[i], p.numel[i], p.vectors[i], static_cast<float>(factor));
+  }
+}
+
+const char* stored_gradients(const StoredGradients& p, const CudaCall& call) {
+  const OnDevice guard(call.device);
+  if (const char* error = guard.error()) return error;
+  const auto array = [](const Number& number) { return Array{as_bytes(number.data), number.dtype}; };
+  StoredParams params{};
+  params.count = p.count;
+  params.grad_loss = array(p.grad_loss);
+  params.grad_log_likelihood = array(p.grad_log_likelihood);
+  params.grad_kl = array(p.grad_kl);
+  params.of_kl = array(p.of_kl);
+  params.kl_gradient = {as_bytes(p.kl_gradient), p.of_kl.dtype};
+  params.beta = p.beta;
+  int64_t longest = 0;
+  for (int i = 0; i < p.count; ++i) {
+    params.gradient[i] = {as_bytes(p.gradient[i].data), p.gradient[i].dtype};
+    params.numel[i] = p.gradient[i].numel;
+    params.vectors[i] = aligned(p.gradient[i].data, p.gradient[i].dtype, 4);
+    longest = std::max(longest, p.gradient[i].numel);
+  }
+  const int64_t most = multiprocessors(call.device) * kBlocksPerMultiprocessor;
+  const dim3 grid(static_cast<unsigned>(std::clamp<int64_t>(divide_up(longest, 4 * kThreads), 1, most)));
+  return launch(stored_kernel, grid, kThreads, params, call);
+}
+
+// ---- the table ----
+
+template <const char* (*of_float)(const TermSumProblem&, const CudaCall&),
+          const char* (*of_double)(const TermSumProblem&, const CudaCall&)>
+const char* by_type(const TermSumProblem& p, const CudaCall& call) {
+  const OnDevice guard(call.device);
+  if (const char* error = guard.error()) return error;
+  return p.compute_double ? of_double(p, call) : of_float(p, call);
+}
+template <const char* (*of_float)(const LatentProblem&, const CudaCall&),
+          const char* (*of_double)(const LatentProblem&, const CudaCall&)>
+const char* by_type(const LatentProblem& p, const CudaCall& call) {
+  const OnDevice guard(call.device);
+  if (const char* error = guard.error()) return error;
+  return p.compute_double ? of_double(p, call) : of_float(p, call);
+}
+
+constexpr CudaKernels kKernels = {
+    ELBO_CUDA_ARCHITECTURES,
+    by_type<term_sum<float>, term_sum<double>>,
+    by_type<latent<float>, latent<double>>,
+    by_type<latent_backward<float>, latent_backward<double>>,
+    normal_noise,
+    stored_gradients,
+};
+
+}  // namespace
+}  // namespace elbo_ext
+
+extern "C" __attribute__((visibility("default"))) const elbo_ext::CudaKernels* elbo_ext_cuda_kernels(int64_t version) {
+  return version == elbo_ext::kCudaVersion ? &elbo_ext::kKernels : nullptr;
+}

@@ -1,0 +1,195 @@
+// From a problem to what its kernels take: layouts, units of work, and where sums go. On the host.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <vector>
+
+#include "launch.h"
+#include "sums.cuh"
+
+namespace elbo_ext {
+namespace {
+
+constexpr int64_t kBytes[] = {4, 8, 2, 2, 1};  // in the order of DType
+inline int64_t bytes_of(DType dtype) { return kBytes[static_cast<int>(dtype)]; }
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline char* as_bytes(const void* data) { return static_cast<char*>(const_cast<void*>(data)); }
+inline Array array_of(const View& view) { return {as_bytes(view.data), view.dtype}; }
+
+// Results that lie as the elements, or the rows, are counted.
+inline View dense_view(void* data, DType dtype) {
+  View view;
+  view.data = data;
+  view.dtype = dtype;
+  view.rows_dense = view.cols_dense = true;
+  return view;
+}
+inline View dense_rows(void* data, DType dtype, const Space& space) {
+  View view = dense_view(data, dtype);
+  int64_t stride = 1;
+  for (int dim = space.row_dims - 1; dim >= 0; stride *= space.row_size[dim--]) view.row_stride[dim] = stride;
+  for (int dim = 0; dim < space.col_dims; ++dim) view.col_stride[dim] = 0;
+  return view;
+}
+
+// More blocks than fit at a time let those multiprocessors that are faster take more of them; many more only make the
+// last step of a sum longer.
+constexpr int64_t kBlocksPerMultiprocessor = 16;
+
+// Whether a vector of `width` elements can be read at every multiple of it.
+inline bool aligned(const void* data, DType dtype, int width, int64_t base_step = 0) {
+  const int64_t bytes = std::min<int64_t>(width * bytes_of(dtype), 16);  // more than 16 take several accesses
+  return reinterpret_cast<uintptr_t>(data) % bytes == 0 && base_step % width == 0;
+}
+
+// The dimensions of a space, rows and columns in one list.
+struct Dimensions {
+  int count;
+  int64_t size[kMaxLayoutDims];
+
+  explicit Dimensions(const Space& space) : count(space.row_dims + space.col_dims), rows_(space.row_dims) {
+    std::copy_n(space.row_size, space.row_dims, size);
+    std::copy_n(space.col_size, space.col_dims, size + space.row_dims);
+  }
+  int64_t stride(const View& view, int dim) const {
+    return dim < rows_ ? view.row_stride[dim] : view.col_stride[dim - rows_];
+  }
+  // How many neighbours, by number, share each element of a view.
+  int64_t run(const View& view) const {
+    int64_t length = 1;
+    for (int dim = count - 1; dim >= 0 && stride(view, dim) == 0; --dim) length *= size[dim];
+    return length;
+  }
+
+ private:
+  int rows_;
+};
+
+// Lays views out for a kernel that reads groups of `group` elements in the compute type.
+template <int kSlots>
+class LayoutBuilder {
+ public:
+  LayoutBuilder(Layout<kSlots>& layout, const Dimensions& dims, int group, bool compute_double)
+      : layout_(layout), dims_(dims), group_(group), compute_double_(compute_double) {
+    layout.dims = dims.count;
+    for (int dim = 0; dim < dims.count; ++dim) layout.size[dim] = Divider(std::max<int64_t>(dims.size[dim], 1));
+    whole_groups_ = dims.count > 0 && dims.size[dims.count - 1] % group == 0;
+  }
+
+  // `base_step`: the distance between the samples, for tensors that have several slices of the space's shape.
+  void set(int slot, const View& view, bool written = false, int64_t base_step = 0) {
+    layout_.array[slot] = array_of(view);
+    if (view.data == nullptr) return;
+    layout_.place[slot] = place_of(slot, view, written, base_step);
+    if (!(layout_.dense >> slot & 1))
+      for (int dim = 0; dim < dims_.count; ++dim) layout_.stride[dim][slot] = dims_.stride(view, dim);
+  }
+
+ private:
+  Place place_of(int slot, const View& view, bool written, int64_t base_step) {
+    if (view.rows_uniform && view.cols_uniform && base_step == 0 && !written) return kOne;
+    const bool too_wide = view.dtype == DType::kDouble && !compute_double_;
+    const bool vectors = aligned(view.data, view.dtype, group_, base_step) && !too_wide;
+    if (view.rows_dense) {
+      layout_.dense |= 1u << slot;
+      return vectors ? kDense : kEach;
+    }
+    if (!whole_groups_ || too_wide) return kEach;
+    const int64_t inner = dims_.stride(view, dims_.count - 1);
+    if (inner != 1 || !vectors) return kStep;
+    for (int dim = 0; dim < dims_.count - 1; ++dim)
+      if (dims_.stride(view, dim) % group_ != 0) return kStep;
+    return kRun;
+  }
+
+  Layout<kSlots>& layout_;
+  const Dimensions& dims_;
+  int group_;
+  bool compute_double_, whole_groups_;
+};
+
+// How rows of a given length are spread over teams, and how many blocks to launch. `per_step`: the elements that a
+// thread takes at once.
+struct Spread {
+  Units units;
+  int64_t blocks;
+};
+
+inline Spread spread(int64_t rows, int64_t cols, int64_t per_step, int device) {
+  const int64_t processors = multiprocessors(device);
+  Spread result;
+  Units& units = result.units;
+  units.cols = cols;
+  units.team = kThreads;
+  int64_t pieces = 1;
+  if (rows == 1) {
+    // One sum, or none: pieces of one step, so that neighbouring blocks read neighbouring memory at any time.
+    pieces = std::max<int64_t>(divide_up(cols, kThreads * per_step), 1);
+    units.piece_cols = kThreads * per_step;
+  } else {
+    // Many short rows: one for each warp, or for part of a warp, needs neither shared memory nor barriers. A row of more
+    // than 8 steps of a warp is worth a block; so is a shorter one while there are too few rows to fill the device.
+    const int64_t threads = divide_up(cols, per_step);
+    const bool few = rows * kWarp < processors * 1024;
+    if (threads <= (few ? kWarp : 8 * kWarp))
+      units.team = static_cast<int>(std::min<int64_t>(std::bit_ceil(static_cast<uint64_t>(threads)), kWarp));
+    // Few long rows: several blocks for each, four times what the device has processors for, of at least four steps.
+    else if (rows < 4 * processors)
+      pieces = std::clamp<int64_t>(cols / (4 * kThreads * per_step), 1, divide_up(4 * processors, rows));
+    units.piece_cols = divide_up(divide_up(cols, pieces), per_step) * per_step;
+    pieces = std::max<int64_t>(divide_up(cols, units.piece_cols), 1);
+  }
+  units.pieces = Divider(pieces);
+  units.count = rows * pieces;
+  const int64_t blocks = divide_up(units.count * units.team, kThreads);
+  result.blocks = std::clamp<int64_t>(blocks, 1, processors * kBlocksPerMultiprocessor);
+  return result;
+}
+
+// The shortest run of neighbours that share an element of a summed gradient whose sums are worth being kept one by one:
+// they take 8 bytes for each run. Shorter ones are read again (gather.cuh).
+constexpr int64_t kShortestRun = 64;
+
+// Which gradients the main kernel makes, element by element or as sums, and which are left to gather.cuh.
+class SinkPlan {
+ public:
+  template <int kSinks>
+  SinkPlan(const Dimensions& dims, const GradientSink (&sinks)[kSinks], int64_t elements) : row_(elements) {
+    for (int k = 0; k < kSinks; ++k) {
+      if (!sinks[k].wanted() || !sinks[k].summed || sinks[k].numel == 1) continue;
+      const int64_t run = dims.run(sinks[k]);
+      if (run < kShortestRun) {
+        gathered_.push_back(k);
+        continue;
+      }
+      by_run_.push_back(k);
+      row_ = std::min(row_, run);
+    }
+  }
+
+  // The length of the rows that the main kernel works on: all of a row's elements share each of the sums by run.
+  int64_t row() const { return row_; }
+  const std::vector<int>& by_run() const { return by_run_; }
+  const std::vector<int>& gathered() const { return gathered_; }
+
+ private:
+  int64_t row_;
+  std::vector<int> by_run_, gathered_;
+};
+
+// The memory of the total sums; `blocks` is that of the kernel.
+template <int kSums>
+const char* prepare_totals(SumPlan<kSums>& plan, int64_t blocks, const CudaCall& call) {
+  const bool any = std::find(plan.kind, plan.kind + kSums, kTotalSum) != plan.kind + kSums;
+  if (!any || blocks == 1) return nullptr;
+  // Fresh for every call, and set to 0 on its stream: a counter that outlives the call would be shared by kernels that
+  // run at the same time on other streams, or in replays of a graph.
+  char* memory = static_cast<char*>(call.allocate(call.owner, 256 + kSums * blocks * sizeof(double)));
+  plan.arrived = reinterpret_cast<unsigned*>(memory);
+  plan.block = reinterpret_cast<double*>(memory + 256);
+  return message(cudaMemsetAsync(memory, 0, sizeof(unsigned), static_cast<cudaStream_t>(call.stream)));
+}
+
+}  // namespace
+}  // namespace elbo_ext

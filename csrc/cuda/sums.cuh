@@ -1,0 +1,140 @@
+// Sums over elements, the same bits in every run: numbers are added up in double, in an order that depends on the shape
+// and the device alone. A vector's few numbers are added in the compute type; then thread, warp, block in double; blocks
+// meet in a buffer that the last block to finish adds up in order. No floating-point atomics.
+#pragma once
+
+#include "layout.cuh"
+
+namespace elbo_ext {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xFFFFFFFFu;
+
+// The work of a kernel: rows of cols elements, in units of one row, or, where rows are long, of one piece of a row. A
+// team of threads works on a unit: 1, 2, 4, ... 32 neighbours in a warp, or the whole block.
+struct Units {
+  int64_t cols;
+  Divider pieces;       // of a row
+  int64_t piece_cols;
+  int64_t count;        // rows * pieces
+  int team;
+};
+
+enum SumKind : uint8_t {
+  kNoSum,
+  kUnitSum,   // one number for each unit
+  kTotalSum,  // one number
+};
+
+// Where sums go.
+template <int kSums>
+struct SumPlan {
+  SumKind kind[kSums] = {};
+  Array out[kSums];       // of kUnitSum: [units]; of kTotalSum: one number, or null
+  double divisor[kSums];  // of kTotalSum
+  double* block = nullptr;      // [kSums][blocks], for kTotalSum with several blocks
+  unsigned* arrived = nullptr;  // the number of blocks that are done; 0 at the start
+
+  void total(int k, const Array& to, double by = 1.0) {
+    kind[k] = kTotalSum;
+    out[k] = to;
+    divisor[k] = by;
+  }
+};
+
+// The sum over the threads of a team, which it gives to all of them. All threads of a warp must call it.
+__device__ __forceinline__ double warp_sum(double number, int team) {
+  for (int distance = team / 2; distance > 0; distance /= 2) number += __shfl_xor_sync(kAllLanes, number, distance);
+  return number;
+}
+
+// The sum over the block, for all of its threads. All of them must call it.
+__device__ __forceinline__ double block_sum(double number) {
+  __shared__ double of_warp[kThreads / kWarp];
+  number = warp_sum(number, kWarp);
+  __syncthreads();  // the sum before this one has been read
+  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = number;
+  __syncthreads();
+  number = 0.0;
+  ELBO_UNROLL
+  for (int warp = 0; warp < kThreads / kWarp; ++warp) number += of_warp[warp];
+  return number;
+}
+
+// Calls body(first, end, lane) for each unit of this thread's team: the elements [first, end) belong to the unit, lane is
+// the thread's number in its team. Behind each unit, the sums that are wanted unit by unit are handed out. `used` has a
+// bit for each sum that the kernel makes at all.
+template <unsigned used, int kSums, class Body>
+__device__ __forceinline__ void for_each_unit(const Units& units, const SumPlan<kSums>& plan, double (&sum)[kSums],
+                                              Body&& body) {
+  const int team = units.team, teams = kThreads / team, lane = threadIdx.x % team, own = threadIdx.x / team;
+  bool by_unit = false;
+  ELBO_UNROLL
+  for (int k = 0; k < kSums; ++k) if (used >> k & 1) by_unit = by_unit || plan.kind[k] == kUnitSum;
+  // The bounds of this loop are the same for the whole block, so that all threads come to the shuffles and barriers.
+  for (int64_t base = static_cast<int64_t>(blockIdx.x) * teams; base < units.count;
+       base += static_cast<int64_t>(gridDim.x) * teams) {
+    const int64_t unit = base + own;
+    if (unit < units.count) {
+      const int64_t row = units.pieces.quotient(unit), piece = unit - row * units.pieces.size;
+      const int64_t begin = piece * units.piece_cols, end = minimum(begin + units.piece_cols, units.cols);
+      body(row * units.cols + begin, row * units.cols + end, lane);
+    }
+    if (!by_unit) continue;
+    ELBO_UNROLL
+    for (int k = 0; k < kSums; ++k) {
+      if (!(used >> k & 1) || plan.kind[k] != kUnitSum) continue;
+      const double of_unit = team == kThreads ? block_sum(sum[k]) : warp_sum(sum[k], team);
+      if (lane == 0 && unit < units.count) write(plan.out[k], unit, of_unit);
+      sum[k] = 0.0;
+    }
+  }
+}
+
+// Adds up the total sums over all blocks. True for one thread of the grid, the one that has them, already divided.
+template <unsigned used, int kSums>
+__device__ __forceinline__ bool total_sums(const SumPlan<kSums>& plan, double (&sum)[kSums]) {
+  bool wanted = false;
+  ELBO_UNROLL
+  for (int k = 0; k < kSums; ++k) {
+    if (!(used >> k & 1) || plan.kind[k] != kTotalSum) continue;
+    wanted = true;
+    sum[k] = block_sum(sum[k]);
+  }
+  if (!wanted) return false;
+  const int64_t blocks = gridDim.x;
+  if (blocks > 1) {
+    __shared__ bool is_last;
+    if (threadIdx.x == 0) {
+      ELBO_UNROLL
+      for (int k = 0; k < kSums; ++k)
+        if ((used >> k & 1) && plan.kind[k] == kTotalSum) plan.block[k * blocks + blockIdx.x] = sum[k];
+      __threadfence();  // the sums are visible before the arrival is
+      is_last = atomicAdd(plan.arrived, 1u) == gridDim.x - 1;
+    }
+    __syncthreads();
+    if (!is_last) return false;
+    __threadfence();
+    ELBO_UNROLL
+    for (int k = 0; k < kSums; ++k) {
+      if (!(used >> k & 1) || plan.kind[k] != kTotalSum) continue;
+      double of_blocks = 0.0;
+      for (int64_t block = threadIdx.x; block < blocks; block += kThreads)
+        of_blocks += __ldcg(plan.block + k * blocks + block);  // from L2: another block has written it
+      sum[k] = block_sum(of_blocks);
+    }
+  }
+  if (threadIdx.x != 0) return false;
+  ELBO_UNROLL
+  for (int k = 0; k < kSums; ++k)
+    if ((used >> k & 1) && plan.kind[k] == kTotalSum) {
+      sum[k] /= plan.divisor[k];
+      if (plan.out[k].data != nullptr) write(plan.out[k], 0, sum[k]);
+    }
+  return true;
+}
+
+}  // namespace
+}  // namespace elbo_ext

@@ -1,0 +1,351 @@
+// Sums of a term over rows, forward, backward, and both in one pass. Compiled once for each compute type, ELBO_REAL.
+#include "entries.h"
+#include "gather.cuh"
+
+namespace elbo_ext {
+namespace {
+
+constexpr int kUpstream = kMaxOperands, kFirstSink = kMaxOperands + 1, kElement = kFirstSink + kMaxOperands;
+constexpr int kTermSlots = kElement + 1;  // inputs, weight, upstream, their gradients, the value of each element
+constexpr int kValueSum = kMaxOperands, kKLSum = kMaxOperands + 1, kTermSums = kMaxOperands + 2;
+
+struct TermParams {
+  Layout<kTermSlots> layout;
+  Units units;
+  SumPlan<kTermSums> sums;
+  double constant[kMaxOperands + 1];  // of the inputs, the weight and the upstream gradient
+  double upstream_factor;
+  int form, prior_form;
+  // the ELBO
+  Array kl, loss, reduced_kl, of_kl;
+  int64_t kl_count;
+  double beta, of_each;
+};
+
+template <class R>
+__device__ __forceinline__ R upstream_of_all(const TermParams& p) {
+  if (p.layout.place[kUpstream] != kOne) return static_cast<R>(p.constant[kUpstream]);
+  return static_cast<R>(read<double>(p.layout.array[kUpstream], 0) * p.upstream_factor);
+}
+
+template <class R, int V>
+__device__ __forceinline__ double sum_vector(const R* numbers) {
+  R sum = numbers[0];
+  ELBO_UNROLL
+  for (int i = 1; i < V; ++i) sum += numbers[i];
+  return static_cast<double>(sum);
+}
+
+// The sums that a kernel over a term makes.
+template <int kInputs, bool kGradient>
+constexpr unsigned kUsed = kGradient ? (1u << kInputs) - 1 | 1u << kWeight | 1u << kValueSum | 1u << kKLSum : 1u << kValueSum;
+
+// What the grid does once its elements are done.
+template <class R, unsigned used>
+__device__ __forceinline__ void finish(const TermParams& p, double (&sum)[kTermSums]) {
+  if ((used >> kKLSum & 1) && p.loss.data != nullptr)
+    for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < p.kl_count;
+         i += static_cast<int64_t>(gridDim.x) * kThreads)
+      sum[kKLSum] += read<double>(p.kl, i);
+  if (!total_sums<used>(p.sums, sum) || !(used >> kKLSum & 1) || p.loss.data == nullptr) return;
+  const double kl = sum[kKLSum] * p.of_each;
+  write(p.loss, 0, p.beta * kl - static_cast<R>(sum[kValueSum]));
+  write(p.reduced_kl, 0, kl);
+  if (p.of_kl.data != nullptr) write(p.of_kl, 0, p.of_each);
+}
+
+// The ordinary case, in which a kernel has to keep up with the memory: each operand is dense or one number, there is no
+// weight, and the upstream gradient is one number. V elements at a time, `kAtOnce` vectors of each tensor in flight.
+template <template <class> class TermOf, class R, int V, int kAtOnce, bool kGradient>
+__global__ void __launch_bounds__(kThreads) dense_kernel(const __grid_constant__ TermParams p) {
+  using Term = TermOf<R>;
+  constexpr int kInputs = Term::kInputs;
+  R of_all[kInputs];
+  bool each[kInputs], share_each = false;
+  ELBO_UNROLL
+  for (int k = 0; k < kInputs; ++k) {
+    each[k] = p.layout.place[k] == kDense;
+    of_all[k] = each[k] ? R(0) : elbo_ext::of_all<R>(p.layout, k, p.constant[k]);
+    share_each = share_each || (each[k] && (Term::kSharedInputs >> k & 1));
+  }
+  // What depends on a uniform scale alone is computed once.
+  typename Term::Shared shared = Term::share(of_all, p.form, p.prior_form);
+  const R upstream = kGradient ? upstream_of_all<R>(p) : R(0);
+
+  double sum[kTermSums] = {};
+  for_each_unit<kUsed<kInputs, kGradient> & ~(1u << kWeight)>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int lane) {
+    const int64_t step = static_cast<int64_t>(p.units.team) * V;
+    for (int64_t n = first + static_cast<int64_t>(lane) * V; n < end; n += kAtOnce * step) {
+      Raw<R, V> raw[kAtOnce][kInputs];
+      ELBO_UNROLL
+      for (int u = 0; u < kAtOnce; ++u)
+        ELBO_UNROLL
+        for (int k = 0; k < kInputs; ++k)
+          if (each[k] && n + u * step < end) raw[u][k] = load<R, V>(p.layout.array[k], n + u * step);
+      ELBO_UNROLL
+      for (int u = 0; u < kAtOnce; ++u) {
+        const int64_t at = n + u * step;
+        if (at >= end) break;
+        R in[kInputs][V], value[V];
+        ELBO_UNROLL
+        for (int k = 0; k < kInputs; ++k) {
+          if (each[k]) {
+            convert<R, V>(raw[u][k], p.layout.array[k].dtype, in[k]);
+          } else {
+            ELBO_UNROLL
+            for (int i = 0; i < V; ++i) in[k][i] = of_all[k];
+          }
+        }
+        ELBO_UNROLL
+        for (int i = 0; i < V; ++i) {
+          R x[kInputs], d[kInputs];
+          ELBO_UNROLL
+          for (int k = 0; k < kInputs; ++k) x[k] = in[k][i];
+          if (share_each) shared = Term::share(x, p.form, p.prior_form);
+          if constexpr (kGradient) {
+            value[i] = Term::gradient(shared, x, d);
+            ELBO_UNROLL
+            for (int k = 0; k < kInputs; ++k) in[k][i] = d[k] * upstream;  // now the gradient
+          } else {
+            value[i] = Term::value(shared, x);
+          }
+        }
+        if constexpr (kGradient) {
+          ELBO_UNROLL
+          for (int k = 0; k < kInputs; ++k) {
+            if (p.layout.place[kFirstSink + k] == kDense) store<R, V>(p.layout.array[kFirstSink + k], at, in[k]);
+            else if (p.sums.kind[k] != kNoSum) sum[k] += sum_vector<R, V>(in[k]);
+          }
+        }
+        if (!kGradient && p.layout.place[kElement] == kDense) store<R, V>(p.layout.array[kElement], at, value);
+        sum[kValueSum] += sum_vector<R, V>(value);
+      }
+    }
+  });
+  finish<R, kUsed<kInputs, kGradient> & ~(1u << kWeight)>(p, sum);
+}
+
+// Any layout, any operands, in groups of kWidth neighbours.
+template <template <class> class TermOf, class R, int kWidth>
+__global__ void __launch_bounds__(kThreads) general_kernel(const __grid_constant__ TermParams p) {
+  using Term = TermOf<R>;
+  using Reader = GroupReader<R, kWidth, kTermSlots>;
+  constexpr int kInputs = Term::kInputs;
+  const bool weighted = p.layout.place[kWeight] != kAbsent;
+  const bool upstream_each = p.layout.place[kUpstream] > kOne;
+  const R upstream = upstream_each ? static_cast<R>(p.upstream_factor) : upstream_of_all<R>(p);
+  R one[kInputs + 1];  // of the inputs and the weight
+  ELBO_UNROLL
+  for (int k = 0; k <= kInputs; ++k) {
+    const int slot = k == kInputs ? kWeight : k;
+    one[k] = of_all<R>(p.layout, slot, p.constant[slot]);
+  }
+
+  double sum[kTermSums] = {};
+  for_each_unit<kUsed<kInputs, true>>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int lane) {
+    const int64_t step = static_cast<int64_t>(p.units.team) * kWidth;
+    for (int64_t n = first / kWidth * kWidth + static_cast<int64_t>(lane) * kWidth; n < end; n += step) {
+      const unsigned mask = members<kWidth>(n, first, end);
+      Reader reader[kInputs + 2];
+      R in[kInputs + 2][kWidth], value[kWidth];  // inputs, weight, upstream; later the gradients of the first ones
+      ELBO_UNROLL
+      for (int k = 0; k < kInputs; ++k) reader[k].begin(p.layout, k, n, mask);
+      reader[kInputs].begin(p.layout, kWeight, n, mask);
+      reader[kInputs + 1].begin(p.layout, kUpstream, n, mask);
+      ELBO_UNROLL
+      for (int k = 0; k < kInputs; ++k)
+        reader[k].finish(p.layout, k, mask, in[k], one[k]);
+      reader[kInputs].finish(p.layout, kWeight, mask, in[kInputs], one[kInputs]);
+      reader[kInputs + 1].finish(p.layout, kUpstream, mask, in[kInputs + 1], R(1));
+
+      ELBO_UNROLL
+      for (int i = 0; i < kWidth; ++i) {
+        R x[kInputs], d[kInputs];
+        ELBO_UNROLL
+        for (int k = 0; k < kInputs; ++k) x[k] = in[k][i];
+        const typename Term::Shared shared = Term::share(x, p.form, p.prior_form);
+        const R each = Term::gradient(shared, x, d);
+        const R weight = in[kInputs][i], grad = in[kInputs + 1][i] * upstream;
+        // A weight of zero leaves the element out, whatever stands there: 0 * inf must not become NaN.
+        const bool inside = mask >> i & 1, counts = inside && weight != R(0);
+        ELBO_UNROLL
+        for (int k = 0; k < kInputs; ++k) in[k][i] = counts ? d[k] * (weighted ? grad * weight : grad) : R(0);
+        in[kInputs][i] = inside ? each * grad : R(0);
+        value[i] = counts ? (weighted ? each * weight : each) : R(0);
+      }
+      ELBO_UNROLL
+      for (int k = 0; k <= kInputs; ++k) {
+        const int operand = k == kInputs ? kWeight : k;
+        if (p.layout.place[kFirstSink + operand] != kAbsent)
+          store_group<R, kWidth>(p.layout, kFirstSink + operand, n, mask, in[k]);
+        else if (p.sums.kind[operand] != kNoSum) sum[operand] += sum_vector<R, kWidth>(in[k]);
+      }
+      if (p.layout.place[kElement] != kAbsent) store_group<R, kWidth>(p.layout, kElement, n, mask, value);
+      sum[kValueSum] += sum_vector<R, kWidth>(value);
+    }
+  });
+  finish<R, kUsed<kInputs, true>>(p, sum);
+}
+
+// The gradients of operands whose elements are shared by elements here and there.
+template <template <class> class TermOf, class R>
+struct GatherTerm {
+  static constexpr int kSlots = kMaxOperands + 2, kSums = kMaxOperands;  // inputs, weight, upstream, the gradient
+  struct Params {
+    Gather<kSlots, kSums> gather;
+    double constant[kMaxOperands + 1];
+    double upstream_factor;
+    int form, prior_form;
+  };
+
+  static __device__ __forceinline__ void add(const Params& p, const int64_t (&offset)[kSlots], double (&sum)[kSums]) {
+    using Term = TermOf<R>;
+    constexpr int kInputs = Term::kInputs;
+    const auto get = [&](int slot) {
+      const Array& array = p.gather.layout.array[slot];
+      return array.data == nullptr ? static_cast<R>(p.constant[slot]) : read<R>(array, offset[slot]);
+    };
+    R x[kInputs], d[kInputs];
+    ELBO_UNROLL
+    for (int k = 0; k < kInputs; ++k) x[k] = get(k);
+    const typename Term::Shared shared = Term::share(x, p.form, p.prior_form);
+    const R value = Term::gradient(shared, x, d), weight = get(kWeight);
+    const R grad = static_cast<R>(static_cast<double>(get(kUpstream)) * p.upstream_factor);
+    ELBO_UNROLL
+    for (int k = 0; k < kInputs; ++k) sum[k] += weight != R(0) ? static_cast<double>(d[k] * (grad * weight)) : 0.0;
+    sum[kWeight] += static_cast<double>(value * grad);
+  }
+};
+
+// ---- on the host ----
+
+template <class R>
+constexpr int kGroup = sizeof(R) == 8 ? 2 : 4;  // of the general kernel: 16 bytes of the compute type
+
+// The width of the dense kernel's vectors: 16 bytes of what all operands are, or of the narrowest, and 0 if it does not
+// serve.
+int dense_width(const TermSumProblem& p, int64_t row) {
+  const auto fits = [&](int width) {
+    const auto one_fits = [&](const View& view, bool written) {
+      if (view.data == nullptr) return true;
+      if (!written && view.rows_uniform && view.cols_uniform) return true;
+      return view.rows_dense && aligned(view.data, view.dtype, width);
+    };
+    for (int k = 0; k < kMaxInputs; ++k)
+      if (!one_fits(p.input[k], false) || (!p.gradient[k].summed && !one_fits(p.gradient[k], true))) return false;
+    return row % width == 0;
+  };
+  const bool upstream_each = p.upstream.present() && !(p.upstream.rows_uniform && p.upstream.cols_uniform);
+  if (p.input[kWeight].present() || upstream_each || p.compute_double) return 0;
+  bool half = true;  // all that is read element by element
+  for (const Operand& input : p.input)
+    if (input.present() && !(input.rows_uniform && input.cols_uniform) && bytes_of(input.dtype) != 2) half = false;
+  return half && fits(8) ? 8 : fits(4) ? 4 : 0;
+}
+
+template <template <class> class TermOf, class R>
+const char* launch_main(const TermSumProblem& p, const TermParams& params, int width, int64_t blocks,
+                        const CudaCall& call) {
+  const dim3 grid(static_cast<unsigned>(blocks));
+  if constexpr (sizeof(R) == 4) {
+    if (width == 8)
+      return launch(p.wants_gradient ? dense_kernel<TermOf, R, 8, 1, true> : dense_kernel<TermOf, R, 8, 1, false>, grid,
+                    kThreads, params, call);
+    if (width == 4)
+      return launch(p.wants_gradient ? dense_kernel<TermOf, R, 4, 1, true> : dense_kernel<TermOf, R, 4, 1, false>, grid,
+                    kThreads, params, call);
+  }
+  return launch(general_kernel<TermOf, R, kGroup<R>>, grid, kThreads, params, call);
+}
+
+template <template <class> class TermOf, class R>
+const char* gather_sinks(const TermSumProblem& p, const TermParams& params, std::vector<int> sinks, const CudaCall& call) {
+  using Evaluate = GatherTerm<TermOf, R>;
+  const Dimensions dims(p.space);
+  while (!sinks.empty()) {
+    typename Evaluate::Params g;
+    std::copy_n(params.constant, kMaxOperands + 1, g.constant);
+    g.upstream_factor = p.upstream.present() ? p.upstream.factor : 1.0;
+    g.form = p.form;
+    g.prior_form = p.prior_form;
+    const View* view[Evaluate::kSlots] = {};
+    for (int k = 0; k < kMaxOperands; ++k) view[k] = &p.input[k];
+    view[kUpstream] = &p.upstream;
+    const GradientSink& pattern = p.gradient[sinks.front()];
+    view[Evaluate::kSlots - 1] = &pattern;
+    for (int k = 0; k <= kUpstream; ++k) g.gather.layout.array[k] = {static_cast<char*>(view[k]->data), view[k]->dtype};
+    for (int k : sinks)
+      if (same_strides(dims, p.gradient[k], pattern))
+        g.gather.out[k] = {static_cast<char*>(p.gradient[k].data), p.gradient[k].dtype};
+    std::erase_if(sinks, [&](int k) { return g.gather.out[k].data != nullptr; });
+    if (const char* error = gather<Evaluate>(g, gather_dimensions(dims, view), call)) return error;
+  }
+  return nullptr;
+}
+
+template <template <class> class TermOf, class R>
+const char* run(const TermSumProblem& p, const CudaCall& call) {
+  TermParams params{};
+  for (int k = 0; k < kMaxOperands; ++k) params.constant[k] = p.input[k].constant;
+  params.constant[kWeight] = 1.0;
+  params.constant[kUpstream] = p.upstream.constant;
+  params.upstream_factor = p.upstream.factor;
+  params.form = p.form;
+  params.prior_form = p.prior_form;
+
+  const Dimensions dims(p.space);
+  const SinkPlan sinks(dims, p.gradient, p.space.elements());
+  const int64_t cols = p.values.row != nullptr ? p.space.cols : sinks.row();
+  const int64_t rows = cols == 0 ? 1 : p.space.elements() / cols;
+  const DType compute = p.compute_double ? DType::kDouble : DType::kFloat;
+
+  const int width = dense_width(p, cols), group = width == 0 ? kGroup<R> : width;
+  const Spread work = spread(rows, cols, group, call.device);
+  params.units = work.units;
+  LayoutBuilder<kTermSlots> layout(params.layout, dims, group, p.compute_double);
+  for (int k = 0; k < kMaxOperands; ++k) {
+    layout.set(k, p.input[k]);
+    if (!p.gradient[k].summed) layout.set(kFirstSink + k, p.gradient[k], /*written=*/true);
+  }
+  layout.set(kUpstream, p.upstream);
+  layout.set(kElement, dense_view(p.values.element, compute), /*written=*/true);
+
+  for (int k = 0; k < kMaxOperands; ++k)
+    if (p.gradient[k].wanted() && p.gradient[k].numel == 1 && p.gradient[k].summed)
+      params.sums.total(k, array_of(p.gradient[k]));
+  if (p.values.total != nullptr) params.sums.total(kValueSum, {as_bytes(p.values.total), compute}, p.values.divisor);
+  if (p.elbo.loss != nullptr) {
+    params.sums.total(kKLSum, {nullptr, compute});
+    params.kl = {as_bytes(p.elbo.kl), p.elbo.kl_dtype};
+    params.loss = {as_bytes(p.elbo.loss), compute};
+    params.reduced_kl = {as_bytes(p.elbo.reduced_kl), compute};
+    params.of_kl = {as_bytes(p.elbo.of_kl), compute};
+    params.kl_count = p.elbo.kl_count;
+    params.beta = p.elbo.beta;
+    params.of_each = p.elbo.of_each;
+  }
+  UnitSums<kTermSums> unit_sums(params.sums, work.units, dims, cols, call);
+  if (p.values.row != nullptr) unit_sums.add(kValueSum, dense_rows(p.values.row, compute, p.space));
+  for (int k : sinks.by_run()) unit_sums.add(k, p.gradient[k]);
+
+  const char* error = prepare_totals(params.sums, work.blocks, call);
+  if (error == nullptr) error = launch_main<TermOf, R>(p, params, width, work.blocks, call);
+  if (error == nullptr) error = unit_sums.finish();
+  if (error == nullptr) error = gather_sinks<TermOf, R>(p, params, sinks.gathered(), call);
+  return error;
+}
+
+}  // namespace
+
+template <>
+const char* term_sum<ELBO_REAL>(const TermSumProblem& p, const CudaCall& call) {
+  switch (p.term) {
+#define ELBO_TERM_CASE(number, Term, name) \
+  case number: return run<Term, ELBO_REAL>(p, call);
+    ELBO_FOR_EACH_TERM(ELBO_TERM_CASE)
+#undef ELBO_TERM_CASE
+  }
+  return "there is no such term";
+}
+
+}  // namespace elbo_ext

@@ -1,0 +1,229 @@
+// V neighbouring elements of a tensor of any dtype, in one access where V of them fill 1, 2, 4, 8 or 16 bytes. The dtype
+// is a number that all threads share, not a template argument: a branch on it costs next to nothing beside the access,
+// and saves the kernels a copy for every combination of dtypes. Reading is apart from converting, so that the accesses
+// of several tensors are in flight before the first of them is waited for.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "device.cuh"
+
+namespace elbo_ext {
+namespace {
+
+// As much of a tensor as a kernel needs to reach an element by its offset.
+struct Array {
+  char* data;
+  DType dtype;
+};
+
+// What V elements take, as they lie in memory. Eight floats at once are never read: with eight, all tensors are of half
+// precision (see vector_width in plan.h).
+template <class R, int V>
+struct Raw {
+  static constexpr int kBytes = V * (V == 8 ? 2 : static_cast<int>(sizeof(R)));
+  uint32_t word[(kBytes + 3) / 4];
+};
+
+// Most data is read once, and should not displace other data in the caches.
+template <int kBytes>
+__device__ __forceinline__ void load_bytes(const char* from, uint32_t* word) {
+  if constexpr (kBytes > 16) {
+    load_bytes<16>(from, word);
+    load_bytes<kBytes - 16>(from + 16, word + 4);
+  } else if constexpr (kBytes == 16) {
+    const uint4* at = reinterpret_cast<const uint4*>(from);
+    const uint4 w = __ldcs(at);
+    word[0] = w.x, word[1] = w.y, word[2] = w.z, word[3] = w.w;
+  } else if constexpr (kBytes == 8) {
+    const uint2* at = reinterpret_cast<const uint2*>(from);
+    const uint2 w = __ldcs(at);
+    word[0] = w.x, word[1] = w.y;
+  } else if constexpr (kBytes == 4) {
+    const uint32_t* at = reinterpret_cast<const uint32_t*>(from);
+    word[0] = __ldcs(at);
+  } else if constexpr (kBytes == 2) {
+    word[0] = __ldg(reinterpret_cast<const uint16_t*>(from));
+  } else {
+    word[0] = __ldg(reinterpret_cast<const uint8_t*>(from));
+  }
+}
+
+template <int kBytes>
+__device__ __forceinline__ void store_bytes(char* to, const uint32_t* word) {
+  if constexpr (kBytes > 16) {
+    store_bytes<16>(to, word);
+    store_bytes<kBytes - 16>(to + 16, word + 4);
+  } else if constexpr (kBytes == 16) {
+    __stcs(reinterpret_cast<uint4*>(to), make_uint4(word[0], word[1], word[2], word[3]));
+  } else if constexpr (kBytes == 8) {
+    __stcs(reinterpret_cast<uint2*>(to), make_uint2(word[0], word[1]));
+  } else if constexpr (kBytes == 4) {
+    __stcs(reinterpret_cast<uint32_t*>(to), word[0]);
+  } else {
+    *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(word[0]);
+  }
+}
+
+template <class R, int V>
+__device__ __forceinline__ Raw<R, V> load(const Array& array, int64_t offset) {
+  Raw<R, V> raw;
+  if constexpr (V == 8) {
+    load_bytes<16>(array.data + 2 * offset, raw.word);
+  } else {
+    switch (array.dtype) {
+      case DType::kDouble:
+        if constexpr (sizeof(R) == 8) load_bytes<8 * V>(array.data + 8 * offset, raw.word);
+        break;
+      case DType::kFloat: load_bytes<4 * V>(array.data + 4 * offset, raw.word); break;
+      case DType::kBool: load_bytes<V>(array.data + offset, raw.word); break;
+      default: load_bytes<2 * V>(array.data + 2 * offset, raw.word); break;
+    }
+  }
+  return raw;
+}
+
+// Elements that lie apart, each into sizeof(R) bytes of its own; those outside of the mask are not touched.
+template <class R, int V>
+__device__ __forceinline__ Raw<R, V> load_each(const Array& array, const int64_t (&offset)[V], unsigned mask) {
+  constexpr int kWords = sizeof(R) / 4;
+  Raw<R, V> raw = {};
+  const auto load_as = [&](auto bits) {
+    ELBO_UNROLL
+    for (int i = 0; i < V; ++i)
+      if (mask >> i & 1) raw.word[kWords * i] = __ldg(reinterpret_cast<const decltype(bits)*>(array.data) + offset[i]);
+  };
+  switch (array.dtype) {
+    case DType::kDouble:
+      ELBO_UNROLL
+      for (int i = 0; i < V; ++i) {
+        if (!(mask >> i & 1)) continue;
+        const double number = __ldg(reinterpret_cast<const double*>(array.data) + offset[i]);
+        if constexpr (sizeof(R) == 8) {
+          raw.word[2 * i] = __double2loint(number), raw.word[2 * i + 1] = __double2hiint(number);
+        } else {
+          raw.word[i] = __float_as_uint(static_cast<float>(number));  // only given noise: too rare for room of its own
+        }
+      }
+      break;
+    case DType::kFloat: load_as(uint32_t{}); break;
+    case DType::kBool: load_as(uint8_t{}); break;
+    default: load_as(uint16_t{}); break;
+  }
+  return raw;
+}
+
+__device__ __forceinline__ float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
+
+// Element i of a vector that is stored in half the bits of its number type, two to a word.
+template <int V>
+__device__ __forceinline__ uint32_t half_bits(const uint32_t* word, int i) {
+  return i % 2 == 0 ? word[i / 2] & 0xFFFFu : word[i / 2] >> 16;
+}
+
+template <class R, int V>
+__device__ __forceinline__ void convert(const Raw<R, V>& raw, DType dtype, R* to) {
+  switch (dtype) {
+    case DType::kBFloat16:
+      ELBO_UNROLL
+      for (int i = 0; i < V; ++i)
+        to[i] = bits_to_float(i % 2 == 0 ? raw.word[i / 2] << 16 : raw.word[i / 2] & 0xFFFF0000u);
+      break;
+    case DType::kHalf:
+      ELBO_UNROLL
+      for (int i = 0; i < V; ++i)
+        to[i] = __half2float(__ushort_as_half(static_cast<uint16_t>(half_bits<V>(raw.word, i))));
+      break;
+    default:
+      if constexpr (V != 8) {
+        if (dtype == DType::kFloat) {
+          ELBO_UNROLL
+          for (int i = 0; i < V; ++i) to[i] = bits_to_float(raw.word[i]);
+        } else if (dtype == DType::kBool) {
+          ELBO_UNROLL
+          for (int i = 0; i < V; ++i) to[i] = (raw.word[i / 4] >> (8 * (i % 4)) & 0xFFu) != 0 ? R(1) : R(0);
+        } else if constexpr (sizeof(R) == 8) {
+          ELBO_UNROLL
+          for (int i = 0; i < V; ++i) to[i] = __hiloint2double(raw.word[2 * i + 1], raw.word[2 * i]);
+        }
+      }
+  }
+}
+
+template <class R, int V>
+__device__ __forceinline__ void convert_each(const Raw<R, V>& raw, DType dtype, R* to) {
+  ELBO_UNROLL
+  for (int i = 0; i < V; ++i) {
+    const uint32_t word = raw.word[sizeof(R) / 4 * i];
+    switch (dtype) {
+      case DType::kBFloat16: to[i] = bits_to_float(word << 16); break;
+      case DType::kHalf: to[i] = __half2float(__ushort_as_half(static_cast<uint16_t>(word))); break;
+      case DType::kBool: to[i] = word != 0 ? R(1) : R(0); break;
+      case DType::kDouble:
+        if constexpr (sizeof(R) == 8) {
+          to[i] = __hiloint2double(raw.word[2 * i + 1], word);
+          break;
+        }
+        [[fallthrough]];
+      default: to[i] = bits_to_float(word);
+    }
+  }
+}
+
+template <class R, int V>
+__device__ __forceinline__ void store(const Array& array, int64_t offset, const R* from) {
+  constexpr int kWords = V == 1 ? 1 : V / 2;  // of half precision
+  switch (array.dtype) {
+    case DType::kFloat: {
+      uint32_t word[V];
+      ELBO_UNROLL
+      for (int i = 0; i < V; ++i) word[i] = __float_as_uint(static_cast<float>(from[i]));
+      store_bytes<4 * V>(array.data + 4 * offset, word);
+      break;
+    }
+    case DType::kDouble:
+      if constexpr (sizeof(R) == 8) {
+        uint32_t word[2 * V];
+        ELBO_UNROLL
+        for (int i = 0; i < V; ++i) word[2 * i] = __double2loint(from[i]), word[2 * i + 1] = __double2hiint(from[i]);
+        store_bytes<8 * V>(array.data + 8 * offset, word);
+      }
+      break;
+    default: {
+      const bool brain = array.dtype == DType::kBFloat16;
+      uint32_t word[kWords];
+      ELBO_UNROLL
+      for (int i = 0; i < kWords; ++i) {
+        const float low = static_cast<float>(from[2 * i]), high = V == 1 ? 0.f : static_cast<float>(from[(2 * i + 1) % V]);
+        if (brain) {
+          word[i] = __bfloat16_as_ushort(__float2bfloat16_rn(low)) |
+                    static_cast<uint32_t>(__bfloat16_as_ushort(__float2bfloat16_rn(high))) << 16;
+        } else {
+          word[i] = __half_as_ushort(__float2half_rn(low)) |
+                    static_cast<uint32_t>(__half_as_ushort(__float2half_rn(high))) << 16;
+        }
+      }
+      store_bytes<2 * V>(array.data + 2 * offset, word);
+    }
+  }
+}
+
+// One element, where a kernel wants no more. Also a double for a kernel that computes in float.
+template <class R>
+__device__ __forceinline__ R read(const Array& array, int64_t offset) {
+  if (array.dtype == DType::kDouble) return static_cast<R>(__ldg(reinterpret_cast<const double*>(array.data) + offset));
+  R number = R(0);
+  convert<R, 1>(load<R, 1>(array, offset), array.dtype, &number);
+  return number;
+}
+
+// A single result. All results are made in double.
+__device__ __forceinline__ void write(const Array& array, int64_t index, double number) {
+  store<double, 1>(array, index, &number);
+}
+
+}  // namespace
+}  // namespace elbo_ext
