@@ -1,14 +1,23 @@
-"""Builds elbo_ext._C: one shared library with the operators (LibTorch stable ABI) and the Python module (pybind11).
+"""Builds elbo_ext._C, one shared library with the operators (LibTorch stable ABI) and the Python module (pybind11), and,
+where nvcc is installed, _cuda.so beside it, the CUDA kernels.
 
 The files of csrc/cpu that hold kernels are compiled once per instruction set, against at::vec, which is a header and
-needs no torch library; everything else sees only torch's stable ABI. The binary built here therefore serves every torch
-from 2.11 on and every machine of the architecture. Environment: MAX_JOBS bounds the parallel compilers, CXX names the
-compiler, ELBO_EXT_CUDA=0/1 is reserved for the CUDA library.
+needs no torch library; everything else sees only torch's stable ABI, and csrc/cuda sees no torch at all. The binaries
+built here therefore serve every torch from 2.11 on and every machine of the architecture.
+
+Environment:
+  CXX                   the C++ compiler
+  MAX_JOBS              how many compilers may run at once
+  ELBO_EXT_CUDA         0: no CUDA library; 1: stop if there is no nvcc; unset: whether there is one decides
+  CUDA_HOME             where CUDA is installed, if nvcc is not on the PATH
+  TORCH_CUDA_ARCH_LIST  the GPUs to compile for, as for torch: "8.0;9.0+PTX"
+  ELBO_EXT_STRICT       1: warnings, and local memory in a CUDA kernel, are errors (make build)
 """
 
 import importlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -71,17 +80,113 @@ def find_compiler() -> str:
     return compiler
 
 
+# ---- CUDA ----
+
+OLDEST_CUDA = (12, 0)  # the first that knows C++20
+# Each major generation of data-center GPUs; its code runs on the generation's other GPUs as well, and newer generations
+# compile the PTX of the last one.
+DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
+CUDA_FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra,"
+              "-Wno-unknown-pragmas"]  # the pragmas are for device code
+# Spilled registers and arrays in local memory would cost a kernel the bandwidth that it is for.
+STRICT_CUDA_FLAGS = ["-Werror=all-warnings", "-Xptxas=-warn-spills,-warn-lmem-usage,-Werror"]
+
+
+def find_nvcc() -> str | None:
+    """CUDA's compiler, or None where no CUDA library should be built."""
+    wish = os.environ.get("ELBO_EXT_CUDA", "").strip()
+    if wish not in ("", "0", "1"):
+        stop(f"ELBO_EXT_CUDA must be 0 or 1, got '{wish}'.")
+    if wish == "0":
+        return None
+    places = [os.environ.get(name, "") for name in ("CUDA_HOME", "CUDA_PATH")]
+    candidates = [*(f"{place}/bin/nvcc" for place in places if place), "nvcc", "/usr/local/cuda/bin/nvcc"]
+    nvcc = next(filter(None, map(shutil.which, candidates)), None)
+    if nvcc is None:
+        if wish == "1":
+            stop("ELBO_EXT_CUDA=1, but nvcc was not found; install the CUDA toolkit, or set CUDA_HOME to where it is.")
+        return None
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+)\.(\d+)", text)
+    version = tuple(map(int, found.groups())) if found else (0, 0)
+    if version < OLDEST_CUDA:
+        stop(f"{nvcc} is of CUDA {version[0]}.{version[1]}; {OLDEST_CUDA[0]}.{OLDEST_CUDA[1]} or newer is needed. "
+             "ELBO_EXT_CUDA=0 builds without CUDA.")
+    return nvcc
+
+
+def cuda_architectures() -> dict[str, str]:
+    """What nvcc has to generate, by the name of the result: sm_90 is machine code, compute_90 is PTX."""
+    generate = {}
+    for item in re.split(r"[;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() or DEFAULT_ARCHITECTURES):
+        match = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", item)
+        if match is None:
+            stop(f"TORCH_CUDA_ARCH_LIST has '{item}'; numbers such as 9.0 or 9.0+PTX are understood.")
+        major, minor, variant, ptx = match.groups()
+        number = f"{major}{minor}{variant}"
+        if int(major) < 8:
+            stop(f"TORCH_CUDA_ARCH_LIST has {item}; the kernels need compute capability 8.0 or newer. "
+                 "ELBO_EXT_CUDA=0 builds without CUDA.")
+        generate[f"sm_{number}"] = f"-gencode=arch=compute_{number},code=sm_{number}"
+        if ptx:
+            generate[f"compute_{number}"] = f"-gencode=arch=compute_{number},code=compute_{number}"
+    return generate
+
+
+# ---- the build ----
+
+
+def escape(path: Path | str) -> str:
+    """A path as ninja reads it."""
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+class Ninja:
+    """A build file: objects compiled from files of csrc, and a library linked from them."""
+
+    def __init__(self, work: Path, compile_command: str, link_command: str) -> None:
+        self.work = work
+        self.objects: list[str] = []
+        self.lines = ["rule compile", f"  command = {compile_command}", "  depfile = $out.d", "  deps = gcc",
+                      "  description = $out", "rule link", f"  command = {link_command}", "  description = link $out"]
+
+    def compile(self, source: str, name: str, flags: list[str]) -> None:
+        self.objects.append(name)
+        self.lines += [f"build {name}: compile {escape(ROOT / 'csrc' / source)}", f"  flags = {' '.join(flags)}"]
+
+    def run(self, library: Path, advice: str = "") -> None:
+        """Compiles in parallel, and only what changed."""
+        self.lines.append(f"build {escape(library)}: link {' '.join(self.objects)}")
+        (self.work / "build.ninja").write_text("\n".join(self.lines) + "\n")
+        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+        if subprocess.run([sys.executable, "-m", "ninja", "-C", str(self.work), *jobs]).returncode != 0:
+            stop(f"compiling failed; the compiler's message stands above.{advice}")
+
+
+def only_export(work: Path, name: str) -> str:
+    """The linker's option for a library that exports one symbol."""
+    (work / "exports").write_text(f"{{ global: {name}; local: *; }};\n")
+    return f"--version-script={work / 'exports'}"
+
+
 class Build(build_ext):
-    """Compiles with ninja: files in parallel, and only those that changed."""
+    """Builds the two libraries with ninja."""
+
+    def get_ext_filename(self, name: str) -> str:
+        # The CUDA library is no Python module, and serves any Python.
+        return os.path.join("elbo_ext", "_cuda.so") if name.endswith("_cuda") else super().get_ext_filename(name)
 
     def build_extension(self, ext: Extension) -> None:
-        torch, pybind11, _ = import_torch(), require("pybind11"), require("ninja")
-        compiler = find_compiler()
+        require("ninja")
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        work = (Path(self.build_temp) / "elbo_ext").resolve()
+        work = (Path(self.build_temp) / ext.name.replace("._C", "").replace(".", "")).resolve()
         work.mkdir(parents=True, exist_ok=True)
+        (self.build_cuda if ext.name.endswith("_cuda") else self.build_operators)(target, work)
 
+    def build_operators(self, target: Path, work: Path) -> None:
+        torch, pybind11 = import_torch(), require("pybind11")
+        compiler = find_compiler()
         torch_dir = Path(torch.__file__).parent
         includes = [f"-isystem {torch_dir / 'include'}", f"-isystem {pybind11.get_include()}",
                     *(f"-isystem {path}" for path in self.include_dirs)]
@@ -89,44 +194,43 @@ class Build(build_ext):
         version = subprocess.run([*compiler.split(), "--version"], capture_output=True, text=True).stdout.split("\n")[0]
         about = [f"-D{name}='\"{value}\"'" for name, value in {
             "ELBO_COMPILER": version, "ELBO_FLAGS": " ".join(FLAGS), "ELBO_TORCH_VERSION": torch.__version__}.items()]
-
         # Error messages name csrc/..., not the folder that the library happened to be built in.
         paths = f"-ffile-prefix-map={ROOT}/= -ffile-prefix-map={torch_dir / 'include'}/="
-        (work / "exports").write_text("{ global: PyInit__C; local: *; };\n")
-        lines = [
-            "rule compile",
-            f"  command = {compiler} -MMD -MF $out.d {paths} {' '.join(FLAGS)} {' '.join(includes)} $flags -c $in -o $out",
-            "  depfile = $out.d",
-            "  deps = gcc",
-            "  description = $out",
-            "rule link",
-            f"  command = {compiler} -shared $in -o $out -Wl,--version-script={work / 'exports'} "
-            f"-L{torch_dir / 'lib'} -ltorch_cpu -ltorch -ldl",
-            "  description = link $out",
-        ]
-        objects = []
-
-        def compile_file(source: str, name: str, flags: list[str]) -> None:
-            path = str(ROOT / "csrc" / source).replace(" ", "$ ").replace(":", "$:")
-            objects.append(name)
-            lines.extend([f"build {name}: compile {path}", f"  flags = {' '.join(flags)}"])
-
+        ninja = Ninja(
+            work,
+            f"{compiler} -MMD -MF $out.d {paths} {' '.join(FLAGS)} {' '.join(includes)} $flags -c $in -o $out",
+            f"{compiler} -shared $in -o $out -Wl,{only_export(work, 'PyInit__C')} -L{torch_dir / 'lib'} "
+            "-ltorch_cpu -ltorch -ldl",
+        )
         for source in OPERATOR_SOURCES:
             flags = [f"-DTORCH_TARGET_VERSION={STABLE_ABI}", *(f"-DELBO_HAVE_{name}" for name in sets)]
-            compile_file(source, source.replace("/", "_") + ".o", flags + (about if source == "module.cpp" else []))
+            ninja.compile(source, source.replace("/", "_") + ".o", flags + (about if source == "module.cpp" else []))
         for name, options in {"DEFAULT": [], **sets}.items():
             for source in KERNEL_SOURCES:
                 flags = [f"-DCPU_CAPABILITY={name}", f"-DCPU_CAPABILITY_{name}", *options, *KERNEL_WARNINGS]
-                compile_file(source, f"{source.replace('/', '_')}.{name}.o", flags)
-        library = str(target).replace(" ", "$ ").replace(":", "$:")
-        lines.append(f"build {library}: link {' '.join(objects)}")
-        (work / "build.ninja").write_text("\n".join(lines) + "\n")
+                ninja.compile(source, f"{source.replace('/', '_')}.{name}.o", flags)
+        ninja.run(target)
 
-        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
-        if subprocess.run([sys.executable, "-m", "ninja", "-C", str(work), *jobs]).returncode != 0:
-            stop("compiling failed; the compiler's message stands above.")
+    def build_cuda(self, target: Path, work: Path) -> None:
+        architectures = cuda_architectures()
+        flags = [*CUDA_FLAGS, *(STRICT_CUDA_FLAGS if os.environ.get("ELBO_EXT_STRICT") == "1" else [])]
+        # nvcc takes the C++ compiler without its options or a launcher before it.
+        nvcc = f"{NVCC} -ccbin {find_compiler().split()[0]}"
+        ninja = Ninja(
+            work,
+            f"{nvcc} -MD -MF $out.d {' '.join(flags)} {' '.join(architectures.values())} $flags -c $in -o $out",
+            f"{nvcc} -shared -cudart=static $in -o $out -Xlinker={only_export(work, 'elbo_ext_cuda_kernels')}",
+        )
+        for name in ("term_sum", "latent"):
+            for real in ("float", "double"):
+                ninja.compile(f"cuda/{name}.cu", f"{name}.{real}.o", [f"-DELBO_REAL={real}"])
+        names = " ".join(architectures)
+        ninja.compile("cuda/library.cu", "library.o", [f"'-DELBO_CUDA_ARCHITECTURES=\"{names}\"'"])
+        ninja.run(target, " ELBO_EXT_CUDA=0 builds without CUDA.")
 
 
 # `depends` puts the sources into the sdist.
 DEPENDS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*"))
-setup(ext_modules=[Extension("elbo_ext._C", sources=[], depends=DEPENDS)], cmdclass={"build_ext": Build})
+NVCC = find_nvcc()
+LIBRARIES = ["elbo_ext._C", *(["elbo_ext._cuda"] if NVCC else [])]
+setup(ext_modules=[Extension(name, sources=[], depends=DEPENDS) for name in LIBRARIES], cmdclass={"build_ext": Build})

@@ -2,6 +2,7 @@
 // The noise is made in registers from (seed, element number), here and again in the backward pass; it is never stored.
 // Compiled once for each compute type, ELBO_REAL.
 #include "entries.h"
+#include "forms.cuh"
 #include "gather.cuh"
 
 namespace elbo_ext {
@@ -44,18 +45,22 @@ struct LatentCommon {
   double constant[kMaxInputs];
 };
 
+// How a kernel reads: any layout, or dense tensors alone, with the noise from a seed.
+template <class R, int kSlots, bool kDense>
+using Group = std::conditional_t<kDense, DenseGroup<R, kGroup, kSlots>, AnyGroup<R, kGroup, kSlots>>;
+
 // The noise of a group of elements of one sample. Where the caller gave it, it may be of any dtype.
-template <class R, int kSlots>
+template <bool kDense, class R, int kSlots>
 __device__ __forceinline__ void noise(const LatentCommon& p, const Layout<kSlots>& layout, uint64_t seed, int64_t sample,
                                       int64_t group, unsigned mask, R (&eps)[kGroup]) {
-  if (p.seed != nullptr) return normals<R>(seed, sample * p.elements + group, eps);
-  GroupReader<R, kGroup, kSlots> reader;
+  if (kDense || p.seed != nullptr) return normals<R>(seed, sample * p.elements + group, eps);
+  AnyGroup<R, kGroup, kSlots> reader;
   reader.begin(layout, kNoise, group, mask, sample * p.noise_step);
   reader.finish(layout, kNoise, mask, eps, of_all<R>(layout, kNoise, 0.0));
 }
 
 // mu and the scale, and with the KL the prior's. Some are one number, for all groups.
-template <class R, int kSlots>
+template <class R, int kSlots, bool kDense>
 struct Inputs {
   R one[kMaxInputs];
 
@@ -65,7 +70,7 @@ struct Inputs {
   }
   __device__ __forceinline__ void read(const Layout<kSlots>& layout, int64_t group, unsigned mask,
                                        R (&in)[kMaxInputs][kGroup]) const {
-    GroupReader<R, kGroup, kSlots> reader[kMaxInputs];
+    Group<R, kSlots, kDense> reader[kMaxInputs];
     ELBO_UNROLL
     for (int k = 0; k < kMaxInputs; ++k) reader[k].begin(layout, k, group, mask);
     ELBO_UNROLL
@@ -85,16 +90,18 @@ struct ForwardParams {
   int64_t z_step;
 };
 
-template <class R>
-__global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant__ ForwardParams p) {
+template <class R, bool kDense, Forms forms>
+__global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) forward_kernel(
+    const __grid_constant__ ForwardParams p) {
+  using Reader = Group<R, kForwardSlots, kDense>;
   const LatentCommon& c = p.common;
+  const int form = within<forms>(c.form), prior_form = within<forms>(c.prior_form);
   const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
-  const Inputs<R, kForwardSlots> inputs(c, p.layout);
+  const Inputs<R, kForwardSlots, kDense> inputs(c, p.layout);
   double sum[1] = {};
   for_each_unit<1u>(p.units, p.kl, sum, [&](int64_t first, int64_t end, int lane) {
-    const int64_t step = static_cast<int64_t>(p.units.team) * kGroup;
-    for (int64_t n = (first / kGroup + lane) * kGroup; n < end; n += step) {
-      const unsigned mask = members<kGroup>(n, first, end);
+    for (int64_t n = (first / kGroup + lane) * kGroup; n < end; n += p.units.team * kGroup) {
+      const unsigned mask = Reader::members(n, first, end);
       R in[kMaxInputs][kGroup];
       inputs.read(p.layout, n, mask, in);
       if (c.with_kl) {
@@ -102,20 +109,20 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
         ELBO_UNROLL
         for (int i = 0; i < kGroup; ++i) {
           const R x[kMaxInputs] = {in[0][i], in[1][i], in[2][i], in[3][i]};
-          const R value = GaussianKL<R>::value(GaussianKL<R>::share(x, c.form, c.prior_form), x);
+          const R value = GaussianKL<R>::value(GaussianKL<R>::share(x, form, prior_form), x);
           kl += mask >> i & 1 ? value : R(0);
         }
         sum[0] += static_cast<double>(kl);
       }
       R sigma[kGroup];
       ELBO_UNROLL
-      for (int i = 0; i < kGroup; ++i) sigma[i] = standard_deviation(c.form, in[kScale][i]);
+      for (int i = 0; i < kGroup; ++i) sigma[i] = standard_deviation(form, in[kScale][i]);
       for (int64_t sample = 0; sample < c.samples; ++sample) {
         R eps[kGroup];
-        noise<R>(c, p.layout, seed, sample, n, mask, eps);
+        noise<kDense>(c, p.layout, seed, sample, n, mask, eps);
         ELBO_UNROLL
         for (int i = 0; i < kGroup; ++i) eps[i] = sigma[i] * eps[i] + in[kMu][i];
-        store_group<R, kGroup>(p.layout, kZ, n, mask, eps, sample * p.z_step);
+        Reader::store(p.layout, kZ, n, mask, eps, sample * p.z_step);
       }
     }
   });
@@ -152,22 +159,24 @@ __device__ __forceinline__ void add_samples(int form, R scale, R sum_g, R sum_g_
   d[kScale] += sum_g_eps * standard_deviation_slope(form, sigma);       // dz/dscale = eps dsigma/dscale
 }
 
-template <class R>
-__global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constant__ BackwardParams p) {
-  using Reader = GroupReader<R, kGroup, kBackwardSlots>;
+template <class R, bool kDense, Forms forms>
+__global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) backward_kernel(
+    const __grid_constant__ BackwardParams p) {
+  using Reader = Group<R, kBackwardSlots, kDense>;
   const BackwardCommon& c = p.common;
+  const int form = within<forms>(c.form), prior_form = within<forms>(c.prior_form);
   const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
-  const bool upstream_each = p.layout.place[kUpstream] > kOne;
-  const R upstream = upstream_each || p.layout.place[kUpstream] == kAbsent
-                         ? static_cast<R>(upstream_each ? c.upstream_factor : c.upstream_constant)
-                         : static_cast<R>(read<double>(p.layout.array[kUpstream], 0) * c.upstream_factor);
+  const bool upstream_each = !kDense && p.layout.place[kUpstream] > kOne;
+  const R upstream = static_cast<R>(p.layout.place[kUpstream] == kOne
+                                        ? read<double>(p.layout.array[kUpstream], 0) * c.upstream_factor
+                                    : upstream_each ? c.upstream_factor
+                                                    : c.upstream_constant);
   const R grad_z_of_all = of_all<R>(p.layout, kGradZ, 0.0);
-  const Inputs<R, kBackwardSlots> inputs(c, p.layout);
+  const Inputs<R, kBackwardSlots, kDense> inputs(c, p.layout);
   double sum[kMaxInputs] = {};
   for_each_unit<kAllSums>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int lane) {
-    const int64_t step = static_cast<int64_t>(p.units.team) * kGroup;
-    for (int64_t n = (first / kGroup + lane) * kGroup; n < end; n += step) {
-      const unsigned mask = members<kGroup>(n, first, end);
+    for (int64_t n = (first / kGroup + lane) * kGroup; n < end; n += p.units.team * kGroup) {
+      const unsigned mask = Reader::members(n, first, end);
       R in[kMaxInputs][kGroup];  // later the gradients
       inputs.read(p.layout, n, mask, in);
       R sum_g[kGroup] = {}, sum_g_eps[kGroup] = {};
@@ -176,38 +185,40 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
           R g[kGroup], eps[kGroup];
           Reader reader;
           reader.begin(p.layout, kGradZ, n, mask, sample * c.grad_z_step);
-          if (p.scale_needed) noise<R>(c, p.layout, seed, sample, n, mask, eps);
+          if (p.scale_needed) noise<kDense>(c, p.layout, seed, sample, n, mask, eps);
           reader.finish(p.layout, kGradZ, mask, g, grad_z_of_all);
           ELBO_UNROLL
           for (int i = 0; i < kGroup; ++i) {
             sum_g[i] += g[i];
             if (p.scale_needed) sum_g_eps[i] += g[i] * eps[i];
           }
-          if (p.layout.place[kNoiseGradient] != kAbsent) {
+          if (!kDense && p.layout.place[kNoiseGradient] != kAbsent) {
             ELBO_UNROLL
-            for (int i = 0; i < kGroup; ++i) g[i] *= standard_deviation(c.form, in[kScale][i]);  // dz/deps = sigma
-            store_group<R, kGroup>(p.layout, kNoiseGradient, n, mask, g, sample * p.noise_gradient_step);
+            for (int i = 0; i < kGroup; ++i) g[i] *= standard_deviation(form, in[kScale][i]);  // dz/deps = sigma
+            Reader::store(p.layout, kNoiseGradient, n, mask, g, sample * p.noise_gradient_step);
           }
         }
       }
       R grad[kGroup];
       ELBO_UNROLL
-      for (int i = 0; i < kGroup; ++i) grad[i] = R(1);
-      if (c.with_kl && upstream_each) {
+      for (int i = 0; i < kGroup; ++i) grad[i] = upstream;
+      if (upstream_each && c.with_kl) {
         Reader reader;
         reader.begin(p.layout, kUpstream, n, mask);
         reader.finish(p.layout, kUpstream, mask, grad, R(1));
+        ELBO_UNROLL
+        for (int i = 0; i < kGroup; ++i) grad[i] *= upstream;
       }
       ELBO_UNROLL
       for (int i = 0; i < kGroup; ++i) {
         const R x[kMaxInputs] = {in[0][i], in[1][i], in[2][i], in[3][i]};
         R d[kMaxInputs] = {};
         if (c.with_kl) {
-          GaussianKL<R>::gradient(GaussianKL<R>::share(x, c.form, c.prior_form), x, d);
+          GaussianKL<R>::gradient(GaussianKL<R>::share(x, form, prior_form), x, d);
           ELBO_UNROLL
-          for (int k = 0; k < kMaxInputs; ++k) d[k] *= grad[i] * upstream;
+          for (int k = 0; k < kMaxInputs; ++k) d[k] *= grad[i];
         }
-        if (c.with_samples) add_samples(c.form, x[kScale], sum_g[i], sum_g_eps[i], d);
+        if (c.with_samples) add_samples(form, x[kScale], sum_g[i], sum_g_eps[i], d);
         const bool inside = mask >> i & 1;
         ELBO_UNROLL
         for (int k = 0; k < kMaxInputs; ++k) in[k][i] = inside ? d[k] : R(0);
@@ -215,7 +226,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
       ELBO_UNROLL
       for (int k = 0; k < kMaxInputs; ++k) {
         if (p.layout.place[kFirstSink + k] != kAbsent) {
-          store_group<R, kGroup>(p.layout, kFirstSink + k, n, mask, in[k]);
+          Reader::store(p.layout, kFirstSink + k, n, mask, in[k]);
         } else if (p.sums.kind[k] != kNoSum) {
           R of_group = in[k][0];
           ELBO_UNROLL
@@ -289,6 +300,22 @@ LatentCommon common_of(const LatentProblem& p) {
   return common;
 }
 
+// Whether the kernels for dense tensors serve: rows of whole groups, vectors everywhere, the noise from a seed.
+template <int kSlots>
+bool is_dense(const Layout<kSlots>& layout, const LatentProblem& p, int64_t cols) {
+  const auto fits = [](Place place) { return place == kAbsent || place == kOne || place == kDense; };
+  return p.seed != nullptr && cols % kGroup == 0 && std::all_of(layout.place, layout.place + kSlots, fits);
+}
+
+template <class R>
+auto forward_of(bool dense, Forms forms) -> void (*)(ForwardParams) {
+  if constexpr (sizeof(R) == 4) {
+    if (dense && forms == Forms::kExponential) return forward_kernel<R, true, Forms::kExponential>;
+    if (dense && forms == Forms::kDirect) return forward_kernel<R, true, Forms::kDirect>;
+  }
+  return forward_kernel<R, false, Forms::kAny>;
+}
+
 template <class R>
 const char* run_forward(const LatentProblem& p, const CudaCall& call) {
   ForwardParams params{};
@@ -312,7 +339,8 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
   if (p.with_kl && p.kl.total != nullptr) params.kl.total(0, {as_bytes(p.kl.total), compute}, p.kl.divisor);
   const char* error = prepare_totals(params.kl, work.blocks, call);
   if (error == nullptr)
-    error = launch(forward_kernel<R>, dim3(static_cast<unsigned>(work.blocks)), kThreads, params, call);
+    error = launch(forward_of<R>(is_dense(params.layout, p, cols), class_of(p.form, p.prior_form)),
+                   dim3(static_cast<unsigned>(work.blocks)), kThreads, params, call);
   return error == nullptr ? unit_sums.finish() : error;
 }
 
@@ -336,6 +364,15 @@ const char* gather_sinks(const LatentProblem& p, const BackwardCommon& common, c
     if (const char* error = gather<Evaluate>(g, gather_dimensions(dims, view), call)) return error;
   }
   return nullptr;
+}
+
+template <class R>
+auto backward_of(bool dense, Forms forms) -> void (*)(BackwardParams) {
+  if constexpr (sizeof(R) == 4) {
+    if (dense && forms == Forms::kExponential) return backward_kernel<R, true, Forms::kExponential>;
+    if (dense && forms == Forms::kDirect) return backward_kernel<R, true, Forms::kDirect>;
+  }
+  return backward_kernel<R, false, Forms::kAny>;
 }
 
 template <class R>
@@ -374,7 +411,8 @@ const char* run_backward(const LatentProblem& p, const CudaCall& call) {
 
   const char* error = prepare_totals(params.sums, work.blocks, call);
   if (error == nullptr)
-    error = launch(backward_kernel<R>, dim3(static_cast<unsigned>(work.blocks)), kThreads, params, call);
+    error = launch(backward_of<R>(is_dense(params.layout, p, cols), class_of(p.form, p.prior_form)),
+                   dim3(static_cast<unsigned>(work.blocks)), kThreads, params, call);
   if (error == nullptr) error = unit_sums.finish();
   if (error == nullptr) error = gather_sinks<R>(p, common, dims, sinks.gathered(), call);
   return error;

@@ -77,22 +77,22 @@ struct Layout {
   }
 };
 
-// The elements of a group that belong to a unit of work: bit i for element i.
-template <int kGroup>
-__device__ __forceinline__ unsigned members(int64_t group, int64_t first, int64_t end) {
-  unsigned mask = 0;
-  ELBO_UNROLL
-  for (int i = 0; i < kGroup; ++i) mask |= (group + i >= first && group + i < end ? 1u : 0u) << i;
-  return mask;
-}
 template <int kGroup>
 constexpr unsigned kAllMembers = (1u << kGroup) - 1;
 
 // Reads a group in two steps, so that several tensors are in flight at once: begin() loads, finish() converts. What is
 // one element for all, or a constant, is for the caller to know.
 template <class R, int kGroup, int kSlots>
-struct GroupReader {
+struct AnyGroup {
   Raw<R, kGroup> raw;  // a vector, or else one element in each sizeof(R) bytes
+
+  // Elements of the group that belong to [first, end): bit i for element i.
+  static __device__ __forceinline__ unsigned members(int64_t group, int64_t first, int64_t end) {
+    unsigned mask = 0;
+    ELBO_UNROLL
+    for (int i = 0; i < kGroup; ++i) mask |= (group + i >= first && group + i < end ? 1u : 0u) << i;
+    return mask;
+  }
 
   static __device__ __forceinline__ Place place_of(const Layout<kSlots>& layout, int slot, unsigned mask) {
     const Place place = layout.place[slot];
@@ -128,6 +128,24 @@ struct GroupReader {
     }
   }
 
+  static __device__ __forceinline__ void store(const Layout<kSlots>& layout, int slot, int64_t group, unsigned mask,
+                                               const R* from, int64_t base = 0) {
+    const Array& array = layout.array[slot];
+    const Place place = place_of(layout, slot, mask);
+    if (is_vector(place))
+      return store_vector<R, kGroup>(array, base + (place == kDense ? group : layout.offset(slot, group)), from);
+    R rest[kGroup];
+    ELBO_UNROLL
+    for (int i = 0; i < kGroup; ++i) rest[i] = from[i];
+    ELBO_NO_UNROLL
+    for (int i = 0; i < kGroup; ++i) {
+      if (mask >> i & 1) store_vector<R, 1>(array, base + layout.offset(slot, group + i), rest);
+      ELBO_UNROLL
+      for (int j = 0; j + 1 < kGroup; ++j) rest[j] = rest[j + 1];
+    }
+  }
+
+ private:
   // A loop that is not unrolled, for its divisions; the results move through registers, which have no addresses.
   static __device__ __forceinline__ void offsets(const Layout<kSlots>& layout, int slot, int64_t group, Place place,
                                                  int64_t base, int64_t (&offset)[kGroup]) {
@@ -143,24 +161,25 @@ struct GroupReader {
   }
 };
 
+// The same where it is known that each tensor is dense, one element, or absent, and that units are whole groups.
 template <class R, int kGroup, int kSlots>
-__device__ __forceinline__ void store_group(const Layout<kSlots>& layout, int slot, int64_t group, unsigned mask,
-                                            const R* from, int64_t base = 0) {
-  using Reader = GroupReader<R, kGroup, kSlots>;
-  const Array& array = layout.array[slot];
-  const Place place = Reader::place_of(layout, slot, mask);
-  if (Reader::is_vector(place))
-    return store<R, kGroup>(array, base + (place == kDense ? group : layout.offset(slot, group)), from);
-  R rest[kGroup];
-  ELBO_UNROLL
-  for (int i = 0; i < kGroup; ++i) rest[i] = from[i];
-  ELBO_NO_UNROLL
-  for (int i = 0; i < kGroup; ++i) {
-    if (mask >> i & 1) store<R, 1>(array, base + layout.offset(slot, group + i), rest);
-    ELBO_UNROLL
-    for (int j = 0; j + 1 < kGroup; ++j) rest[j] = rest[j + 1];
+struct DenseGroup {
+  Raw<R, kGroup> raw;
+
+  static __device__ __forceinline__ unsigned members(int64_t, int64_t, int64_t) { return kAllMembers<kGroup>; }
+  __device__ __forceinline__ void begin(const Layout<kSlots>& layout, int slot, int64_t group, unsigned, int64_t base = 0) {
+    if (layout.place[slot] == kDense) raw = load<R, kGroup>(layout.array[slot], base + group);
   }
-}
+  __device__ __forceinline__ void finish(const Layout<kSlots>& layout, int slot, unsigned, R* to, R of_all) const {
+    if (layout.place[slot] == kDense) return convert<R, kGroup>(raw, layout.array[slot].dtype, to);
+    ELBO_UNROLL
+    for (int i = 0; i < kGroup; ++i) to[i] = of_all;
+  }
+  static __device__ __forceinline__ void store(const Layout<kSlots>& layout, int slot, int64_t group, unsigned,
+                                               const R* from, int64_t base = 0) {
+    store_vector<R, kGroup>(layout.array[slot], base + group, from);
+  }
+};
 
 // What stands for all elements of a tensor that is no larger than one element, or absent.
 template <class R, int kSlots>

@@ -63,13 +63,13 @@ __device__ __forceinline__ void multiply(const Array& array, int64_t numel, bool
     convert<R, kWidth>(load<R, kWidth>(array, n), array.dtype, x);
     ELBO_UNROLL
     for (int i = 0; i < kWidth; ++i) x[i] *= factor;
-    store<R, kWidth>(array, n, x);
+    store_vector<R, kWidth>(array, n, x);
   }
   for (int64_t n = in_vectors + thread; n < numel; n += threads) {
     R x;
     convert<R, 1>(load<R, 1>(array, n), array.dtype, &x);
     x *= factor;
-    store<R, 1>(array, n, &x);
+    store_vector<R, 1>(array, n, &x);
   }
 }
 

@@ -96,43 +96,50 @@ __device__ __forceinline__ void for_each_unit(const Units& units, const SumPlan<
 // Adds up the total sums over all blocks. True for one thread of the grid, the one that has them, already divided.
 template <unsigned used, int kSums>
 __device__ __forceinline__ bool total_sums(const SumPlan<kSums>& plan, double (&sum)[kSums]) {
-  bool wanted = false;
+  // From here on the sums are in shared memory, where loops over them need not be unrolled.
+  __shared__ double total[kSums];
+  const auto wanted = [&](int k) { return (used >> k & 1) && plan.kind[k] == kTotalSum; };
+  bool any = false;
   ELBO_UNROLL
   for (int k = 0; k < kSums; ++k) {
-    if (!(used >> k & 1) || plan.kind[k] != kTotalSum) continue;
-    wanted = true;
-    sum[k] = block_sum(sum[k]);
+    if (!wanted(k)) continue;
+    any = true;
+    const double of_block = block_sum(sum[k]);
+    if (threadIdx.x == 0) total[k] = of_block;
   }
-  if (!wanted) return false;
+  if (!any) return false;
   const int64_t blocks = gridDim.x;
   if (blocks > 1) {
     __shared__ bool is_last;
     if (threadIdx.x == 0) {
-      ELBO_UNROLL
+      ELBO_NO_UNROLL
       for (int k = 0; k < kSums; ++k)
-        if ((used >> k & 1) && plan.kind[k] == kTotalSum) plan.block[k * blocks + blockIdx.x] = sum[k];
+        if (wanted(k)) plan.block[k * blocks + blockIdx.x] = total[k];
       __threadfence();  // the sums are visible before the arrival is
       is_last = atomicAdd(plan.arrived, 1u) == gridDim.x - 1;
     }
     __syncthreads();
     if (!is_last) return false;
     __threadfence();
-    ELBO_UNROLL
+    ELBO_NO_UNROLL
     for (int k = 0; k < kSums; ++k) {
-      if (!(used >> k & 1) || plan.kind[k] != kTotalSum) continue;
+      if (!wanted(k)) continue;
       double of_blocks = 0.0;
       for (int64_t block = threadIdx.x; block < blocks; block += kThreads)
         of_blocks += __ldcg(plan.block + k * blocks + block);  // from L2: another block has written it
-      sum[k] = block_sum(of_blocks);
+      of_blocks = block_sum(of_blocks);
+      if (threadIdx.x == 0) total[k] = of_blocks;
     }
   }
   if (threadIdx.x != 0) return false;
+  ELBO_NO_UNROLL
+  for (int k = 0; k < kSums; ++k) {
+    if (!wanted(k)) continue;
+    total[k] /= plan.divisor[k];
+    if (plan.out[k].data != nullptr) write(plan.out[k], 0, total[k]);
+  }
   ELBO_UNROLL
-  for (int k = 0; k < kSums; ++k)
-    if ((used >> k & 1) && plan.kind[k] == kTotalSum) {
-      sum[k] /= plan.divisor[k];
-      if (plan.out[k].data != nullptr) write(plan.out[k], 0, sum[k]);
-    }
+  for (int k = 0; k < kSums; ++k) sum[k] = total[k];
   return true;
 }
 

@@ -1,5 +1,8 @@
 // Sums of a term over rows, forward, backward, and both in one pass. Compiled once for each compute type, ELBO_REAL.
+#include <type_traits>
+
 #include "entries.h"
+#include "forms.cuh"
 #include "gather.cuh"
 
 namespace elbo_ext {
@@ -55,11 +58,14 @@ __device__ __forceinline__ void finish(const TermParams& p, double (&sum)[kTermS
 }
 
 // The ordinary case, in which a kernel has to keep up with the memory: each operand is dense or one number, there is no
-// weight, and the upstream gradient is one number. V elements at a time, `kAtOnce` vectors of each tensor in flight.
-template <template <class> class TermOf, class R, int V, int kAtOnce, bool kGradient>
-__global__ void __launch_bounds__(kThreads) dense_kernel(const __grid_constant__ TermParams p) {
+// weight, and the upstream gradient is one number. The vectors of all operands are in flight at once; they are worked on
+// in parts of kPart elements, which bounds the registers that a thread needs.
+template <template <class> class TermOf, class R, int V, bool kGradient, Forms forms>
+__global__ void __launch_bounds__(kThreads, TermOf<R>::kInputs > 3 ? 2 : 3) dense_kernel(const __grid_constant__ TermParams p) {
   using Term = TermOf<R>;
-  constexpr int kInputs = Term::kInputs;
+  constexpr int kInputs = Term::kInputs, kPart = V < 4 ? V : 4;
+  constexpr unsigned used = kUsed<kInputs, kGradient> & ~(1u << kWeight);
+  const int form = within<forms>(p.form), prior_form = within<forms>(p.prior_form);
   R of_all[kInputs];
   bool each[kInputs], share_each = false;
   ELBO_UNROLL
@@ -69,67 +75,80 @@ __global__ void __launch_bounds__(kThreads) dense_kernel(const __grid_constant__
     share_each = share_each || (each[k] && (Term::kSharedInputs >> k & 1));
   }
   // What depends on a uniform scale alone is computed once.
-  typename Term::Shared shared = Term::share(of_all, p.form, p.prior_form);
+  typename Term::Shared shared = Term::share(of_all, form, prior_form);
   const R upstream = kGradient ? upstream_of_all<R>(p) : R(0);
 
   double sum[kTermSums] = {};
-  for_each_unit<kUsed<kInputs, kGradient> & ~(1u << kWeight)>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int lane) {
-    const int64_t step = static_cast<int64_t>(p.units.team) * V;
-    for (int64_t n = first + static_cast<int64_t>(lane) * V; n < end; n += kAtOnce * step) {
-      Raw<R, V> raw[kAtOnce][kInputs];
+  for_each_unit<used>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int lane) {
+    for (int64_t n = first + lane * V; n < end; n += p.units.team * V) {
+      Raw<R, V> raw[kInputs];  // later the gradients
       ELBO_UNROLL
-      for (int u = 0; u < kAtOnce; ++u)
-        ELBO_UNROLL
-        for (int k = 0; k < kInputs; ++k)
-          if (each[k] && n + u * step < end) raw[u][k] = load<R, V>(p.layout.array[k], n + u * step);
-      ELBO_UNROLL
-      for (int u = 0; u < kAtOnce; ++u) {
-        const int64_t at = n + u * step;
-        if (at >= end) break;
-        R in[kInputs][V], value[V];
+      for (int k = 0; k < kInputs; ++k)
+        if (each[k]) raw[k] = load<R, V>(p.layout.array[k], n);
+      R total = R(0), of_sink[kInputs] = {};
+      const auto part = [&](auto at) {
+        constexpr int kAt = decltype(at)::value;
+        R in[kInputs][kPart], value[kPart];
         ELBO_UNROLL
         for (int k = 0; k < kInputs; ++k) {
           if (each[k]) {
-            convert<R, V>(raw[u][k], p.layout.array[k].dtype, in[k]);
+            convert<R, V, kAt, kPart>(raw[k], p.layout.array[k].dtype, in[k]);
           } else {
             ELBO_UNROLL
-            for (int i = 0; i < V; ++i) in[k][i] = of_all[k];
+            for (int i = 0; i < kPart; ++i) in[k][i] = of_all[k];
           }
         }
         ELBO_UNROLL
-        for (int i = 0; i < V; ++i) {
-          R x[kInputs], d[kInputs];
+        for (int i = 0; i < kPart; ++i) {
+          R x[kInputs];
           ELBO_UNROLL
           for (int k = 0; k < kInputs; ++k) x[k] = in[k][i];
-          if (share_each) shared = Term::share(x, p.form, p.prior_form);
+          if (share_each) shared = Term::share(x, form, prior_form);
           if constexpr (kGradient) {
+            R d[kInputs];
             value[i] = Term::gradient(shared, x, d);
             ELBO_UNROLL
             for (int k = 0; k < kInputs; ++k) in[k][i] = d[k] * upstream;  // now the gradient
           } else {
             value[i] = Term::value(shared, x);
           }
+          total += value[i];
         }
         if constexpr (kGradient) {
           ELBO_UNROLL
           for (int k = 0; k < kInputs; ++k) {
-            if (p.layout.place[kFirstSink + k] == kDense) store<R, V>(p.layout.array[kFirstSink + k], at, in[k]);
-            else if (p.sums.kind[k] != kNoSum) sum[k] += sum_vector<R, V>(in[k]);
+            if (p.layout.place[kFirstSink + k] == kDense) {
+              pack<R, V, kAt, kPart>(in[k], p.layout.array[kFirstSink + k].dtype, raw[k]);
+            } else if (p.sums.kind[k] != kNoSum) {
+              ELBO_UNROLL
+              for (int i = 0; i < kPart; ++i) of_sink[k] += in[k][i];
+            }
           }
+        } else if (p.layout.place[kElement] == kDense) {
+          // The only result that is wider than the operands may be: by parts.
+          store_vector<R, kPart>(p.layout.array[kElement], n + kAt, value);
         }
-        if (!kGradient && p.layout.place[kElement] == kDense) store<R, V>(p.layout.array[kElement], at, value);
-        sum[kValueSum] += sum_vector<R, V>(value);
+      };
+      part(std::integral_constant<int, 0>{});
+      if constexpr (V > kPart) part(std::integral_constant<int, kPart>{});
+      sum[kValueSum] += static_cast<double>(total);
+      if constexpr (kGradient) {
+        ELBO_UNROLL
+        for (int k = 0; k < kInputs; ++k) {
+          if (p.layout.place[kFirstSink + k] == kDense) store_raw<R, V>(p.layout.array[kFirstSink + k], n, raw[k]);
+          else if (p.sums.kind[k] != kNoSum) sum[k] += static_cast<double>(of_sink[k]);
+        }
       }
     }
   });
-  finish<R, kUsed<kInputs, kGradient> & ~(1u << kWeight)>(p, sum);
+  finish<R, used>(p, sum);
 }
 
 // Any layout, any operands, in groups of kWidth neighbours.
 template <template <class> class TermOf, class R, int kWidth>
-__global__ void __launch_bounds__(kThreads) general_kernel(const __grid_constant__ TermParams p) {
+__global__ void __launch_bounds__(kThreads, sizeof(R) == 8 || TermOf<R>::kInputs > 3 ? 1 : 2) general_kernel(const __grid_constant__ TermParams p) {
   using Term = TermOf<R>;
-  using Reader = GroupReader<R, kWidth, kTermSlots>;
+  using Reader = AnyGroup<R, kWidth, kTermSlots>;
   constexpr int kInputs = Term::kInputs;
   const bool weighted = p.layout.place[kWeight] != kAbsent;
   const bool upstream_each = p.layout.place[kUpstream] > kOne;
@@ -145,7 +164,7 @@ __global__ void __launch_bounds__(kThreads) general_kernel(const __grid_constant
   for_each_unit<kUsed<kInputs, true>>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int lane) {
     const int64_t step = static_cast<int64_t>(p.units.team) * kWidth;
     for (int64_t n = first / kWidth * kWidth + static_cast<int64_t>(lane) * kWidth; n < end; n += step) {
-      const unsigned mask = members<kWidth>(n, first, end);
+      const unsigned mask = Reader::members(n, first, end);
       Reader reader[kInputs + 2];
       R in[kInputs + 2][kWidth], value[kWidth];  // inputs, weight, upstream; later the gradients of the first ones
       ELBO_UNROLL
@@ -177,10 +196,10 @@ __global__ void __launch_bounds__(kThreads) general_kernel(const __grid_constant
       for (int k = 0; k <= kInputs; ++k) {
         const int operand = k == kInputs ? kWeight : k;
         if (p.layout.place[kFirstSink + operand] != kAbsent)
-          store_group<R, kWidth>(p.layout, kFirstSink + operand, n, mask, in[k]);
+          Reader::store(p.layout, kFirstSink + operand, n, mask, in[k]);
         else if (p.sums.kind[operand] != kNoSum) sum[operand] += sum_vector<R, kWidth>(in[k]);
       }
-      if (p.layout.place[kElement] != kAbsent) store_group<R, kWidth>(p.layout, kElement, n, mask, value);
+      if (p.layout.place[kElement] != kAbsent) Reader::store(p.layout, kElement, n, mask, value);
       sum[kValueSum] += sum_vector<R, kWidth>(value);
     }
   });
@@ -224,7 +243,7 @@ constexpr int kGroup = sizeof(R) == 8 ? 2 : 4;  // of the general kernel: 16 byt
 
 // The width of the dense kernel's vectors: 16 bytes of what all operands are, or of the narrowest, and 0 if it does not
 // serve.
-int dense_width(const TermSumProblem& p, int64_t row) {
+int dense_width(const TermSumProblem& p, int64_t row, bool two_scales) {
   const auto fits = [&](int width) {
     const auto one_fits = [&](const View& view, bool written) {
       if (view.data == nullptr) return true;
@@ -237,25 +256,34 @@ int dense_width(const TermSumProblem& p, int64_t row) {
   };
   const bool upstream_each = p.upstream.present() && !(p.upstream.rows_uniform && p.upstream.cols_uniform);
   if (p.input[kWeight].present() || upstream_each || p.compute_double) return 0;
+  if (two_scales && class_of(p.form, p.prior_form) == Forms::kAny) return 0;
   bool half = true;  // all that is read element by element
   for (const Operand& input : p.input)
     if (input.present() && !(input.rows_uniform && input.cols_uniform) && bytes_of(input.dtype) != 2) half = false;
   return half && fits(8) ? 8 : fits(4) ? 4 : 0;
 }
 
+template <template <class> class TermOf, class R, Forms forms>
+const char* launch_dense(const TermSumProblem& p, const TermParams& params, int width, dim3 grid, const CudaCall& call) {
+  if (width == 8)
+    return launch(p.wants_gradient ? dense_kernel<TermOf, R, 8, true, forms> : dense_kernel<TermOf, R, 8, false, forms>,
+                  grid, kThreads, params, call);
+  return launch(p.wants_gradient ? dense_kernel<TermOf, R, 4, true, forms> : dense_kernel<TermOf, R, 4, false, forms>,
+                grid, kThreads, params, call);
+}
+
 template <template <class> class TermOf, class R>
 const char* launch_main(const TermSumProblem& p, const TermParams& params, int width, int64_t blocks,
                         const CudaCall& call) {
   const dim3 grid(static_cast<unsigned>(blocks));
+  if (width == 0) return launch(general_kernel<TermOf, R, kGroup<R>>, grid, kThreads, params, call);
   if constexpr (sizeof(R) == 4) {
-    if (width == 8)
-      return launch(p.wants_gradient ? dense_kernel<TermOf, R, 8, 1, true> : dense_kernel<TermOf, R, 8, 1, false>, grid,
-                    kThreads, params, call);
-    if (width == 4)
-      return launch(p.wants_gradient ? dense_kernel<TermOf, R, 4, 1, true> : dense_kernel<TermOf, R, 4, 1, false>, grid,
-                    kThreads, params, call);
+    if constexpr (TermOf<R>::kSharedInputs != 0)
+      if (class_of(p.form) == Forms::kDirect)
+        return launch_dense<TermOf, R, Forms::kDirect>(p, params, width, grid, call);
+    return launch_dense<TermOf, R, Forms::kExponential>(p, params, width, grid, call);
   }
-  return launch(general_kernel<TermOf, R, kGroup<R>>, grid, kThreads, params, call);
+  return "there is no such kernel";
 }
 
 template <template <class> class TermOf, class R>
@@ -299,7 +327,7 @@ const char* run(const TermSumProblem& p, const CudaCall& call) {
   const int64_t rows = cols == 0 ? 1 : p.space.elements() / cols;
   const DType compute = p.compute_double ? DType::kDouble : DType::kFloat;
 
-  const int width = dense_width(p, cols), group = width == 0 ? kGroup<R> : width;
+  const int width = dense_width(p, cols, /*two_scales=*/TermOf<R>::kInputs == kMaxInputs), group = width == 0 ? kGroup<R> : width;
   const Spread work = spread(rows, cols, group, call.device);
   params.units = work.units;
   LayoutBuilder<kTermSlots> layout(params.layout, dims, group, p.compute_double);

@@ -124,30 +124,33 @@ __device__ __forceinline__ uint32_t half_bits(const uint32_t* word, int i) {
   return i % 2 == 0 ? word[i / 2] & 0xFFFFu : word[i / 2] >> 16;
 }
 
-template <class R, int V>
+// Elements [first, first + count) of a vector, in the compute type.
+template <class R, int V, int first = 0, int count = V>
 __device__ __forceinline__ void convert(const Raw<R, V>& raw, DType dtype, R* to) {
   switch (dtype) {
     case DType::kBFloat16:
       ELBO_UNROLL
-      for (int i = 0; i < V; ++i)
-        to[i] = bits_to_float(i % 2 == 0 ? raw.word[i / 2] << 16 : raw.word[i / 2] & 0xFFFF0000u);
+      for (int i = first; i < first + count; ++i)
+        to[i - first] = bits_to_float(i % 2 == 0 ? raw.word[i / 2] << 16 : raw.word[i / 2] & 0xFFFF0000u);
       break;
     case DType::kHalf:
       ELBO_UNROLL
-      for (int i = 0; i < V; ++i)
-        to[i] = __half2float(__ushort_as_half(static_cast<uint16_t>(half_bits<V>(raw.word, i))));
+      for (int i = first; i < first + count; ++i)
+        to[i - first] = __half2float(__ushort_as_half(static_cast<uint16_t>(half_bits<V>(raw.word, i))));
       break;
     default:
       if constexpr (V != 8) {
         if (dtype == DType::kFloat) {
           ELBO_UNROLL
-          for (int i = 0; i < V; ++i) to[i] = bits_to_float(raw.word[i]);
+          for (int i = first; i < first + count; ++i) to[i - first] = bits_to_float(raw.word[i]);
         } else if (dtype == DType::kBool) {
           ELBO_UNROLL
-          for (int i = 0; i < V; ++i) to[i] = (raw.word[i / 4] >> (8 * (i % 4)) & 0xFFu) != 0 ? R(1) : R(0);
+          for (int i = first; i < first + count; ++i)
+            to[i - first] = (raw.word[i / 4] >> (8 * (i % 4)) & 0xFFu) != 0 ? R(1) : R(0);
         } else if constexpr (sizeof(R) == 8) {
           ELBO_UNROLL
-          for (int i = 0; i < V; ++i) to[i] = __hiloint2double(raw.word[2 * i + 1], raw.word[2 * i]);
+          for (int i = first; i < first + count; ++i)
+            to[i - first] = __hiloint2double(raw.word[2 * i + 1], raw.word[2 * i]);
         }
       }
   }
@@ -173,42 +176,57 @@ __device__ __forceinline__ void convert_each(const Raw<R, V>& raw, DType dtype, 
   }
 }
 
-template <class R, int V>
-__device__ __forceinline__ void store(const Array& array, int64_t offset, const R* from) {
-  constexpr int kWords = V == 1 ? 1 : V / 2;  // of half precision
-  switch (array.dtype) {
-    case DType::kFloat: {
-      uint32_t word[V];
+// ... and back.
+template <class R, int V, int first = 0, int count = V>
+__device__ __forceinline__ void pack(const R* from, DType dtype, Raw<R, V>& raw) {
+  if (V != 8 && dtype == DType::kFloat) {
+    if constexpr (V != 8) {
       ELBO_UNROLL
-      for (int i = 0; i < V; ++i) word[i] = __float_as_uint(static_cast<float>(from[i]));
-      store_bytes<4 * V>(array.data + 4 * offset, word);
-      break;
+      for (int i = 0; i < count; ++i) raw.word[first + i] = __float_as_uint(static_cast<float>(from[i]));
     }
-    case DType::kDouble:
-      if constexpr (sizeof(R) == 8) {
-        uint32_t word[2 * V];
-        ELBO_UNROLL
-        for (int i = 0; i < V; ++i) word[2 * i] = __double2loint(from[i]), word[2 * i + 1] = __double2hiint(from[i]);
-        store_bytes<8 * V>(array.data + 8 * offset, word);
-      }
-      break;
-    default: {
-      const bool brain = array.dtype == DType::kBFloat16;
-      uint32_t word[kWords];
+  } else if (V != 8 && dtype == DType::kDouble) {
+    if constexpr (sizeof(R) == 8) {
       ELBO_UNROLL
-      for (int i = 0; i < kWords; ++i) {
-        const float low = static_cast<float>(from[2 * i]), high = V == 1 ? 0.f : static_cast<float>(from[(2 * i + 1) % V]);
-        if (brain) {
-          word[i] = __bfloat16_as_ushort(__float2bfloat16_rn(low)) |
-                    static_cast<uint32_t>(__bfloat16_as_ushort(__float2bfloat16_rn(high))) << 16;
-        } else {
-          word[i] = __half_as_ushort(__float2half_rn(low)) |
-                    static_cast<uint32_t>(__half_as_ushort(__float2half_rn(high))) << 16;
-        }
+      for (int i = 0; i < count; ++i) {
+        raw.word[2 * (first + i)] = __double2loint(from[i]);
+        raw.word[2 * (first + i) + 1] = __double2hiint(from[i]);
       }
-      store_bytes<2 * V>(array.data + 2 * offset, word);
+    }
+  } else {
+    static_assert(count % 2 == 0 || count == 1);
+    const bool brain = dtype == DType::kBFloat16;
+    ELBO_UNROLL
+    for (int i = 0; i < count; i += 2) {
+      const float low = static_cast<float>(from[i]), high = count == 1 ? 0.f : static_cast<float>(from[(i + 1) % count]);
+      const uint32_t low_bits =
+          brain ? __bfloat16_as_ushort(__float2bfloat16_rn(low)) : __half_as_ushort(__float2half_rn(low));
+      const uint32_t high_bits =
+          brain ? __bfloat16_as_ushort(__float2bfloat16_rn(high)) : __half_as_ushort(__float2half_rn(high));
+      raw.word[(first + i) / 2] = low_bits | high_bits << 16;
     }
   }
+}
+
+template <class R, int V>
+__device__ __forceinline__ void store_raw(const Array& array, int64_t offset, const Raw<R, V>& raw) {
+  if constexpr (V == 8) {
+    store_bytes<16>(array.data + 2 * offset, raw.word);
+  } else {
+    switch (array.dtype) {
+      case DType::kDouble:
+        if constexpr (sizeof(R) == 8) store_bytes<8 * V>(array.data + 8 * offset, raw.word);
+        break;
+      case DType::kFloat: store_bytes<4 * V>(array.data + 4 * offset, raw.word); break;
+      default: store_bytes<2 * V>(array.data + 2 * offset, raw.word); break;
+    }
+  }
+}
+
+template <class R, int V>
+__device__ __forceinline__ void store_vector(const Array& array, int64_t offset, const R* from) {
+  Raw<R, V> raw;
+  pack<R, V>(from, array.dtype, raw);
+  store_raw<R, V>(array, offset, raw);
 }
 
 // One element, where a kernel wants no more. Also a double for a kernel that computes in float.
@@ -222,7 +240,7 @@ __device__ __forceinline__ R read(const Array& array, int64_t offset) {
 
 // A single result. All results are made in double.
 __device__ __forceinline__ void write(const Array& array, int64_t index, double number) {
-  store<double, 1>(array, index, &number);
+  store_vector<double, 1>(array, index, &number);
 }
 
 }  // namespace
