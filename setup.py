@@ -174,7 +174,7 @@ class Build(build_ext):
 
     def get_ext_filename(self, name: str) -> str:
         # The CUDA library is no Python module, and serves any Python.
-        return os.path.join("elbo_ext", "_cuda.so") if name.endswith("_cuda") else super().get_ext_filename(name)
+        return os.path.join(*name.split(".")) + ".so" if name.endswith("_cuda") else super().get_ext_filename(name)
 
     def build_extension(self, ext: Extension) -> None:
         require("ninja")

@@ -411,7 +411,8 @@ const char* run_backward(const LatentProblem& p, const CudaCall& call) {
 
   const char* error = prepare_totals(params.sums, work.blocks, call);
   if (error == nullptr)
-    error = launch(backward_of<R>(is_dense(params.layout, p, cols), class_of(p.form, p.prior_form)),
+    error = launch(backward_of<R>(is_dense(params.layout, p, cols) && params.layout.place[kUpstream] <= kOne,
+                                  class_of(p.form, p.prior_form)),
                    dim3(static_cast<unsigned>(work.blocks)), kThreads, params, call);
   if (error == nullptr) error = unit_sums.finish();
   if (error == nullptr) error = gather_sinks<R>(p, common, dims, sinks.gathered(), call);

@@ -61,7 +61,8 @@ __device__ __forceinline__ void finish(const TermParams& p, double (&sum)[kTermS
 // weight, and the upstream gradient is one number. The vectors of all operands are in flight at once; they are worked on
 // in parts of kPart elements, which bounds the registers that a thread needs.
 template <template <class> class TermOf, class R, int V, bool kGradient, Forms forms>
-__global__ void __launch_bounds__(kThreads, TermOf<R>::kInputs > 3 ? 2 : 3) dense_kernel(const __grid_constant__ TermParams p) {
+__global__ void __launch_bounds__(kThreads, TermOf<R>::kInputs > 3 || forms == Forms::kDirect ? 2 : 3) dense_kernel(
+    const __grid_constant__ TermParams p) {
   using Term = TermOf<R>;
   constexpr int kInputs = Term::kInputs, kPart = V < 4 ? V : 4;
   constexpr unsigned used = kUsed<kInputs, kGradient> & ~(1u << kWeight);
@@ -257,9 +258,13 @@ int dense_width(const TermSumProblem& p, int64_t row, bool two_scales) {
   const bool upstream_each = p.upstream.present() && !(p.upstream.rows_uniform && p.upstream.cols_uniform);
   if (p.input[kWeight].present() || upstream_each || p.compute_double) return 0;
   if (two_scales && class_of(p.form, p.prior_form) == Forms::kAny) return 0;
-  bool half = true;  // all that is read element by element
-  for (const Operand& input : p.input)
-    if (input.present() && !(input.rows_uniform && input.cols_uniform) && bytes_of(input.dtype) != 2) half = false;
+  bool half = true;  // all that is read or written element by element
+  for (int k = 0; k < kMaxInputs; ++k) {
+    const Operand& input = p.input[k];
+    const bool read = input.present() && !(input.rows_uniform && input.cols_uniform);
+    const bool written = p.gradient[k].wanted() && !p.gradient[k].summed;
+    if ((read || written) && bytes_of(input.dtype) != 2) half = false;
+  }
   return half && fits(8) ? 8 : fits(4) ? 4 : 0;
 }
 

@@ -105,7 +105,7 @@ __device__ __forceinline__ Raw<R, V> load_each(const Array& array, const int64_t
         if constexpr (sizeof(R) == 8) {
           raw.word[2 * i] = __double2loint(number), raw.word[2 * i + 1] = __double2hiint(number);
         } else {
-          raw.word[i] = __float_as_uint(static_cast<float>(number));  // only given noise: too rare for room of its own
+          raw.word[i] = __float_as_uint(static_cast<float>(number));  // only noise that the caller gave: too rare for room of its own
         }
       }
       break;
@@ -224,6 +224,12 @@ __device__ __forceinline__ void store_raw(const Array& array, int64_t offset, co
 
 template <class R, int V>
 __device__ __forceinline__ void store_vector(const Array& array, int64_t offset, const R* from) {
+  if constexpr (V == 1 && sizeof(R) == 4) {
+    if (array.dtype == DType::kDouble) {  // the gradient of given noise: see load_each
+      reinterpret_cast<double*>(array.data)[offset] = static_cast<double>(*from);
+      return;
+    }
+  }
   Raw<R, V> raw;
   pack<R, V>(from, array.dtype, raw);
   store_raw<R, V>(array, offset, raw);
