@@ -83,9 +83,9 @@ def find_compiler() -> str:
 # ---- CUDA ----
 
 OLDEST_CUDA = (12, 0)  # the first that knows C++20
-# Each major generation of data-center GPUs; its code runs on the generation's other GPUs as well, and newer generations
-# compile the PTX of the last one.
-DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
+# The first of each generation, whose code runs on the others as well; PTX of the last is what newer GPUs compile. All of
+# these that nvcc knows.
+DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0", "12.0")
 CUDA_FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra,"
               "-Wno-unknown-pragmas"]  # the pragmas are for device code
 # Spilled registers and arrays in local memory would cost a kernel the bandwidth that it is for.
@@ -115,10 +115,14 @@ def find_nvcc() -> str | None:
     return nvcc
 
 
-def cuda_architectures() -> dict[str, str]:
+def cuda_architectures(nvcc: str) -> dict[str, str]:
     """What nvcc has to generate, by the name of the result: sm_90 is machine code, compute_90 is PTX."""
+    wish = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
+    if not wish:
+        known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
+        wish = ";".join(a for a in DEFAULT_ARCHITECTURES if f"sm_{a.replace('.', '')}" in known) + "+PTX"
     generate = {}
-    for item in re.split(r"[;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() or DEFAULT_ARCHITECTURES):
+    for item in re.split(r"[;,\s]+", wish):
         match = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", item)
         if match is None:
             stop(f"TORCH_CUDA_ARCH_LIST has '{item}'; numbers such as 9.0 or 9.0+PTX are understood.")
@@ -212,19 +216,18 @@ class Build(build_ext):
         ninja.run(target)
 
     def build_cuda(self, target: Path, work: Path) -> None:
-        architectures = cuda_architectures()
         flags = [*CUDA_FLAGS, *(STRICT_CUDA_FLAGS if os.environ.get("ELBO_EXT_STRICT") == "1" else [])]
         # nvcc takes the C++ compiler without its options or a launcher before it.
         nvcc = f"{NVCC} -ccbin {find_compiler().split()[0]}"
         ninja = Ninja(
             work,
-            f"{nvcc} -MD -MF $out.d {' '.join(flags)} {' '.join(architectures.values())} $flags -c $in -o $out",
+            f"{nvcc} -MD -MF $out.d {' '.join(flags)} {' '.join(ARCHITECTURES.values())} $flags -c $in -o $out",
             f"{nvcc} -shared -cudart=static $in -o $out -Xlinker={only_export(work, 'elbo_ext_cuda_kernels')}",
         )
         for name in ("term_sum", "latent"):
             for real in ("float", "double"):
                 ninja.compile(f"cuda/{name}.cu", f"{name}.{real}.o", [f"-DELBO_REAL={real}"])
-        names = " ".join(architectures)
+        names = " ".join(ARCHITECTURES)
         ninja.compile("cuda/library.cu", "library.o", [f"'-DELBO_CUDA_ARCHITECTURES=\"{names}\"'"])
         ninja.run(target, " ELBO_EXT_CUDA=0 builds without CUDA.")
 
@@ -232,5 +235,6 @@ class Build(build_ext):
 # `depends` puts the sources into the sdist.
 DEPENDS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*"))
 NVCC = find_nvcc()
+ARCHITECTURES = cuda_architectures(NVCC) if NVCC else {}
 LIBRARIES = ["elbo_ext._C", *(["elbo_ext._cuda"] if NVCC else [])]
 setup(ext_modules=[Extension(name, sources=[], depends=DEPENDS) for name in LIBRARIES], cmdclass={"build_ext": Build})

@@ -11,28 +11,51 @@ namespace {
 enum Slot { kMu, kScale, kPriorMu, kPriorScale };  // the inputs, as GaussianKL takes them
 constexpr int kNoise = kMaxInputs;
 
-// A thread works on the four elements whose noise comes from one counter.
-constexpr int kGroup = kNormalsPerCounter;
-
-// Normals number first .. first + 3 of the stream. Where first is no multiple of 4, as it may be for samples behind the
-// first one, they come from two counters.
+// A thread works on 16 bytes of the compute type at a time: on four floats, whose noise comes from one counter, or on
+// two doubles, whose noise is half of what a counter gives.
 template <class R>
-__device__ __forceinline__ void normals(uint64_t seed, int64_t first, R (&out)[kGroup]) {
-  const auto of_counter = [seed](uint64_t counter, R* four) {
-    uint32_t word[4] = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0u, 0u};
-    philox4x32_10(word, seed);
-    box_muller<R>(word[0], word[1], four[0], four[1]);
-    box_muller<R>(word[2], word[3], four[2], four[3]);
-  };
-  const uint64_t counter = static_cast<uint64_t>(first) / kGroup;
-  const int skip = static_cast<int>(first % kGroup);
-  of_counter(counter, out);
+constexpr int kGroup = sizeof(R) == 8 ? 2 : kNormalsPerCounter;
+
+// The words of a counter.
+__device__ __forceinline__ void random_words(uint64_t seed, uint64_t counter, uint32_t (&word)[4]) {
+  word[0] = static_cast<uint32_t>(counter);
+  word[1] = static_cast<uint32_t>(counter >> 32);
+  word[2] = word[3] = 0u;
+  philox4x32_10(word, seed);
+}
+
+// As many normals as `out` has room for, from number `index * room` on.
+template <class R>
+__device__ __forceinline__ void whole_group(uint64_t seed, uint64_t index, R (&out)[4]) {
+  uint32_t word[4];
+  random_words(seed, index, word);
+  box_muller<R>(word[0], word[1], out[0], out[1]);
+  box_muller<R>(word[2], word[3], out[2], out[3]);
+}
+template <class R>
+__device__ __forceinline__ void whole_group(uint64_t seed, uint64_t index, R (&out)[2]) {
+  uint32_t word[4];
+  random_words(seed, index / 2, word);
+  const bool upper = index % 2 != 0;
+  box_muller<R>(upper ? word[2] : word[0], upper ? word[3] : word[1], out[0], out[1]);
+}
+
+// Normals from number `first` on. Where that is no multiple of the group, as it may be for samples behind the first one,
+// they come from two groups.
+template <class R, int kRoom>
+__device__ __forceinline__ void normals(uint64_t seed, int64_t first, R (&out)[kRoom]) {
+  const uint64_t index = static_cast<uint64_t>(first) / kRoom;
+  const int skip = static_cast<int>(first % kRoom);
+  whole_group(seed, index, out);
   if (skip == 0) return;
-  R next[kGroup];
-  of_counter(counter + 1, next);
-  for (int i = 0; i < skip; ++i) {  // by one place, up to three times: registers have no addresses
-    out[0] = out[1], out[1] = out[2], out[2] = out[3], out[3] = next[0];
-    next[0] = next[1], next[1] = next[2], next[2] = next[3];
+  R next[kRoom];
+  whole_group(seed, index + 1, next);
+  for (int i = 0; i < skip; ++i) {  // moved by one place at a time: registers have no addresses
+    ELBO_UNROLL
+    for (int j = 0; j + 1 < kRoom; ++j) out[j] = out[j + 1];
+    out[kRoom - 1] = next[0];
+    ELBO_UNROLL
+    for (int j = 0; j + 1 < kRoom; ++j) next[j] = next[j + 1];
   }
 }
 
@@ -47,14 +70,14 @@ struct LatentCommon {
 
 // How a kernel reads: any layout, or dense tensors alone, with the noise from a seed.
 template <class R, int kSlots, bool kDense>
-using Group = std::conditional_t<kDense, DenseGroup<R, kGroup, kSlots>, AnyGroup<R, kGroup, kSlots>>;
+using Group = std::conditional_t<kDense, DenseGroup<R, kGroup<R>, kSlots>, AnyGroup<R, kGroup<R>, kSlots>>;
 
 // The noise of a group of elements of one sample. Where the caller gave it, it may be of any dtype.
 template <bool kDense, class R, int kSlots>
 __device__ __forceinline__ void noise(const LatentCommon& p, const Layout<kSlots>& layout, uint64_t seed, int64_t sample,
-                                      int64_t group, unsigned mask, R (&eps)[kGroup]) {
-  if (kDense || p.seed != nullptr) return normals<R>(seed, sample * p.elements + group, eps);
-  AnyGroup<R, kGroup, kSlots> reader;
+                                      int64_t group, unsigned mask, R (&eps)[kGroup<R>]) {
+  if (kDense || p.seed != nullptr) return normals(seed, sample * p.elements + group, eps);
+  AnyGroup<R, kGroup<R>, kSlots> reader;
   reader.begin(layout, kNoise, group, mask, sample * p.noise_step);
   reader.finish(layout, kNoise, mask, eps, of_all<R>(layout, kNoise, 0.0));
 }
@@ -69,7 +92,7 @@ struct Inputs {
     for (int k = 0; k < kMaxInputs; ++k) one[k] = of_all<R>(layout, k, p.constant[k]);
   }
   __device__ __forceinline__ void read(const Layout<kSlots>& layout, int64_t group, unsigned mask,
-                                       R (&in)[kMaxInputs][kGroup]) const {
+                                       R (&in)[kMaxInputs][kGroup<R>]) const {
     Group<R, kSlots, kDense> reader[kMaxInputs];
     ELBO_UNROLL
     for (int k = 0; k < kMaxInputs; ++k) reader[k].begin(layout, k, group, mask);
@@ -100,28 +123,28 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) forward_kernel(
   const Inputs<R, kForwardSlots, kDense> inputs(c, p.layout);
   double sum[1] = {};
   for_each_unit<1u>(p.units, p.kl, sum, [&](int64_t first, int64_t end, int lane) {
-    for (int64_t n = (first / kGroup + lane) * kGroup; n < end; n += p.units.team * kGroup) {
+    for (int64_t n = (first / kGroup<R> + lane) * kGroup<R>; n < end; n += p.units.team * kGroup<R>) {
       const unsigned mask = Reader::members(n, first, end);
-      R in[kMaxInputs][kGroup];
+      R in[kMaxInputs][kGroup<R>];
       inputs.read(p.layout, n, mask, in);
       if (c.with_kl) {
         R kl = R(0);
         ELBO_UNROLL
-        for (int i = 0; i < kGroup; ++i) {
+        for (int i = 0; i < kGroup<R>; ++i) {
           const R x[kMaxInputs] = {in[0][i], in[1][i], in[2][i], in[3][i]};
           const R value = GaussianKL<R>::value(GaussianKL<R>::share(x, form, prior_form), x);
           kl += mask >> i & 1 ? value : R(0);
         }
         sum[0] += static_cast<double>(kl);
       }
-      R sigma[kGroup];
+      R sigma[kGroup<R>];
       ELBO_UNROLL
-      for (int i = 0; i < kGroup; ++i) sigma[i] = standard_deviation(form, in[kScale][i]);
+      for (int i = 0; i < kGroup<R>; ++i) sigma[i] = standard_deviation(form, in[kScale][i]);
       for (int64_t sample = 0; sample < c.samples; ++sample) {
-        R eps[kGroup];
+        R eps[kGroup<R>];
         noise<kDense>(c, p.layout, seed, sample, n, mask, eps);
         ELBO_UNROLL
-        for (int i = 0; i < kGroup; ++i) eps[i] = sigma[i] * eps[i] + in[kMu][i];
+        for (int i = 0; i < kGroup<R>; ++i) eps[i] = sigma[i] * eps[i] + in[kMu][i];
         Reader::store(p.layout, kZ, n, mask, eps, sample * p.z_step);
       }
     }
@@ -175,42 +198,42 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) backward_kernel(
   const Inputs<R, kBackwardSlots, kDense> inputs(c, p.layout);
   double sum[kMaxInputs] = {};
   for_each_unit<kAllSums>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int lane) {
-    for (int64_t n = (first / kGroup + lane) * kGroup; n < end; n += p.units.team * kGroup) {
+    for (int64_t n = (first / kGroup<R> + lane) * kGroup<R>; n < end; n += p.units.team * kGroup<R>) {
       const unsigned mask = Reader::members(n, first, end);
-      R in[kMaxInputs][kGroup];  // later the gradients
+      R in[kMaxInputs][kGroup<R>];  // later the gradients
       inputs.read(p.layout, n, mask, in);
-      R sum_g[kGroup] = {}, sum_g_eps[kGroup] = {};
+      R sum_g[kGroup<R>] = {}, sum_g_eps[kGroup<R>] = {};
       if (c.with_samples) {
         for (int64_t sample = 0; sample < c.samples; ++sample) {
-          R g[kGroup], eps[kGroup];
+          R g[kGroup<R>], eps[kGroup<R>];
           Reader reader;
           reader.begin(p.layout, kGradZ, n, mask, sample * c.grad_z_step);
           if (p.scale_needed) noise<kDense>(c, p.layout, seed, sample, n, mask, eps);
           reader.finish(p.layout, kGradZ, mask, g, grad_z_of_all);
           ELBO_UNROLL
-          for (int i = 0; i < kGroup; ++i) {
+          for (int i = 0; i < kGroup<R>; ++i) {
             sum_g[i] += g[i];
             if (p.scale_needed) sum_g_eps[i] += g[i] * eps[i];
           }
           if (!kDense && p.layout.place[kNoiseGradient] != kAbsent) {
             ELBO_UNROLL
-            for (int i = 0; i < kGroup; ++i) g[i] *= standard_deviation(form, in[kScale][i]);  // dz/deps = sigma
+            for (int i = 0; i < kGroup<R>; ++i) g[i] *= standard_deviation(form, in[kScale][i]);  // dz/deps = sigma
             Reader::store(p.layout, kNoiseGradient, n, mask, g, sample * p.noise_gradient_step);
           }
         }
       }
-      R grad[kGroup];
+      R grad[kGroup<R>];
       ELBO_UNROLL
-      for (int i = 0; i < kGroup; ++i) grad[i] = upstream;
+      for (int i = 0; i < kGroup<R>; ++i) grad[i] = upstream;
       if (upstream_each && c.with_kl) {
         Reader reader;
         reader.begin(p.layout, kUpstream, n, mask);
         reader.finish(p.layout, kUpstream, mask, grad, R(1));
         ELBO_UNROLL
-        for (int i = 0; i < kGroup; ++i) grad[i] *= upstream;
+        for (int i = 0; i < kGroup<R>; ++i) grad[i] *= upstream;
       }
       ELBO_UNROLL
-      for (int i = 0; i < kGroup; ++i) {
+      for (int i = 0; i < kGroup<R>; ++i) {
         const R x[kMaxInputs] = {in[0][i], in[1][i], in[2][i], in[3][i]};
         R d[kMaxInputs] = {};
         if (c.with_kl) {
@@ -230,7 +253,7 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) backward_kernel(
         } else if (p.sums.kind[k] != kNoSum) {
           R of_group = in[k][0];
           ELBO_UNROLL
-          for (int i = 1; i < kGroup; ++i) of_group += in[k][i];
+          for (int i = 1; i < kGroup<R>; ++i) of_group += in[k][i];
           sum[k] += static_cast<double>(of_group);
         }
       }
@@ -268,12 +291,12 @@ struct GatherLatent {
       R sum_g = R(0), sum_g_eps = R(0);
       for (int64_t sample = 0; sample < c.samples; ++sample) {
         const R g = read<R>(array[kGradZ], sample * c.grad_z_step + offset[kGradZ]);
-        R eps[kGroup];
+        R eps[kGroup<R>];
         if (c.seed == nullptr) {
           eps[0] = read<R>(array[kNoise], sample * c.noise_step + offset[kNoise]);
         } else {
           const int64_t number = sample * c.elements + offset[kNumber];
-          normals<R>(static_cast<uint64_t>(__ldg(c.seed)), number, eps);
+          normals(static_cast<uint64_t>(__ldg(c.seed)), number, eps);
         }
         sum_g += g;
         sum_g_eps += g * eps[0];
@@ -301,10 +324,10 @@ LatentCommon common_of(const LatentProblem& p) {
 }
 
 // Whether the kernels for dense tensors serve: rows of whole groups, vectors everywhere, the noise from a seed.
-template <int kSlots>
+template <class R, int kSlots>
 bool is_dense(const Layout<kSlots>& layout, const LatentProblem& p, int64_t cols) {
   const auto fits = [](Place place) { return place == kAbsent || place == kOne || place == kDense; };
-  return p.seed != nullptr && cols % kGroup == 0 && std::all_of(layout.place, layout.place + kSlots, fits);
+  return p.seed != nullptr && cols % kGroup<R> == 0 && std::all_of(layout.place, layout.place + kSlots, fits);
 }
 
 template <class R>
@@ -325,10 +348,10 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
   // Rows matter only where their sums are asked for.
   const bool by_row = p.with_kl && p.kl.row != nullptr;
   const int64_t cols = by_row ? p.space.cols : p.space.elements(), rows = by_row ? p.space.rows : 1;
-  const Spread work = spread(rows, cols, kGroup, call.device);
+  const Spread work = spread(rows, cols, kGroup<R>, call.device);
   params.units = work.units;
 
-  LayoutBuilder<kForwardSlots> layout(params.layout, dims, kGroup, p.compute_double);
+  LayoutBuilder<kForwardSlots> layout(params.layout, dims, kGroup<R>, p.compute_double);
   for (int k = 0; k < kMaxInputs; ++k) layout.set(k, p.input[k]);
   layout.set(kNoise, p.noise, /*written=*/false, p.noise_sample_stride);
   layout.set(kZ, p.z, /*written=*/true, p.z_sample_stride);
@@ -339,7 +362,7 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
   if (p.with_kl && p.kl.total != nullptr) params.kl.total(0, {as_bytes(p.kl.total), compute}, p.kl.divisor);
   const char* error = prepare_totals(params.kl, work.blocks, call);
   if (error == nullptr)
-    error = launch(forward_of<R>(is_dense(params.layout, p, cols), class_of(p.form, p.prior_form)),
+    error = launch(forward_of<R>(is_dense<R>(params.layout, p, cols), class_of(p.form, p.prior_form)),
                    dim3(static_cast<unsigned>(work.blocks)), kThreads, params, call);
   return error == nullptr ? unit_sums.finish() : error;
 }
@@ -390,10 +413,10 @@ const char* run_backward(const LatentProblem& p, const CudaCall& call) {
   const Dimensions dims(p.space);
   const SinkPlan sinks(dims, p.gradient, p.space.elements());
   const int64_t cols = sinks.row(), rows = p.space.elements() / cols;
-  const Spread work = spread(rows, cols, kGroup, call.device);
+  const Spread work = spread(rows, cols, kGroup<R>, call.device);
   params.units = work.units;
 
-  LayoutBuilder<kBackwardSlots> layout(params.layout, dims, kGroup, p.compute_double);
+  LayoutBuilder<kBackwardSlots> layout(params.layout, dims, kGroup<R>, p.compute_double);
   for (int k = 0; k < kMaxInputs; ++k) {
     layout.set(k, p.input[k]);
     if (p.gradient[k].wanted() && !p.gradient[k].summed) layout.set(kFirstSink + k, p.gradient[k], /*written=*/true);
@@ -411,7 +434,7 @@ const char* run_backward(const LatentProblem& p, const CudaCall& call) {
 
   const char* error = prepare_totals(params.sums, work.blocks, call);
   if (error == nullptr)
-    error = launch(backward_of<R>(is_dense(params.layout, p, cols) && params.layout.place[kUpstream] <= kOne,
+    error = launch(backward_of<R>(is_dense<R>(params.layout, p, cols) && params.layout.place[kUpstream] <= kOne,
                                   class_of(p.form, p.prior_form)),
                    dim3(static_cast<unsigned>(work.blocks)), kThreads, params, call);
   if (error == nullptr) error = unit_sums.finish();
