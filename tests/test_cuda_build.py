@@ -1,0 +1,219 @@
+"""The CUDA library, as far as that can be seen without a GPU: what it imports and exports, what the compiler made of its
+kernels, when it is loaded, and what setup.py and the package say when something is missing.
+
+That it compiles without warnings, spilled registers or local memory is for the build: `make build` makes those errors.
+"""
+
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from test_build import DT_NEEDED, DT_RPATH, DT_RUNPATH, PACKAGE, Elf, build, defined, linux_only, loaded_path, undefined
+
+import elbo_ext
+from elbo_ext import _C, build_info
+
+LIBRARY = PACKAGE / "_cuda.so"
+OPERATORS = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("elbo_ext::"))
+
+needs_library = pytest.mark.skipif(not LIBRARY.exists(), reason="no nvcc, or ELBO_EXT_CUDA=0: no CUDA library was built")
+
+
+# ---- the shared library ----
+
+# Before glibc 2.34 libdl, librt and libpthread were libraries of their own.
+SYSTEM_LIBRARIES = {"libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "libdl.so.2", "librt.so.1",
+                    "libpthread.so.0", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}  # fmt: skip
+
+
+@linux_only
+@needs_library
+def test_needed_libraries() -> None:
+    """Nothing of torch, so that any torch will do; nothing of CUDA, whose runtime is inside and finds the driver itself."""
+    assert set(Elf(LIBRARY).dynamic(DT_NEEDED)) <= SYSTEM_LIBRARIES
+    assert Elf(LIBRARY).dynamic(DT_RPATH) + Elf(LIBRARY).dynamic(DT_RUNPATH) == []
+
+
+@linux_only
+@needs_library
+def test_outside_symbols() -> None:
+    system: set[str] = set()
+    for name in Elf(LIBRARY).dynamic(DT_NEEDED):
+        system |= defined(loaded_path(name))
+    weak = {"_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__gmon_start__"}
+    assert [s.name for s in undefined(LIBRARY) if s.name not in system | weak] == []
+
+
+@linux_only
+@needs_library
+def test_exported_symbols() -> None:
+    exported = [s.name for s in Elf(LIBRARY).symbols(".dynsym") if s.section != 0 and s.binding != 0]
+    assert exported == ["elbo_ext_cuda_kernels"]
+
+
+# ---- what the compiler made of the kernels ----
+
+
+def cuobjdump() -> str | None:
+    """CUDA's disassembler: on the PATH, beside nvcc, or the one that Triton brings along."""
+    places = [Path(nvcc).resolve().parent for nvcc in [shutil.which("nvcc")] if nvcc]
+    places.append(Path("/usr/local/cuda/bin"))
+    try:
+        import triton
+
+        places.append(Path(triton.__file__).parent / "backends" / "nvidia" / "bin")
+    except ImportError:
+        pass
+    found = (shutil.which("cuobjdump"), *(shutil.which("cuobjdump", path=str(place)) for place in places))
+    return next(filter(None, found), None)
+
+
+needs_cuobjdump = pytest.mark.skipif(cuobjdump() is None, reason="no cuobjdump: neither CUDA's nor Triton's is installed")
+
+
+@cache
+def dump(*options: str) -> str:
+    return subprocess.run([cuobjdump(), *options, str(LIBRARY)], capture_output=True, text=True, check=True).stdout
+
+
+def machine_code() -> list[str]:
+    return sorted(set(re.findall(r"\.(sm_\w+)\.cubin", dump("--list-elf"))))
+
+
+@needs_library
+@needs_cuobjdump
+def test_architectures() -> None:
+    """Machine code for each of the names that the library gives, and PTX for GPUs to come."""
+    names = set(re.findall(rb"(?:sm|compute)_\d+[af]?", re.search(rb"(?:(?:sm|compute)_\d+[af]? ?)+\0", LIBRARY.read_bytes())[0]))
+    assert {name.decode() for name in names if name.startswith(b"sm_")} == set(machine_code())
+    assert any(name.startswith(b"compute_") for name in names) == bool(dump("--list-ptx").strip())
+
+
+@needs_library
+@needs_cuobjdump
+def test_no_local_memory() -> None:
+    """Spilled registers and arrays in local memory would cost bandwidth, which is what the kernels live on."""
+    kernels = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", dump("--dump-resource-usage"))
+    assert len(kernels) >= 30 * len(machine_code())
+    assert [(name, stack, local) for name, _, stack, local in kernels if (stack, local) != ("0", "0")] == []
+
+
+@needs_library
+@needs_cuobjdump
+def test_wide_accesses() -> None:
+    """The kernels for dense tensors read each operand, and write each gradient, 16 bytes at a time."""
+    inputs = {"Gaussian": 3, "Bernoulli": 2, "GaussianKL": 4}
+    seen = 0
+    for architecture in machine_code():
+        functions = re.split(r"\n\s*Function : ", dump("--dump-sass", "-arch", architecture))[1:]
+        for function in functions:
+            name = function.split(maxsplit=1)[0]
+            assert re.search(r"\b(LDL|STL)\b", function) is None, name
+            kernel = re.search(r"12dense_kernelINS0_\d+([A-Za-z]+)EfLi([48])ELb([01])E", name)
+            if kernel is None:
+                continue
+            seen += 1
+            loads = len(re.findall(r"\bLDG\.E[.\w]*\.128\b", function))
+            stores = len(re.findall(r"\bSTG\.E[.\w]*\.128\b", function))
+            assert loads >= inputs[kernel[1]], name
+            assert stores >= (inputs[kernel[1]] if kernel[3] == "1" else 1), name
+    assert seen >= 2 * 2 * 3 * len(machine_code())
+
+
+# ---- loading and registration ----
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATORS if name != "elbo_ext::draw_seed"])
+def test_every_operator_has_a_cuda_kernel(name: str) -> None:
+    for key in ("CPU", "CUDA"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
+
+
+def test_seeds_are_drawn_on_cuda() -> None:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("elbo_ext::draw_seed", "CUDA")
+
+
+def test_loaded_where_torch_has_cuda() -> None:
+    """Also without a GPU; and only there."""
+    loaded = build_info()["cuda_architectures"]
+    assert bool(loaded) == (torch.version.cuda is not None and LIBRARY.exists())
+    assert all(re.fullmatch(r"(sm|compute)_\d+[af]?", name) for name in loaded)
+
+
+@needs_library
+@pytest.mark.skipif(torch.version.cuda is not None, reason="a torch with CUDA")
+def test_a_torch_without_cuda_is_named() -> None:
+    with pytest.raises(RuntimeError, match=r"torch has not loaded libtorch_cuda\.so"):
+        _C.load_cuda_library(str(LIBRARY))
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="a torch without CUDA")
+def test_a_broken_library_is_named(tmp_path: Path) -> None:
+    for content in (b"", b"nonsense"):
+        broken = tmp_path / "_cuda.so"
+        broken.write_bytes(content)
+        with pytest.raises(RuntimeError, match=r"_cuda\.so"):
+            _C.load_cuda_library(str(broken))
+
+
+@pytest.mark.skipif(bool(build_info()["cuda_architectures"]), reason="the CUDA library is loaded")
+def test_cuda_tensors_without_the_library() -> None:
+    """A meta tensor stands in for one on a GPU: neither is on the CPU."""
+    x = torch.empty(2, 3, device="meta")
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    with pytest.raises(RuntimeError, match=r"elbo_ext was given CUDA tensors, but .+"):
+        torch.ops.elbo_ext.term_sum.default.redispatch(keys, 0, [x, x, None], [0.0, 0.0, 0.0], None, 0, 0, 1, 0)
+
+
+# ---- what setup.py says when it cannot build the CUDA library ----
+
+
+def fake_nvcc(folder: Path, release: str) -> str:
+    """A CUDA_HOME whose nvcc says that it is of a release, and knows the GPUs of CUDA 13."""
+    nvcc = folder / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(
+        f"#!/bin/sh\n[ $1 = --version ] && echo 'Cuda compilation tools, release {release}, V{release}.1' || echo sm_80 sm_90\n"
+    )
+    nvcc.chmod(0o755)
+    return str(folder)
+
+
+def test_an_old_nvcc(tmp_path: Path) -> None:
+    home = fake_nvcc(tmp_path, "11.8")
+    sentence = f"elbo_ext: {home}/bin/nvcc is of CUDA 11.8; 12.0 or newer is needed. ELBO_EXT_CUDA=0 builds without CUDA."
+    assert build(tmp_path, CUDA_HOME=home, ELBO_EXT_CUDA="") == (1, [sentence])
+
+
+@pytest.mark.parametrize("value", ["2", "yes"])
+def test_a_wrong_wish(tmp_path: Path, value: str) -> None:
+    assert build(tmp_path, ELBO_EXT_CUDA=value) == (1, [f"elbo_ext: ELBO_EXT_CUDA must be 0 or 1, got '{value}'."])
+
+
+@pytest.mark.skipif(shutil.which("nvcc", path="/usr/local/cuda/bin") is not None, reason="nvcc is where it always is")
+def test_no_nvcc(tmp_path: Path) -> None:
+    sentence = "elbo_ext: ELBO_EXT_CUDA=1, but nvcc was not found; install the CUDA toolkit, or set CUDA_HOME to where it is."
+    assert build(tmp_path, ELBO_EXT_CUDA="1", CUDA_HOME="", CUDA_PATH="", PATH=str(tmp_path)) == (1, [sentence])
+
+
+@pytest.mark.parametrize(
+    ("wish", "sentence"),
+    [
+        ("Hopper", "TORCH_CUDA_ARCH_LIST has 'Hopper'; numbers such as 9.0 or 9.0+PTX are understood."),
+        ("8.0;7.5", "TORCH_CUDA_ARCH_LIST has 7.5; the kernels need compute capability 8.0 or newer. "
+                    "ELBO_EXT_CUDA=0 builds without CUDA."),
+    ],
+)  # fmt: skip
+def test_unknown_architectures(tmp_path: Path, wish: str, sentence: str) -> None:
+    home = fake_nvcc(tmp_path, "13.0")
+    result = build(tmp_path, CUDA_HOME=home, ELBO_EXT_CUDA="1", TORCH_CUDA_ARCH_LIST=wish)
+    assert result == (1, [f"elbo_ext: {sentence}"])
+
+
+def test_the_package_imports_without_it() -> None:
+    """The CPU kernels never depend on it."""
+    assert elbo_ext.gaussian_log_prob(torch.zeros(2, 3), torch.zeros(2, 3)).shape == (2,)
