@@ -222,7 +222,7 @@ class Build(build_ext):
         ninja = Ninja(
             work,
             f"{nvcc} -MD -MF $out.d {' '.join(flags)} {' '.join(ARCHITECTURES.values())} $flags -c $in -o $out",
-            f"{nvcc} -shared -cudart=static $in -o $out -Xlinker={only_export(work, 'elbo_ext_cuda_kernels')}",
+            f"{nvcc} -shared --no-device-link -cudart=static $in -o $out -Xlinker={only_export(work, 'elbo_ext_cuda_kernels')}",
         )
         for name in ("term_sum", "latent"):
             for real in ("float", "double"):
