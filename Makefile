@@ -58,5 +58,5 @@ $(VENV)/created:
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist elbo_ext.egg-info elbo_ext/_C.*.so .pytest_cache .hypothesis benchmark-results
+	rm -rf $(VENV) build dist elbo_ext.egg-info elbo_ext/_C.*.so elbo_ext/_cuda.so .pytest_cache .hypothesis benchmark-results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
