@@ -27,20 +27,14 @@ from benchmarks.rows import Row
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 # torch.func takes some derivatives from a script that it compiles on first use.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning"),
+]
 
 EAGER = [name for name in FORMULAS if not name.endswith("-compiled")]
 VARIANCES = ("fixed", "scalar", "per-element", "bernoulli")
 DTYPES = (torch.float32, torch.bfloat16)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The arrays are small: a second thread mostly waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # ---- cases ----

@@ -27,13 +27,7 @@ ENVIRONMENT["PYTHONPATH"] = os.pathsep.join(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """These networks are small: a second thread mostly waits, and on a busy machine for long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
