@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cases",
         metavar="NAMES",
-        type=_names,
+        type=_cases,
         default=[],
         help=f"only these cases, comma-separated, * and ? allowed: {', '.join(case.name for case in cases.CASES)}",
     )
@@ -70,6 +70,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _cases(text: str) -> list[str]:
+    names = _names(text)
+    if not names:
+        raise argparse.ArgumentTypeError(f"{text!r} names no cases")
+    return names
 
 
 def _contenders(text: str) -> list[str]:
@@ -130,6 +137,14 @@ def _writable(path: str) -> Path:
     return folder
 
 
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    try:
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+    except OSError as error:
+        raise BenchmarkError(f"--out {str(folder)!r} cannot be written: {error.strerror or error}") from None
+
+
 def _measure(options: argparse.Namespace) -> None:
     try:
         import tqdm
@@ -168,14 +183,11 @@ def _measure(options: argparse.Namespace) -> None:
         "results.json": rows.to_json(measured).encode(),
         "results.csv": rows.to_csv(measured).encode(),
         "summary.md": summary.encode(),
-        **plots.all(measured, title),
     }
-    try:
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
-    except OSError as error:
-        raise BenchmarkError(f"--out {options.out!r} cannot be written: {error.strerror or error}") from None
-    print(f"\nWrote {', '.join(files)} to {options.out}.")
+    _write(folder, files)  # the numbers are safe before the figures are drawn
+    figures = plots.all(measured, title)
+    _write(folder, figures)
+    print(f"\nWrote {', '.join([*files, *figures])} to {options.out}.")
 
 
 def _summary(measured: list[rows.Row], title: str) -> str:

@@ -48,7 +48,11 @@ def all(rows: Sequence[Row], title: str) -> dict[str, bytes]:
     sized = [group for group in full if any_row(group).case.startswith("size-")]
     named = [group for group in full if group not in sized]
     compared = [group for group in named if _measured(group, OURS) and len(_others(group)) > 0]
-    weighed = [group for group in named if any(row.peak_extra_bytes is not None for row in group.values())]
+    weighed = [
+        group
+        for group in named
+        if any(row.peak_extra_bytes is not None for row in group.values() if row.contender != "copy")
+    ]
     fewer = {any_row(group).case for group in both if any_row(group).threads < threads}
     over_threads = [group for group in both if any_row(group).case in fewer]
 

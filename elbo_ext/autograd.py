@@ -597,6 +597,8 @@ class ScalarELBO(Function):
         loss, log_likelihood, reduced_kl, ctx.of_kl, *ctx.gradients = _ops.elbo_with_gradients(
             *_term_arguments(spec, operands), kl, beta, ctx.needs_input_grad[3:]
         )
+        if not ctx.needs_input_grad[2]:
+            ctx.mark_non_differentiable(reduced_kl)
         return loss, log_likelihood, reduced_kl
 
     @staticmethod

@@ -362,3 +362,12 @@ def test_gradients_lie_in_memory_as_torch_would_put_them(name: str, device: str)
                 leaves, torch.autograd.grad(output.sum(), leaves, retain_graph=True), strict=True
             ):
                 assert gradient.stride() == torch.empty_like(leaf).stride()
+
+
+def test_a_kl_without_gradient_has_none() -> None:
+    """As in torch: the field of a kl that needs no gradient needs none either, whatever recon does."""
+    recon, x, kl = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3), torch.rand(4)
+    for reduction in ("none", "sum", "mean"):
+        elbo = elbo_ext.elbo_loss(recon, x, kl=kl, reduction=reduction)
+        assert not elbo.kl.requires_grad and elbo.loss.requires_grad and elbo.log_likelihood.requires_grad
+        assert elbo_ext.elbo_loss(recon, x, kl=kl.clone().requires_grad_(), reduction=reduction).kl.requires_grad
