@@ -41,16 +41,16 @@ __device__ __forceinline__ double sum_vector(const R* numbers) {
 
 // The sums that a kernel over a term makes.
 template <int kInputs, bool kGradient>
-constexpr unsigned kUsed = kGradient ? (1u << kInputs) - 1 | 1u << kWeight | 1u << kValueSum | 1u << kKLSum : 1u << kValueSum;
+constexpr unsigned kUsed = 1u << kValueSum | 1u << kKLSum | (kGradient ? (1u << kInputs) - 1 : 0u);
 
 // What the grid does once its elements are done.
 template <class R, unsigned used>
 __device__ __forceinline__ void finish(const TermParams& p, double (&sum)[kTermSums]) {
-  if ((used >> kKLSum & 1) && p.loss.data != nullptr)
+  if (p.loss.data != nullptr)
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < p.kl_count;
          i += static_cast<int64_t>(gridDim.x) * kThreads)
       sum[kKLSum] += read<double>(p.kl, i);
-  if (!total_sums<used>(p.sums, sum) || !(used >> kKLSum & 1) || p.loss.data == nullptr) return;
+  if (!total_sums<used>(p.sums, sum) || p.loss.data == nullptr) return;
   const double kl = sum[kKLSum] * p.of_each;
   write(p.loss, 0, p.beta * kl - static_cast<R>(sum[kValueSum]));
   write(p.reduced_kl, 0, kl);
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kThreads, TermOf<R>::kInputs > 3 || forms == F
     const __grid_constant__ TermParams p) {
   using Term = TermOf<R>;
   constexpr int kInputs = Term::kInputs, kPart = V < 4 ? V : 4;
-  constexpr unsigned used = kUsed<kInputs, kGradient> & ~(1u << kWeight);
+  constexpr unsigned used = kUsed<kInputs, kGradient>;
   const int form = within<forms>(p.form), prior_form = within<forms>(p.prior_form);
   R of_all[kInputs];
   bool each[kInputs], share_each = false;
@@ -151,6 +151,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(R) == 8 || TermOf<R>::kInputs
   using Term = TermOf<R>;
   using Reader = AnyGroup<R, kWidth, kTermSlots>;
   constexpr int kInputs = Term::kInputs;
+  constexpr unsigned used = kUsed<kInputs, true> | 1u << kWeight;
   const bool weighted = p.layout.place[kWeight] != kAbsent;
   const bool upstream_each = p.layout.place[kUpstream] > kOne;
   const R upstream = upstream_each ? static_cast<R>(p.upstream_factor) : upstream_of_all<R>(p);
@@ -162,7 +163,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(R) == 8 || TermOf<R>::kInputs
   }
 
   double sum[kTermSums] = {};
-  for_each_unit<kUsed<kInputs, true>>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int lane) {
+  for_each_unit<used>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int lane) {
     const int64_t step = static_cast<int64_t>(p.units.team) * kWidth;
     for (int64_t n = first / kWidth * kWidth + static_cast<int64_t>(lane) * kWidth; n < end; n += step) {
       const unsigned mask = Reader::members(n, first, end);
@@ -204,7 +205,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(R) == 8 || TermOf<R>::kInputs
       sum[kValueSum] += sum_vector<R, kWidth>(value);
     }
   });
-  finish<R, kUsed<kInputs, true>>(p, sum);
+  finish<R, used>(p, sum);
 }
 
 // The gradients of operands whose elements are shared by elements here and there.
