@@ -5,11 +5,13 @@ every time; ``differentiable`` names those that have gradients. :data:`SAMPLES` 
 expensive tests: small, and with each function, operand and option at least once.
 """
 
+import contextlib
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -197,10 +199,27 @@ def differentiable(arguments: dict[str, Any]) -> list[str]:
 SEED = 20_240_229  # for what draws noise
 
 
+def on_cuda(arguments: dict[str, Any]) -> bool:
+    return any(isinstance(value, Tensor) and value.is_cuda for value in arguments.values())
+
+
+@contextlib.contextmanager
+def seeds_of_the_cpu() -> Iterator[None]:
+    """The same seed makes the same noise on every device, but torch's generators of two devices draw different seeds."""
+    draw = elbo_ext.ops.draw_seed
+
+    def draw_on_cpu(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+        return draw(torch.device("cpu"), generator).to(device)
+
+    with mock.patch.object(elbo_ext.functional, "draw_seed", draw_on_cpu):
+        yield
+
+
 def run(sample: Sample, arguments: dict[str, Any], module: Any = elbo_ext) -> dict[str, Tensor]:
-    """The results of the sample's function by name, with the same noise in every call."""
+    """The results of the sample's function by name, with the same noise in every call, on every device."""
     torch.manual_seed(SEED)
-    result = getattr(module, sample.function)(**arguments)
+    with seeds_of_the_cpu() if on_cuda(arguments) else contextlib.nullcontext():
+        result = getattr(module, sample.function)(**arguments)
     if isinstance(result, reference.ELBO):
         return result._asdict()
     names = {"rsample": ("z",), "rsample_kl": ("z", "kl")}.get(sample.function, ("value",))

@@ -1,0 +1,378 @@
+"""What only a GPU can show: streams, graphs, synchronization, launches, memory, several GPUs, very large tensors.
+
+Values, gradients, noise, numerics and reproducibility are tested on a GPU where they are tested on the CPU.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from samples import CORE, NOISE_ERROR, Maker, Sample, in_float64, run
+from test_reproducible import BIG, everything, same_bits
+from torch import Tensor
+
+import elbo_ext
+from elbo_ext import reference
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU, or a torch without CUDA")
+
+GIB = 2**30
+
+
+def needs_memory(gib: float) -> None:
+    free = torch.cuda.mem_get_info()[0] / GIB if torch.cuda.is_available() else 0
+    if free < gib:
+        pytest.skip(f"needs {gib} GiB of free memory on the GPU, which has {free:.0f}")
+
+
+# ---- a training step ----
+
+
+class Step:
+    """Sample, KL and Gaussian likelihood of one size, with everything learned but the data."""
+
+    def __init__(self, data: tuple[int, ...] = (128, 784), latent: tuple[int, ...] = (128, 20), dtype=torch.float32):
+        m = Maker(dtype, "cuda", 0)
+        self.x = m.normal(*data)
+        self.leaves = [m.normal(*data), m.scale("logvar", *data), m.normal(*latent), m.scale("logvar", *latent)]
+        for leaf in self.leaves:
+            leaf.requires_grad_()
+        self.of_z = m.normal(*latent)
+
+    def __call__(self) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        recon, recon_logvar, mu, logvar = self.leaves
+        z, kl = elbo_ext.rsample_kl(mu, logvar)
+        loss = elbo_ext.elbo_loss(recon, self.x, kl=kl, recon_logvar=recon_logvar).loss
+        return loss, z, torch.autograd.grad([loss, z], self.leaves, [torch.ones_like(loss), self.of_z])
+
+
+def kernels_of(function: Callable[[], object]) -> list[str]:
+    """The names of the kernels that a call launches."""
+    function()
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        function()
+        torch.cuda.synchronize()
+    on_gpu = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    return [name for name in on_gpu if not name.startswith(("Memset", "Memcpy"))]
+
+
+def test_launches_of_a_step() -> None:
+    """A seed, the latent stage, the likelihood, and their two backward passes; torch.ones_like is the test's own."""
+    step = Step()
+    kernels = [name for name in kernels_of(step) if "FillFunctor" not in name]
+    assert 4 <= len(kernels) <= 6, kernels
+
+
+def test_no_synchronization() -> None:
+    """Neither the operators nor what is around them wait for the GPU."""
+    step = Step()
+    step()
+    weight = torch.rand(128, 1, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+        recon, recon_logvar, mu, logvar = step.leaves
+        per_example = elbo_ext.gaussian_log_prob(step.x, recon, recon_logvar.mean(0), weight=weight)
+        kl = elbo_ext.gaussian_kl(mu, log_std=logvar, prior_mu=mu.mean(0), prior_std=2.0)
+        z = elbo_ext.rsample(mu, std=logvar.exp(), num_samples=3)
+        torch.autograd.grad([per_example.sum(), kl.mean(), z.sum()], step.leaves)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_memory_of_a_step() -> None:
+    """Beyond the results and the gradients, next to nothing is allocated."""
+    step = Step((512, 65536), (512, 64))
+    results = step()
+    del results
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    loss, z, gradients = step()
+    kept = sum(t.untyped_storage().nbytes() for t in (z, *gradients))
+    assert torch.cuda.max_memory_allocated() - before <= kept + 0.01 * step.x.nbytes + 2**20
+    assert math.isfinite(loss.item())
+
+
+# ---- the same bits ----
+
+
+@pytest.mark.parametrize("sample", BIG, ids=lambda sample: sample.id)
+def test_same_bits_on_other_streams(sample: Sample) -> None:
+    expected = everything(sample, torch.float32, "cuda")
+    for _ in range(2):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            actual = everything(sample, torch.float32, "cuda")
+        for a, b in zip(actual, expected, strict=True):
+            assert same_bits(a, b)
+
+
+def test_same_bits_with_streams_side_by_side() -> None:
+    """Sums that several kernels make at the same time: no counter and no buffer is shared by two of them."""
+    m = Maker(torch.float32, "cuda", 0)
+    inputs = [(m.normal(64, 50_000), m.normal(64, 50_000), m.scale("logvar").requires_grad_()) for _ in range(4)]
+
+    def work(x: Tensor, mean: Tensor, logvar: Tensor) -> list[Tensor]:
+        value = elbo_ext.gaussian_log_prob(x, mean, logvar, reduction="sum")
+        return [value.detach(), *torch.autograd.grad(value, [logvar])]
+
+    expected = [work(*operands) for operands in inputs]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in inputs]
+    results: list[list[list[Tensor]]] = [[] for _ in inputs]
+    for _ in range(20):
+        for stream, operands, result in zip(streams, inputs, results, strict=True):
+            with torch.cuda.stream(stream):
+                result.append(work(*operands))
+    torch.cuda.synchronize()
+    for result, truth in zip(results, expected, strict=True):
+        for actual in result:
+            assert all(same_bits(a.cpu(), b.cpu()) for a, b in zip(actual, truth, strict=True))
+
+
+# ---- noise ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_is_the_cpus(dtype: torch.dtype) -> None:
+    seeds = torch.tensor([0, -1, 2**62, 12345])
+    for first in (0, 3, 2**34 - 700):
+        on_cpu, on_gpu = (
+            torch.ops.elbo_ext.normal_noise(seeds.to(device), 5001, dtype == torch.float64, first).cpu().double()
+            for device in ("cpu", "cuda")
+        )
+        assert (on_cpu - on_gpu).abs().max() <= 2 * NOISE_ERROR[dtype]
+
+
+# ---- CUDA graphs ----
+
+
+def test_graph_of_a_step() -> None:
+    """A captured step computes what an eager one does, and draws fresh noise on every replay."""
+    step = Step()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss, z, gradients = step()
+
+    recon, recon_logvar, mu, logvar = (leaf.detach().double() for leaf in step.leaves)
+    kl = reference.gaussian_kl(mu, logvar)
+    exact = reference.elbo_loss(recon, step.x.double(), kl=kl, recon_logvar=recon_logvar).loss
+    samples = []
+    for _ in range(5):
+        for leaf in gradients:
+            leaf.fill_(math.nan)
+        graph.replay()
+        samples.append(z.clone())
+        torch.testing.assert_close(loss.double(), exact, rtol=1e-6, atol=0)
+        # dz/dlogvar = eps sigma / 2, and the KL's, which does not depend on the noise.
+        eps = (z.detach().double() - mu) / torch.exp(logvar / 2)
+        of_kl = torch.expm1(logvar) / 2 / len(mu)
+        of_logvar = of_kl + step.of_z.double() * eps * torch.exp(logvar / 2) / 2
+        torch.testing.assert_close(gradients[3].double(), of_logvar, rtol=1e-4, atol=1e-5)
+        assert abs(eps.mean()) < 4.5 / math.sqrt(eps.numel()) and 0.8 < eps.var() < 1.2
+    for i in range(1, 5):
+        assert not torch.equal(samples[i], samples[i - 1])
+
+    # New data in the same place is what a replay sees.
+    with torch.no_grad():
+        step.leaves[0].copy_(step.x)
+    graph.replay()
+    exact = reference.elbo_loss(step.x.double(), step.x.double(), kl=kl, recon_logvar=recon_logvar).loss
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-6, atol=0)
+
+
+def test_replays_beside_eager_work() -> None:
+    """A graph keeps its own counters and buffers: other work of the same kind may run at the same time."""
+    m = Maker(torch.float32, "cuda", 0)
+    x, mean = m.normal(64, 50_000), m.normal(64, 50_000)
+    elbo_ext.gaussian_log_prob(x, mean, reduction="sum")
+    expected = elbo_ext.gaussian_log_prob(x, mean, 0.3, reduction="sum")
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        value = elbo_ext.gaussian_log_prob(x, mean, 0.3, reduction="sum")
+    side = torch.cuda.Stream()
+    for _ in range(30):
+        with torch.cuda.stream(side):
+            graph.replay()
+            copy = value.clone()
+        eager = [elbo_ext.gaussian_log_prob(x, mean, 0.3, reduction="sum") for _ in range(3)]
+        torch.cuda.synchronize()
+        assert all(torch.equal(v, expected) for v in (copy, *eager))
+
+
+# ---- compiled, and under autocast ----
+
+
+@pytest.mark.parametrize("sample", [s for s in CORE if s.function in ("elbo_loss", "rsample_kl")], ids=lambda s: s.id)
+def test_compiled_functions(sample: Sample) -> None:
+    """torch.compile(fullgraph=True) gives the values of eager code."""
+    arguments = sample.make(torch.float32, "cuda")
+    function = getattr(elbo_ext, sample.function)
+    torch.manual_seed(3)
+    eager = function(**arguments)
+    torch._dynamo.reset()
+    torch.manual_seed(3)
+    compiled = torch.compile(function, fullgraph=True, dynamic=False)(**arguments)
+    torch.testing.assert_close(tuple(compiled), tuple(eager), equal_nan=True)
+
+
+def test_compiled_step() -> None:
+    step = Step()
+
+    def loss_of(x: Tensor, recon: Tensor, recon_logvar: Tensor, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+        z, kl = elbo_ext.rsample_kl(mu, logvar)
+        return elbo_ext.elbo_loss(recon, x, kl=kl, recon_logvar=recon_logvar).loss, z
+
+    results = []
+    for function in (loss_of, torch.compile(loss_of, fullgraph=True)):
+        torch.manual_seed(5)
+        loss, z = function(step.x, *step.leaves)
+        results.append((loss, z, *torch.autograd.grad([loss, z.sum()], step.leaves)))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype: torch.dtype) -> None:
+    """A decoder's half-precision output beside float32 data, and a loss in float32."""
+    m = Maker(torch.float32, "cuda", 0)
+    x, h, weight = m.normal(64, 96), m.normal(64, 32), m.normal(96, 32).requires_grad_()
+    mu, logvar = m.normal(64, 8).requires_grad_(), m.scale("logvar", 64, 8).requires_grad_()
+    with torch.autocast("cuda", dtype=dtype):
+        recon = torch.nn.functional.linear(h, weight)
+        assert recon.dtype == dtype
+        recon.retain_grad()
+        loss = elbo_ext.elbo_loss(recon, x, mu, logvar).loss
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert recon.grad.dtype == dtype and weight.grad.dtype == mu.grad.dtype == torch.float32
+    exact = reference.elbo_loss(recon.detach().double(), x.double(), mu.detach().double(), logvar.detach().double())
+    torch.testing.assert_close(loss.detach().double(), exact.loss, rtol=1e-6, atol=0)
+
+
+# ---- several GPUs ----
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA GPU")
+@pytest.mark.parametrize("sample", [s for s in CORE if "empty" not in s.id][::7], ids=lambda sample: sample.id)
+def test_another_gpu_than_the_current_one(sample: Sample) -> None:
+    first = run(sample, sample.make(torch.float32, "cuda:0"))
+    second = run(sample, sample.make(torch.float32, "cuda:1"))
+    assert torch.cuda.current_device() == 0
+    for name, value in second.items():
+        assert value.device == torch.device("cuda", 1)
+        torch.testing.assert_close(value.cpu(), first[name].cpu(), equal_nan=True)
+
+
+# ---- more than 2^31 elements ----
+
+ROWS, COLS = 2**15 + 2**8, 2**16  # 2^31 + 2^24 elements
+PLACES = [(0, 0), (12_345, 678), (2**15 - 1, COLS - 1), (2**15, 0), (2**15 + 7, 4321), (ROWS - 1, COLS - 1)]
+
+
+def test_sums_beyond_32_bits() -> None:
+    """Few elements that count, at both ends: the sum over everything, over rows, and along strides of 2^16."""
+    needs_memory(16)
+    x = torch.zeros(ROWS, COLS, dtype=torch.bfloat16, device="cuda")
+    for k, (i, j) in enumerate(PLACES):
+        x[i, j] = 2.0 + k
+    squares = {place: (2.0 + k) ** 2 for k, place in enumerate(PLACES)}
+    constant = 0.5 * math.log(2 * math.pi)
+    total = elbo_ext.gaussian_log_prob(x, 0.0, reduction="sum").item()
+    assert total == pytest.approx(-0.5 * sum(squares.values()) - constant * x.numel(), rel=1e-6)
+    per_row = elbo_ext.gaussian_log_prob(x, 0.0).double() + constant * COLS
+    for i in {i for i, _ in PLACES}:
+        exact = -0.5 * sum(square for (row, _), square in squares.items() if row == i)
+        assert per_row[i].item() == pytest.approx(exact, abs=0.02)
+    column = elbo_ext.gaussian_log_prob(x.t()[-1:], 0.0).item() + constant * ROWS
+    exact = -0.5 * sum(square for (_, col), square in squares.items() if col == COLS - 1)
+    assert column == pytest.approx(exact, abs=0.02)
+
+
+def test_gradients_beyond_32_bits() -> None:
+    needs_memory(24)
+    x = torch.zeros(ROWS, COLS, dtype=torch.bfloat16, device="cuda")
+    for k, (i, j) in enumerate(PLACES):
+        x[i, j] = 2.0 + k
+    mean = torch.zeros(COLS, device="cuda", requires_grad=True)
+    x.requires_grad_()
+    value = elbo_ext.gaussian_log_prob(x, mean, reduction="sum")
+    dx, dmean = torch.autograd.grad(value, [x, mean])
+    for k, (i, j) in enumerate(PLACES):
+        assert dx[i, j].item() == -(2.0 + k)
+    assert int((dx != 0).sum()) == len(PLACES)
+    for j in {j for _, j in PLACES}:
+        assert dmean[j].item() == pytest.approx(sum(2.0 + k for k, (_, col) in enumerate(PLACES) if col == j))
+    assert int((dmean != 0).sum()) == len({j for _, j in PLACES})
+
+
+def test_samples_beyond_32_bits() -> None:
+    needs_memory(16)
+    size = 2**31 + 5000
+    mu = torch.full((size,), 0.5, dtype=torch.bfloat16, device="cuda")
+    torch.manual_seed(4)
+    seed = int(elbo_ext.ops.draw_seed(torch.device("cuda")))
+    torch.manual_seed(4)
+    z = elbo_ext.rsample(mu, std=2.0)
+    for first in (0, 2**31 - 3000, size - 1001):
+        exact = 0.5 + 2.0 * torch.from_numpy(reference.normal_noise(seed, 1001, offset=first))
+        error = (z[first : first + 1001].cpu().double() - exact).abs()
+        assert bool((error <= 3e-6 + exact.abs() * 2**-8).all()), first
+
+
+# ---- the shapes that choose between kernels ----
+
+SHAPES = [
+    *((3, n) for n in (1, 7, 20, 64, 784, 785, 4096, 65_536, 300_001)),
+    *((2000, n) for n in (1, 3, 20, 64, 784, 785, 5000)),
+    (100_000, 20),
+    (300_000, 3),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_regime(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """Short rows for parts of a warp, rows for a warp, for a block, for several blocks; whole and broken vectors."""
+    m = Maker(dtype, "cuda", 0)
+    scales = {"scalar": (), "row": (shape[0], 1), "column": (shape[1],), "element": shape}
+    for extent, scale_shape in scales.items():
+        operands = [m.normal(*shape), m.normal(*shape), m.scale("logvar", *scale_shape)]
+        for t in operands:
+            t.requires_grad_()
+        full = [t.detach().double().expand(shape).clone().requires_grad_() for t in operands]
+        upstream = torch.linspace(0.5, 1.5, shape[0], device="cuda")
+        for reduction in ("none", "mean"):
+            value = elbo_ext.gaussian_log_prob(*operands, reduction=reduction)
+            exact = reference.gaussian_log_prob(*full, reduction=reduction)
+            torch.testing.assert_close(value.double(), exact, rtol=2e-6, atol=2e-5)
+            flowing = upstream if reduction == "none" else torch.tensor(0.7, device="cuda")
+            gradients = torch.autograd.grad(value, operands, flowing)
+            contributions = torch.autograd.grad(exact, full, flowing.double())
+            for gradient, of_each in zip(gradients, contributions, strict=True):
+                truth, size = (t.sum_to_size(gradient.shape) for t in (of_each, of_each.abs()))
+                # Parts of an element's derivative may cancel; made in the forward pass, it is rounded to its dtype twice.
+                allowed = 1e-6 * (size + size.mean()) + torch.finfo(dtype).eps * truth.abs()
+                assert bool(((gradient.double() - truth).abs() <= allowed).all()), extent
+
+
+def test_a_small_sum_is_exact_in_every_dtype() -> None:
+    m = Maker(torch.float32, "cuda", 0)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        x, mean = m.normal(40, 30, dtype=dtype), m.normal(40, 30, dtype=dtype)
+        wide = in_float64({"x": x, "mean": mean})
+        exact = reference.gaussian_log_prob(**wide).numpy()
+        assert np.allclose(elbo_ext.gaussian_log_prob(x, mean).cpu().double().numpy(), exact, rtol=1e-6)
