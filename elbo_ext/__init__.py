@@ -9,6 +9,7 @@ from .functional import (
     gaussian_log_prob,
     rsample,
     rsample_kl,
+    rsample_with_log_prob,
 )
 from .nn import ELBOLoss
 from .ops import build_info
@@ -26,4 +27,5 @@ __all__ = [
     "reference",
     "rsample",
     "rsample_kl",
+    "rsample_with_log_prob",
 ]

@@ -18,11 +18,14 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from . import reference
-from .ops import FORMS, NONE, REDUCTIONS, TERM_NUMBERS, value_dtype
+from .ops import FORMS, NONE, REDUCTIONS, TERM_NUMBERS, WITH_KL, WITH_LOG_PROB, Z_ALONE, value_dtype
 
 _ops = torch.ops.elbo_ext
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
 _FORM_NAMES = list(FORMS)
+_LOG_PROB_NAMES = {number: name for name, number in WITH_LOG_PROB.items()}
+_SCORE = WITH_LOG_PROB["score"]
+_RESULTS = {Z_ALONE: 1, WITH_KL: 2}  # how many; all others are three
 _TERM_NAMES = {number: name for name, number in TERM_NUMBERS.items()}
 MEAN = REDUCTIONS["mean"]
 
@@ -47,9 +50,13 @@ class LatentSpec(NamedTuple):
     form: int
     prior_form: int
     num_samples: int | None
-    with_kl: bool
+    results: int
     batch_dims: int
     reduction: int
+
+    @property
+    def sample_axes(self) -> int:
+        return int(self.num_samples is not None)
 
 
 # ---- the operators called with a spec and the operands in one tuple; the weight is the last operand of a term ----
@@ -61,8 +68,8 @@ def _term_arguments(spec: TermSpec, operands: Operands) -> tuple[Any, ...]:
 
 
 def _latent_arguments(spec: LatentSpec, seed: Tensor | None, noise: Tensor | None, inputs: Operands) -> tuple[Any, ...]:
-    constants, form, prior_form, num_samples, with_kl, batch_dims, reduction = spec
-    return inputs, constants, form, prior_form, seed, noise, num_samples, with_kl, batch_dims, reduction
+    constants, form, prior_form, num_samples, results, batch_dims, reduction = spec
+    return inputs, constants, form, prior_form, seed, noise, num_samples, results, batch_dims, reduction
 
 
 def _spread(gradients: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
@@ -94,19 +101,26 @@ def _term_in_torch(spec: TermSpec, *operands: Tensor | None) -> Tensor:
 
 def _latent_in_torch(spec: LatentSpec, seed: Tensor | None, noise: Tensor | None, *inputs: Tensor | None):
     dtype = value_dtype(*inputs)
-    mu, scale = (
-        torch.tensor(constant, dtype=dtype) if t is None else t.to(dtype)
-        for t, constant in zip(inputs[:2], spec.constants, strict=False)
+    device = next(t.device for t in inputs if t is not None)
+    mu, scale, *prior = (
+        torch.tensor(constant, dtype=dtype, device=device) if t is None else t.to(dtype)
+        for t, constant in zip(inputs, spec.constants, strict=True)
     )
     shape = torch.broadcast_shapes(*(t.shape for t in inputs if t is not None))
     if spec.num_samples is not None:
         shape = (spec.num_samples, *shape)
     eps = _explicit_noise(seed, shape, dtype)[0] if noise is None else noise.to(dtype)
-    z = (mu + reference.standard_deviation(scale, _FORM_NAMES[spec.form]) * eps).to(_sample_dtype(inputs))
-    if not spec.with_kl:
-        return z
-    kl = TermSpec(TERM_NUMBERS["gaussian_kl"], spec.constants, *spec[1:3], spec.batch_dims, spec.reduction)
-    return z, _term_in_torch(kl, *inputs, None)
+    form = _FORM_NAMES[spec.form]
+    z, log_q = reference.sample_and_log_prob(mu, scale, form, eps, _LOG_PROB_NAMES.get(spec.results, "pathwise"))
+    rounded = z.to(_sample_dtype(inputs))
+    if spec.results == Z_ALONE:
+        return rounded
+    if spec.results == WITH_KL:
+        kl = TermSpec(TERM_NUMBERS["gaussian_kl"], spec.constants, spec.form, spec.prior_form, spec.batch_dims, spec.reduction)
+        return rounded, _term_in_torch(kl, *inputs, None)
+    log_p = reference.TERMS["gaussian"](z, *prior, _FORM_NAMES[spec.prior_form])
+    batch = shape[: spec.batch_dims + spec.sample_axes]
+    return rounded, *(t.expand(shape).reshape(*batch, -1).sum(-1) for t in (log_q, log_p))
 
 
 def _sample_dtype(inputs: Operands) -> torch.dtype:
@@ -298,33 +312,36 @@ class TermSumBackward(Function):
 
 
 class Latent(Function):
-    """``apply(spec, seed, noise, *inputs)``: z, or (z, kl) if spec.with_kl; inputs are mu, scale[, prior_mu, prior_scale]."""
+    """``apply(spec, seed, noise, *inputs)``: z, (z, kl) or (z, log_q, log_p), as spec.results says; inputs are mu and
+    scale, and where there is more than z, prior_mu and prior_scale."""
 
     @staticmethod
     def forward(spec: LatentSpec, seed: Tensor | None, noise: Tensor | None, *inputs: Tensor | None):
         results = _ops.latent(*_latent_arguments(spec, seed, noise, inputs))
-        return tuple(results) if spec.with_kl else results[0]
+        return results[0] if spec.results == Z_ALONE else tuple(results)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         ctx.spec, *tensors = inputs
         ctx.set_materialize_grads(False)
+        if ctx.spec.results == _SCORE:
+            ctx.mark_non_differentiable(output[0])
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def backward(ctx, grad_z: Tensor | None, grad_kl: Tensor | None = None):
-        if grad_z is None and grad_kl is None:
+    def backward(ctx, grad_z: Tensor | None, first: Tensor | None = None, second: Tensor | None = None):
+        if grad_z is None and first is None and second is None:
             return (None,) * len(ctx.needs_input_grad)
         _, _, needs_noise, *needs_inputs = ctx.needs_input_grad
         needs = (*needs_inputs, needs_noise)
         seed, noise, *inputs = ctx.saved_tensors
-        given_on = needs[0] and grad_kl is None and _alike(inputs[0], grad_z)
+        given_on = needs[0] and first is None and second is None and _alike(inputs[0], grad_z)
         if given_on:  # dz/dmu = 1: where nothing else reaches mu, its gradient is that of z, and nothing is written
             needs = (False, *needs[1:])
         gradients = ()
         if any(needs):
-            gradients = _needed_gradients(LatentBackward, ctx.spec, needs, grad_z, grad_kl, seed, noise, *inputs)
+            gradients = _needed_gradients(LatentBackward, ctx.spec, needs, grad_z, first, second, seed, noise, *inputs)
         *of_inputs, of_noise = _spread(gradients, needs)
         if given_on:
             of_inputs[0] = grad_z
@@ -338,10 +355,12 @@ class Latent(Function):
         aligned = _align(inputs, dims, size, expand=True)
         inner = spec._replace(batch_dims=spec.batch_dims + 1, reduction=NONE)
         result = _for_mode(Latent).apply(inner, None, noise, *aligned)
-        axis = 0 if spec.num_samples is None else 1
-        if not spec.with_kl:
+        axis = spec.sample_axes
+        if spec.results == Z_ALONE:
             return result, axis
-        return (result[0], _reduce_mapped(result[1], spec.reduction)), (axis, 0)
+        if spec.results == WITH_KL:
+            return (result[0], _reduce_mapped(result[1], spec.reduction)), (axis, 0)
+        return result, (axis,) * 3
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
@@ -349,12 +368,13 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 
 class LatentBackward(Function):
-    """``apply(spec, needs, grad_z, grad_kl, seed, noise, *inputs)``: the needed gradients of :class:`Latent`, a tuple;
-    the last flag of needs is for the noise."""
+    """``apply(spec, needs, grad_z, first, second, seed, noise, *inputs)``: the needed gradients of :class:`Latent`, a
+    tuple, from those of z and of the results behind z; the last flag of needs is for the noise."""
 
     @staticmethod
-    def forward(spec: LatentSpec, needs, grad_z, grad_kl, seed, noise, *inputs: Tensor | None):
-        return tuple(_ops.latent_backward(*_latent_arguments(spec, seed, noise, inputs), grad_z, grad_kl, needs))
+    def forward(spec: LatentSpec, needs, grad_z, first, second, seed, noise, *inputs: Tensor | None):
+        grads = (grad_z, first, second)[: _RESULTS.get(spec.results, 3)]
+        return tuple(_ops.latent_backward(*_latent_arguments(spec, seed, noise, inputs), grads, needs))
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -363,16 +383,15 @@ class LatentBackward(Function):
         ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def in_torch(spec: LatentSpec, needs, grad_z, grad_kl, seed, noise, *inputs: Tensor | None):
-        wanted = []
+    def in_torch(spec: LatentSpec, needs, grad_z, first, second, seed, noise, *inputs: Tensor | None):
+        grads = (grad_z, first, second)
 
         def function(noise, *inputs):
             results = _latent_in_torch(spec, seed, noise, *inputs)
-            results = results if spec.with_kl else (results,)
-            return tuple(r for r, keep in zip(results, wanted, strict=False) if keep)
+            results = (results,) if spec.results == Z_ALONE else results
+            return tuple(r for r, grad in zip(results, grads, strict=False) if grad is not None)
 
-        wanted.extend([grad_z is not None, grad_kl is not None])
-        cotangents = tuple(g for g in (grad_z, grad_kl) if g is not None)
+        cotangents = tuple(g for g in grads if g is not None)
         of_noise, *of_inputs = _vjp(function, (noise, *inputs), (needs[-1], *needs[:-1]), cotangents)
         return tuple(g for g in (*of_inputs, of_noise) if g is not None)
 
@@ -383,15 +402,27 @@ class LatentBackward(Function):
         )
 
     @staticmethod
-    def vmap(info, in_dims, spec: LatentSpec, needs, grad_z, grad_kl, seed, noise, *inputs: Tensor | None):
-        size, dims = info.batch_size, in_dims[6:]
-        noise_tensor = _mapped_noise(seed, noise, in_dims[4:6], spec, size, inputs, dims)
+    def vmap(info, in_dims, spec: LatentSpec, needs, grad_z, first, second, seed, noise, *inputs: Tensor | None):
+        size, dims = info.batch_size, in_dims[7:]
+        noise_tensor = _mapped_noise(seed, noise, in_dims[5:7], spec, size, inputs, dims)
         aligned = _align(inputs, dims, size, expand=True)
-        inner, grad_kl = _per_example(spec, size, aligned, grad_kl, in_dims[3])
-        axis = 0 if spec.num_samples is None else 1
-        if grad_z is not None:
-            grad_z = grad_z.unsqueeze(axis).expand_as(noise_tensor) if in_dims[2] is None else grad_z.movedim(in_dims[2], axis)
-        gradients = _for_mode(LatentBackward).apply(inner, needs, grad_z, grad_kl, None, noise_tensor, *aligned)
+        axis = spec.sample_axes
+
+        def of_samples(grad: Tensor | None, dim: int | None) -> Tensor | None:
+            if grad is None:
+                return None
+            if dim is not None:
+                return grad.movedim(dim, axis)
+            return grad.unsqueeze(axis).expand(*grad.shape[:axis], size, *grad.shape[axis:])
+
+        if spec.results == WITH_KL:
+            inner, first = _per_example(spec, size, aligned, first, in_dims[3])
+        else:
+            inner, _ = _per_example(spec, size, aligned, None, None)
+            first, second = of_samples(first, in_dims[3]), of_samples(second, in_dims[4])
+        gradients = _for_mode(LatentBackward).apply(
+            inner, needs, of_samples(grad_z, in_dims[2]), first, second, None, noise_tensor, *aligned
+        )
         *of_inputs, of_noise = _spread(gradients, needs)
         result = [g for g in _unalign(of_inputs, inputs, dims, size) if g is not None]
         if of_noise is not None:
@@ -399,7 +430,7 @@ class LatentBackward(Function):
         return tuple(result), (0,) * len(result)
 
 
-# ---- gradients of different weight for different operands of one term ----
+# ---- a value whose gradient is not its own ----
 
 
 class WeightedGradient(Function):
@@ -420,6 +451,24 @@ class WeightedGradient(Function):
         return None, grad * ctx.weight
 
 
+class GradientOf(Function):
+    """``apply(value, surrogate)``: the value, with the gradient of the surrogate, of the same shape."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, surrogate: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return None, grad
+
+
 # ---- forward mode: torch.compile refuses a Function that defines jvp, so only eager code sees these ----
 
 
@@ -438,7 +487,8 @@ class EagerTermSumBackward(TermSumBackward):
 class EagerLatent(Latent):
     @staticmethod
     def jvp(ctx, _, *tangents: Tensor | None):
-        return _jvp(lambda *ts: _latent_in_torch(ctx.spec, *ts), ctx.saved_tensors, tangents)
+        derivative = _jvp(lambda *ts: _latent_in_torch(ctx.spec, *ts), ctx.saved_tensors, tangents)
+        return (None, *derivative[1:]) if ctx.spec.results == _SCORE else derivative
 
 
 class EagerLatentBackward(LatentBackward):
@@ -453,12 +503,19 @@ class EagerWeightedGradient(WeightedGradient):
         return tangent * ctx.weight
 
 
+class EagerGradientOf(GradientOf):
+    @staticmethod
+    def jvp(ctx, _, tangent: Tensor) -> Tensor:
+        return tangent
+
+
 _EAGER = {
     TermSum: EagerTermSum,
     TermSumBackward: EagerTermSumBackward,
     Latent: EagerLatent,
     LatentBackward: EagerLatentBackward,
     WeightedGradient: EagerWeightedGradient,
+    GradientOf: EagerGradientOf,
 }
 
 
@@ -466,7 +523,7 @@ def _needed_gradients(function: type[Function], spec, needs, *tensors: Tensor | 
     """What a backward function returns, in the cheapest way that the caller's mode of differentiation allows."""
     if torch.compiler.is_compiling():
         return function.forward(spec, needs, *tensors)
-    if _batched(*tensors[:2]):  # the upstream gradients are among the first two
+    if _batched(*tensors[:3]):  # the upstream gradients are among the first three
         return function.in_torch(spec, needs, *tensors)
     if torch.is_grad_enabled() or _transformed():
         return _EAGER[function].apply(spec, needs, *tensors)
@@ -513,8 +570,10 @@ class PlainLatent(Latent):
         ctx.spec = spec
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(seed, noise, *inputs)
-        results = _ops.latent(*_latent_arguments(spec, seed, noise, inputs))
-        return tuple(results) if spec.with_kl else results[0]
+        z, *others = _ops.latent(*_latent_arguments(spec, seed, noise, inputs))
+        if spec.results == _SCORE:
+            ctx.mark_non_differentiable(z)
+        return (z, *others) if others else z
 
 
 # ---- the fast path: gradients in the forward pass ----
@@ -633,6 +692,10 @@ _scalar_elbo = _plain_apply(ScalarELBO)
 
 def weighted_gradient(weight: float, t: Tensor) -> Tensor:
     return _for_mode(WeightedGradient).apply(weight, t)
+
+
+def with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
+    return _for_mode(GradientOf).apply(value.detach(), surrogate)
 
 
 def term_sum(spec: TermSpec, operands: Operands) -> Tensor:

@@ -4,10 +4,12 @@ x is observed and z latent; q(z|x) is the variational posterior, p(x, z) = p(x|z
 
     ln p(x) = ELBO(x) + KL(q(z|x) || p(z|x)),    ELBO(x) = E_q[ln w],    w = p(x, z) / q(z|x)
 
-so that the ELBO is a lower bound, tight exactly if q is the posterior. Estimators take log-weights ln w of K samples
-z_1 ... z_K of q, on axis 0 unless told otherwise. Everything is in nats.
+so that the ELBO is a lower bound, tight exactly if q is the posterior. Samples z_1 ... z_K of q are on axis 0. Everything
+is in nats.
 
-- from log-weights: :func:`iwae_bound`;
+- estimators of the bound and of its gradient (estimators.py), from a function ln p(x|z) and a Gaussian q:
+  :func:`sgvb_a`, :func:`sgvb_b`, :func:`sticking_the_landing`, :func:`iwae`, :func:`dreg`, :func:`score_function`;
+- what they are made of: :func:`elbo_ext.rsample_with_log_prob`, and :func:`iwae_bound` of any log-weights ln w;
 - the ELBO as physics has it: :func:`free_energy`;
 - controls of the KL in training (kl_controls.py): :func:`free_bits`, :func:`capacity`, :func:`balanced_kl`, schedules;
 - the exact bound of a linear Gaussian model (linear_gaussian.py): :class:`LinearGaussian`.
@@ -15,13 +17,12 @@ z_1 ... z_K of q, on axis 0 unless told otherwise. Everything is in nats.
 How far a bound is from ln p(x) is a question for :mod:`elbo_ext.diagnostics`.
 """
 
-import math
 from typing import Any
 
 from torch import Tensor
 
-from . import arguments
-from .functional import elbo_loss
+from .estimators import dreg, iwae, iwae_bound, score_function, sgvb_a, sgvb_b, sticking_the_landing
+from .functional import elbo_loss, rsample_with_log_prob
 from .kl_controls import (
     CosineSchedule,
     CyclicalSchedule,
@@ -32,7 +33,6 @@ from .kl_controls import (
     free_bits,
 )
 from .linear_gaussian import LinearGaussian
-from .ops import REDUCTIONS, value_dtype
 
 __all__ = [
     "CosineSchedule",
@@ -42,38 +42,17 @@ __all__ = [
     "LogisticSchedule",
     "balanced_kl",
     "capacity",
+    "dreg",
     "free_bits",
     "free_energy",
+    "iwae",
     "iwae_bound",
+    "rsample_with_log_prob",
+    "score_function",
+    "sgvb_a",
+    "sgvb_b",
+    "sticking_the_landing",
 ]
-
-
-def iwae_bound(log_weights: Tensor, *, dim: int = 0, reduction: str = "none") -> Tensor:
-    """Importance-weighted bound, L_K = ln 1/K sum_k w_k, from log-weights ln w_k = ln p(x, z_k) - ln q(z_k|x).
-
-    Burda, Grosse & Salakhutdinov 2016 ("Importance Weighted Autoencoders"), equation 8. ELBO = E[L_1] <= E[L_K] <=
-    E[L_K+1] <= ln p(x): the bias is about -Var[w] / (2 K p(x)^2) (Nowozin 2018, "Debiasing Evidence Approximations").
-    The trade-off: with K the bound gets tighter and its value less noisy, but the signal-to-noise ratio of its gradient
-    by the parameters of q falls as 1 / sqrt(K), while that by the model's parameters rises as sqrt(K) (Rainforth et al.
-    2018, "Tighter Variational Bounds are Not Necessarily Better").
-
-    Args:
-        log_weights: ln w ``[K, *batch]``, or with the K samples on another axis; K >= 1.
-        dim: the axis of the samples.
-        reduction: over the batch: "none", "sum" or "mean".
-
-    Returns:
-        The bound in nats, ``[*batch]`` or a scalar; float64 if the weights are, else float32. Samples of weight zero
-        (-inf) count among the K; -inf if all are. There the gradient, which is the normalized weights, is 0/0 = NaN.
-
-    Raises:
-        ValueError, TypeError: if log_weights is no floating-point tensor, dim is none of its axes or has no samples, or
-            the reduction does not exist.
-    """
-    arguments.samples("log_weights", log_weights, dim)
-    number = arguments.reduction(reduction)
-    bound = log_weights.to(value_dtype(log_weights)).logsumexp(dim) - math.log(log_weights.shape[dim])
-    return _reduce(bound, number)
 
 
 def free_energy(
@@ -99,9 +78,3 @@ def free_energy(
     if "beta" in options:
         raise ValueError(f"beta must not be given: the free energy has beta = 1, got {options['beta']}")
     return elbo_loss(recon, x, mu, logvar, reduction=reduction, **options).loss
-
-
-def _reduce(examples: Tensor, reduction: int) -> Tensor:
-    if reduction == REDUCTIONS["sum"]:
-        return examples.sum()
-    return examples.mean() if reduction == REDUCTIONS["mean"] else examples

@@ -33,10 +33,19 @@ from torch import Tensor
 
 from . import arguments, autograd
 from .autograd import LatentSpec, TermSpec
-from .ops import FORMS, NONE, REDUCTIONS, TERM_NUMBERS, draw_seed, value_dtype
+from .ops import FORMS, NONE, REDUCTIONS, TERM_NUMBERS, WITH_KL, WITH_LOG_PROB, Z_ALONE, draw_seed, value_dtype
 from .reference import ELBO
 
-__all__ = ["ELBO", "bernoulli_log_prob", "elbo_loss", "gaussian_kl", "gaussian_log_prob", "rsample", "rsample_kl"]
+__all__ = [
+    "ELBO",
+    "bernoulli_log_prob",
+    "elbo_loss",
+    "gaussian_kl",
+    "gaussian_log_prob",
+    "rsample",
+    "rsample_kl",
+    "rsample_with_log_prob",
+]
 
 Scale = Tensor | float | None
 
@@ -111,7 +120,7 @@ def rsample(
     named = {"mu": arguments.tensor("mu", mu), name: scale}
     shape = arguments.broadcast(named)
     inputs, constants = _operands(named.values())
-    spec = LatentSpec(constants, form, _NO_FORM, arguments.num_samples(num_samples), False, len(shape), NONE)
+    spec = LatentSpec(constants, form, _NO_FORM, arguments.num_samples(num_samples), Z_ALONE, len(shape), NONE)
     return autograd.latent(spec, *_seed_or_noise(mu, shape, spec, generator, noise), inputs)
 
 
@@ -156,9 +165,68 @@ def rsample_kl(
         form,
         prior_form,
         arguments.num_samples(num_samples),
-        True,
+        WITH_KL,
         arguments.batch_dims(batch_dims, shape),
         arguments.reduction(reduction),
+    )
+    return autograd.latent(spec, *_seed_or_noise(mu, shape, spec, generator, noise), inputs)
+
+
+def rsample_with_log_prob(
+    mu: Tensor,
+    logvar: Scale = None,
+    prior_mu: Tensor | float | None = None,
+    prior_logvar: Scale = None,
+    *,
+    log_std: Scale = None,
+    std: Scale = None,
+    var: Scale = None,
+    prior_log_std: Scale = None,
+    prior_std: Scale = None,
+    prior_var: Scale = None,
+    num_samples: int | None = None,
+    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
+    batch_dims: int = 1,
+    gradient: str = "pathwise",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A sample z of q = N(mu, diag sigma^2), ln q(z) and ln p(z) of the prior, N(0, I) by default, in one pass.
+
+    z = mu + sigma * eps as in :func:`rsample`. ln q = sum -1/2 (eps^2 + ln sigma^2 + ln 2 pi) is computed from the noise, so
+    that it is exact for any sigma, where (z - mu) / sigma has lost its digits to the rounding of z. ln p is that of z
+    before z is rounded to its dtype.
+
+    Args:
+        mu, logvar, num_samples, generator, noise: as in :func:`rsample`.
+        prior_mu, prior_logvar, batch_dims: as in :func:`gaussian_kl`.
+        gradient: ln q depends on mu and sigma directly, and by way of z. What its gradient takes account of:
+
+            - "pathwise": both, which leaves -1/2 d ln sigma^2 (Kingma & Welling 2014, section 2.4);
+            - "sticking_the_landing": z alone. What is left out, the score, has mean zero (Roeder, Wu & Duvenaud 2017);
+            - "score": the direct dependence alone, eps / sigma for mu and (eps^2 - 1) / 2 for ln sigma^2 (Williams
+              1992). z is then a constant, also to ln p and to the caller.
+
+    Returns:
+        ``(z, log_q, log_p)``: z as from :func:`rsample`, of the joint shape of all four; log_q and log_p in nats, of the
+        batch shape; float64 if any operand is, else float32. With K samples all have a leading axis K.
+
+    Raises:
+        ValueError, TypeError: see the module's conventions; ValueError for an unknown ``gradient``.
+    """
+    named, form, prior_form = _posterior_and_prior(
+        mu, (logvar, log_std, std, var), prior_mu, (prior_logvar, prior_log_std, prior_std, prior_var)
+    )
+    arguments.one_of("gradient", gradient, tuple(WITH_LOG_PROB))
+    shape = arguments.broadcast(named)
+    inputs, constants = _operands(named.values())
+    spec = LatentSpec(
+        constants,
+        form,
+        prior_form,
+        arguments.num_samples(num_samples),
+        WITH_LOG_PROB[gradient],
+        arguments.batch_dims(batch_dims, shape),
+        NONE,
     )
     return autograd.latent(spec, *_seed_or_noise(mu, shape, spec, generator, noise), inputs)
 

@@ -19,12 +19,25 @@ except ImportError as error:
         "reinstall with 'pip install .' from the source folder; torch >= 2.11 is needed"
     ) from error
 
-__all__ = ["FORMS", "NONE", "REDUCTIONS", "TERM_NUMBERS", "build_info", "draw_seed"]
+__all__ = [
+    "FORMS",
+    "NONE",
+    "REDUCTIONS",
+    "TERM_NUMBERS",
+    "WITH_KL",
+    "WITH_LOG_PROB",
+    "Z_ALONE",
+    "build_info",
+    "draw_seed",
+]
 
 # Numbers of the operator schema (csrc/ops/schema.cpp).
 FORMS = {"logvar": 0, "log_std": 1, "std": 2, "var": 3}
 REDUCTIONS = {"none": 0, "sum": 1, "mean": 2}
 NONE = REDUCTIONS["none"]
+# What the latent stage returns: z alone, z and the KL, or z, log q and log p, by how log q is differentiated.
+Z_ALONE, WITH_KL = 0, 1
+WITH_LOG_PROB = {"pathwise": 2, "sticking_the_landing": 3, "score": 4}
 TERM_NUMBERS: dict[str, int] = _C.terms()
 
 
@@ -168,19 +181,24 @@ def _one_number(expanded_to: Sequence[int], like: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("elbo_ext::latent")
-def _(inputs, constants, form, prior_form, seed, noise, num_samples, with_kl, batch_dims, reduction):
+def _(inputs, constants, form, prior_form, seed, noise, num_samples, results, batch_dims, reduction):
     mu, scale = inputs[:2]
     full = _broadcast(inputs)
     dtype = _z_dtype(mu, scale)
     first = mu if mu is not None else _first(inputs)
+    samples = () if num_samples is None else (num_samples,)
     if num_samples is None and first.shape == full:
         z = torch.empty_like(first, dtype=dtype)
     else:
-        z = first.new_empty((*(() if num_samples is None else (num_samples,)), *full), dtype=dtype)
-    if not with_kl:
-        return [z]
-    shape = full[:batch_dims] if reduction == NONE else ()
-    return [z, first.new_empty(shape, dtype=value_dtype(*inputs))]
+        z = first.new_empty((*samples, *full), dtype=dtype)
+    batch = full[:batch_dims]
+    if results == Z_ALONE:
+        shapes = []
+    elif results == WITH_KL:
+        shapes = [batch if reduction == NONE else ()]
+    else:
+        shapes = [(*samples, *batch)] * 2
+    return [z, *(first.new_empty(shape, dtype=value_dtype(*inputs)) for shape in shapes)]
 
 
 def _z_dtype(mu: Tensor | None, scale: Tensor | None) -> torch.dtype:
@@ -190,7 +208,7 @@ def _z_dtype(mu: Tensor | None, scale: Tensor | None) -> torch.dtype:
 
 
 @torch.library.register_fake("elbo_ext::latent_backward")
-def _(inputs, constants, form, prior_form, seed, noise, num_samples, with_kl, batch_dims, reduction, grad_z, grad_kl, needs):
+def _(inputs, constants, form, prior_form, seed, noise, num_samples, results, batch_dims, reduction, grads, needs):
     full = _broadcast(inputs)
     gradients = _gradients(inputs, needs[:-1])
     if noise is not None and needs[-1]:

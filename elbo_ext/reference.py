@@ -32,7 +32,10 @@ __all__ = [
     "philox4x32_10",
     "rsample",
     "rsample_kl",
+    "rsample_with_log_prob",
 ]
+
+LOG_TWO_PI = math.log(2 * math.pi)
 
 
 class ELBO(NamedTuple):
@@ -166,7 +169,28 @@ def _gaussian(x: Tensor, mean: Tensor, scale: Tensor, form: str) -> Tensor:
     """
     logvar = _logvar(scale, form)
     z = _standardize(x - mean, logvar)
-    return -0.5 * (z * z + logvar + math.log(2 * math.pi))
+    return -0.5 * (z * z + logvar + LOG_TWO_PI)
+
+
+def sample_and_log_prob(mu: Tensor, scale: Tensor, form: str, eps: Tensor, gradient: str) -> tuple[Tensor, Tensor]:
+    """z = mu + sigma * eps and, element by element, ln N(z; mu, sigma^2) = -1/2 (eps^2 + ln sigma^2 + ln 2 pi).
+
+    ln q depends on the parameters of q in two ways: directly, and by way of z. ``gradient`` says which of them is
+    differentiated; the values are the same.
+
+    - "pathwise": both, which leaves -1/2 d ln sigma^2: eps does not depend on them.
+    - "sticking_the_landing": by way of z alone (Roeder, Wu & Duvenaud 2017, "Sticking the Landing").
+    - "score": directly alone, z being a constant, also to whatever else is made of it (Williams 1992).
+    """
+    z = mu + standard_deviation(scale, form) * eps
+    logvar = _logvar(scale, form)
+    if gradient == "sticking_the_landing":
+        logvar = logvar.detach()
+        eps = eps.detach() + _standardize(z - z.detach(), logvar)
+    elif gradient == "score":
+        z, eps = z.detach(), eps.detach()
+        eps = eps * ((logvar.detach() - logvar) / 2).exp() - _standardize(mu - mu.detach(), logvar)
+    return z, -(eps.square() + logvar + LOG_TWO_PI) / 2
 
 
 def _bernoulli(x: Tensor, logits: Tensor) -> Tensor:
@@ -385,6 +409,48 @@ def rsample_kl(
     rows = {"batch_dims": batch_dims, "reduction": reduction}
     kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, **own, **prior, **rows)
     return z, kl
+
+
+def rsample_with_log_prob(
+    mu: Tensor,
+    logvar: Tensor | float | None = None,
+    prior_mu: Tensor | float | None = None,
+    prior_logvar: Tensor | float | None = None,
+    *,
+    log_std: Tensor | float | None = None,
+    std: Tensor | float | None = None,
+    var: Tensor | float | None = None,
+    prior_log_std: Tensor | float | None = None,
+    prior_std: Tensor | float | None = None,
+    prior_var: Tensor | float | None = None,
+    num_samples: int | None = None,
+    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
+    batch_dims: int = 1,
+    gradient: str = "pathwise",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A sample z of q, ln q(z) and the prior's ln p(z), each summed over the elements of an example.
+
+    ln q comes from the noise (:func:`sample_and_log_prob`), so that it is exact however small sigma is. With K samples
+    all three have a leading axis K.
+    """
+    own = {"log_std": log_std, "std": std, "var": var}
+    priors = (prior_mu, prior_logvar, prior_log_std, prior_std, prior_var)
+    joint = torch.broadcast_tensors(mu, *(v for v in (logvar, *own.values(), *priors) if isinstance(v, Tensor)))[0].shape
+    scale, form = _pick_scale(logvar, **own)
+    prior_scale, prior_form = _pick_scale(prior_logvar, prior_log_std, prior_std, prior_var)
+    dtype = torch.promote_types(mu.dtype, scale.dtype) if isinstance(scale, Tensor) else mu.dtype
+    mean, scale, prior_mean, prior_scale, eps = _tensors(mu, scale, 0.0 if prior_mu is None else prior_mu, prior_scale, noise)
+    shape = joint if num_samples is None else (num_samples, *joint)
+    if eps is None:  # the noise is what turns a standard normal into itself
+        zeros = torch.zeros(joint, dtype=mean.dtype, device=mean.device)
+        eps = rsample(zeros, 0.0, num_samples=num_samples, generator=generator)
+    z, log_q = sample_and_log_prob(mean, scale, form, eps, gradient)
+    log_p = _gaussian(z, prior_mean, prior_scale, prior_form)
+    batch = shape[: batch_dims + (num_samples is not None)]
+    elements = math.prod(shape[len(batch) :])
+    log_q, log_p = (t.expand(shape).reshape(*batch, elements).sum(-1) for t in (log_q, log_p))
+    return z.expand(shape).to(dtype), log_q, log_p
 
 
 def gaussian_log_prob(

@@ -1,67 +1,25 @@
 // Reparameterized sampling, z = mu + sigma * eps, alone or together with the KL to the prior, and its backward pass.
 // The noise is made in registers from (seed, element number), here and again in the backward pass; it is never stored.
 #include "kernels.h"
-#include "normals.h"
-#include "term_tile.h"
+#include "latent_tile.h"
 
 namespace elbo_ext {
 namespace {
-
-enum Slot { kMu, kScale, kPriorMu, kPriorScale };  // as GaussianKL takes them
-
-// The noise of one tile of one sample.
-template <class R>
-struct Noise {
-  NormalBuffer<R, kTile> normals;
-  Buffer<R> buffer;
-
-  Lane<R> load(const LatentProblem& p, const Tile& tile, int64_t sample) {
-    if (p.seed == nullptr) {
-      Operand noise = p.noise;
-      noise.data = advance(noise, sample * p.noise_sample_stride);
-      return elbo_ext::load(p.space, noise, tile, buffer);
-    }
-    const int64_t first = (sample * p.space.rows + tile.row) * p.space.cols + tile.col;
-    return {normals.fill(*p.seed, first, tile.size()), 1};
-  }
-
-  static void* advance(const View& view, int64_t elements) {
-    constexpr int64_t kBytes[] = {4, 8, 2, 2, 1};  // in the order of DType
-    return static_cast<char*>(view.data) + elements * kBytes[static_cast<int>(view.dtype)];
-  }
-};
-
-// Applies body(i, count) to the registers of a tile; the last one may be partly filled.
-template <class R, class Body>
-ELBO_INLINE void for_each_register(int64_t size, Body&& body) {
-  constexpr int64_t kWidth = Vec<R>::size();
-  int64_t i = 0;
-  for (; i + kWidth <= size; i += kWidth) body(i, kWidth);
-  if (i < size) body(i, size - i);
-}
-template <class R>
-ELBO_INLINE Vec<R> get(const Lane<R>& lane, int64_t i, int64_t count) {
-  const R* at = lane.data + i * lane.step;
-  return lane.step == 0 || count == Vec<R>::size() ? Vec<R>::loadu(at) : Vec<R>::loadu(at, count);
-}
-template <class R>
-ELBO_INLINE void put(R* to, Vec<R> numbers, int64_t count) {
-  count == Vec<R>::size() ? numbers.store(to) : numbers.store(to, count);
-}
 
 template <class R>
 void run_forward(const LatentProblem& p, int64_t begin, int64_t end) {
   Buffer<R> buffer[kMaxInputs], sigma, z_buffer;
   Noise<R> noise;
   Sums<R> sums(p.space, p.kl.row, p.block_sum);
+  const bool with_kl = p.results == kWithKL;
   TermTile<R> t;
 
   for (int64_t group = begin; group < end; ++group) {  // a group is one block here
     for_each_tile(p.space, p.blocks, group, Cut{}, [&](const Tile& tile) {
       t.size = tile.size();
-      const int inputs = p.with_kl ? kMaxInputs : 2;
+      const int inputs = with_kl ? kMaxInputs : 2;
       for (int k = 0; k < inputs; ++k) t.input[k] = load(p.space, p.input[k], tile, buffer[k]);
-      if (p.with_kl) {
+      if (with_kl) {
         t.value = sums.values_of_short_rows();
         run_term<GaussianKL, R, false>(t, p.form, p.prior_form);
         sums.add(tile, t.sum);
@@ -82,24 +40,6 @@ void run_forward(const LatentProblem& p, int64_t begin, int64_t end) {
       }
     });
     sums.end_block(group);
-  }
-}
-
-// What the samples add to the gradient of mu or of the scale, delivered behind what the KL has put there (`add`).
-template <class R, class Number>
-void deliver(GradientTile<R>& gradient, int64_t size, bool add, Number&& number) {
-  if (gradient.numbers) {
-    for_each_register<R>(size, [&](int64_t i, int64_t count) {
-      Vec<R> value = number(i, count);
-      if (add) value = value + get(Lane<R>{gradient.numbers, 1}, i, count);
-      put(gradient.numbers + i, value, count);
-    });
-  } else if (gradient.add_up) {
-    Vec<R> sum(R(0));
-    for_each_register<R>(size, [&](int64_t i, int64_t count) {
-      sum = sum + Vec<R>::set(Vec<R>(R(0)), number(i, count), count);
-    });
-    gradient.sum = (add ? gradient.sum : 0.0) + sum_lanes(sum);
   }
 }
 

@@ -310,11 +310,11 @@ struct GatherLatent {
 
 // ---- on the host ----
 
-LatentCommon common_of(const LatentProblem& p) {
+LatentCommon common_of(const LatentProblem& p, bool with_kl) {
   LatentCommon common{};
   common.form = p.form;
   common.prior_form = p.prior_form;
-  common.with_kl = p.with_kl;
+  common.with_kl = with_kl;
   common.samples = p.samples;
   common.elements = p.space.elements();
   common.seed = p.seed;
@@ -341,12 +341,13 @@ auto forward_of(bool dense, Forms forms) -> void (*)(ForwardParams) {
 
 template <class R>
 const char* run_forward(const LatentProblem& p, const CudaCall& call) {
+  const bool with_kl = p.results == kWithKL;
   ForwardParams params{};
-  params.common = common_of(p);
+  params.common = common_of(p, with_kl);
   params.z_step = p.z_sample_stride;
   const Dimensions dims(p.space);
   // Rows matter only where their sums are asked for.
-  const bool by_row = p.with_kl && p.kl.row != nullptr;
+  const bool by_row = with_kl && p.kl.row != nullptr;
   const int64_t cols = by_row ? p.space.cols : p.space.elements(), rows = by_row ? p.space.rows : 1;
   const Spread work = spread(rows, cols, kGroup<R>, call.device);
   params.units = work.units;
@@ -359,7 +360,7 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
   const DType compute = p.compute_double ? DType::kDouble : DType::kFloat;
   UnitSums<1> unit_sums(params.kl, work.units, dims, cols, call);
   if (by_row) unit_sums.add(0, dense_rows(p.kl.row, compute, p.space));
-  if (p.with_kl && p.kl.total != nullptr) params.kl.total(0, {as_bytes(p.kl.total), compute}, p.kl.divisor);
+  if (with_kl && p.kl.total != nullptr) params.kl.total(0, {as_bytes(p.kl.total), compute}, p.kl.divisor);
   const char* error = prepare_totals(params.kl, work.blocks, call);
   if (error == nullptr)
     error = launch(forward_of<R>(is_dense<R>(params.layout, p, cols), class_of(p.form, p.prior_form)),
@@ -402,7 +403,7 @@ template <class R>
 const char* run_backward(const LatentProblem& p, const CudaCall& call) {
   BackwardParams params{};
   BackwardCommon& common = params.common;
-  static_cast<LatentCommon&>(common) = common_of(p);
+  static_cast<LatentCommon&>(common) = common_of(p, p.with_kl);
   common.with_samples = p.grad_z.present();
   common.grad_z_step = p.grad_z_sample_stride;
   common.upstream_constant = p.upstream_kl.constant;
@@ -446,10 +447,12 @@ const char* run_backward(const LatentProblem& p, const CudaCall& call) {
 
 template <>
 const char* latent<ELBO_REAL>(const LatentProblem& p, const CudaCall& call) {
+  if (p.results >= kPathwise) return "log q and log p have no CUDA kernel yet";
   return run_forward<ELBO_REAL>(p, call);
 }
 template <>
 const char* latent_backward<ELBO_REAL>(const LatentProblem& p, const CudaCall& call) {
+  if (p.with_log_prob) return "log q and log p have no CUDA kernel yet";
   return run_backward<ELBO_REAL>(p, call);
 }
 

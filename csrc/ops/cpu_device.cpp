@@ -10,6 +10,7 @@
 #include <torch/headeronly/util/Half.h>
 
 #include "../cpu/dispatch.h"
+#include "../terms/sample.h"
 
 namespace elbo_ext {
 namespace {
@@ -95,14 +96,15 @@ void read_uniform(Upstream& upstream) {
 // The blocks' sums of the values, and the last step to what is wanted of them.
 class BlockSums {
  public:
-  // Problem is a TermSumProblem or a LatentProblem whose blocks are set.
+  // Problem is a TermSumProblem or a LatentProblem whose blocks are set; `block_sum` is where its kernel puts them.
   template <class Problem>
-  BlockSums(Problem& problem, Values& values) : blocks_(problem.blocks), compute_(compute_type(problem.compute_double)) {
+  BlockSums(const Problem& problem, Values& values, double*& block_sum)
+      : blocks_(problem.blocks), compute_(compute_type(problem.compute_double)) {
     if (values.total != nullptr || (values.row != nullptr && blocks_.blocks_per_row > 1)) {
       wanted_ = values;
       values.row = nullptr;  // not for the kernel to write
       sums_.resize(blocks_.count);
-      problem.block_sum = sums_.data();
+      block_sum = sums_.data();
     }
   }
 
@@ -201,7 +203,7 @@ class CpuDevice final : public Device {
     PartialGradients gradients(problem.gradient);
     problem.blocks = make_blocks(problem.space, gradients.max_groups(problem.space.elements()));
     gradients.allocate(problem.blocks.groups);
-    BlockSums sums(problem, problem.values);
+    BlockSums sums(problem, problem.values, problem.block_sum);
     run_parallel(problem.blocks, problem.space.elements(), kLeastElements,
                  [&](int64_t begin, int64_t end) { cpu_kernels().term_sum(problem, begin, end); });
     sums.finish();
@@ -211,19 +213,24 @@ class CpuDevice final : public Device {
 
   void latent(const Site&, LatentProblem& problem) const override {
     problem.blocks = make_blocks(problem.space, 0);
-    BlockSums sums(problem, problem.kl);
+    BlockSums kl(problem, problem.kl, problem.block_sum);
+    BlockSums log_q(problem, problem.log_q, problem.block_sum_q), log_p(problem, problem.log_p, problem.block_sum_p);
+    const CpuKernels& kernels = cpu_kernels();
+    const auto kernel = problem.results >= kPathwise ? kernels.log_prob : kernels.latent;
     run_parallel(problem.blocks, problem.elements(), kLeastDraws,
-                 [&](int64_t begin, int64_t end) { cpu_kernels().latent(problem, begin, end); });
-    sums.finish();
+                 [&](int64_t begin, int64_t end) { kernel(problem, begin, end); });
+    for (const BlockSums* sums : {&kl, &log_q, &log_p}) sums->finish();
   }
 
   void latent_backward(const Site&, LatentProblem& problem) const override {
     read_uniform(problem.upstream_kl);
+    const CpuKernels& kernels = cpu_kernels();
+    const auto kernel = problem.with_log_prob ? kernels.log_prob_backward : kernels.latent_backward;
     PartialGradients gradients(problem.gradient);
     problem.blocks = make_blocks(problem.space, gradients.max_groups(problem.space.elements()));
     gradients.allocate(problem.blocks.groups);
     run_parallel(problem.blocks, problem.elements(), kLeastDraws,
-                 [&](int64_t begin, int64_t end) { cpu_kernels().latent_backward(problem, begin, end); });
+                 [&](int64_t begin, int64_t end) { kernel(problem, begin, end); });
     gradients.finish();
   }
 

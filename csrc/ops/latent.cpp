@@ -1,6 +1,7 @@
 // The operators of the latent stage. Schemas: schema.cpp.
 #include <torch/csrc/stable/library.h>
 
+#include "../terms/sample.h"
 #include "device.h"
 #include "gradients.h"
 
@@ -13,15 +14,17 @@ struct Call {
   std::optional<int64_t> num_samples;
   Dims shape;                // of one sample
   Dims sample_shape;         // with the leading axis of samples, if there is one
+  bool samples_are_rows = false;
   const Tensor* like;
   LatentProblem problem;
 
   Call(const OptionalTensors& inputs, const std::vector<double>& constants, int64_t form, int64_t prior_form,
        const std::optional<Tensor>& seed, const std::optional<Tensor>& noise, std::optional<int64_t> num_samples,
-       bool with_kl, int64_t batch_dims)
+       int64_t results, int64_t batch_dims)
       : inputs(inputs), noise(noise), num_samples(num_samples) {
-    STD_TORCH_CHECK(inputs.size() == (with_kl ? 4 : 2) && constants.size() == inputs.size(),
-                    "elbo_ext: latent takes mu and scale, and with_kl prior_mu and prior_scale");
+    STD_TORCH_CHECK(kZAlone <= results && results <= kScore, "elbo_ext: latent has no results ", results);
+    STD_TORCH_CHECK(inputs.size() == (results == kZAlone ? 2 : 4) && constants.size() == inputs.size(),
+                    "elbo_ext: latent takes mu and scale, and for more than z prior_mu and prior_scale");
     STD_TORCH_CHECK(seed.has_value() != noise.has_value(), "elbo_ext: latent takes either a seed or noise");
     std::vector<const Tensor*> tensors;
     for (size_t k = 0; k < inputs.size(); ++k) {
@@ -36,7 +39,7 @@ struct Call {
     problem.compute_double = any_double(tensors);
     problem.form = static_cast<int>(form);
     problem.prior_form = static_cast<int>(prior_form);
-    problem.with_kl = with_kl;
+    problem.results = static_cast<int>(results);
     problem.samples = num_samples.value_or(1);
     sample_shape = shape;
     if (num_samples) sample_shape.insert(sample_shape.begin(), *num_samples);
@@ -60,7 +63,7 @@ struct Call {
   int64_t enter_samples(View& view, const Tensor& tensor, SpaceBuilder& builder) const {
     Dims strides = broadcast_strides(tensor, sample_shape);
     int64_t sample_stride = 0;
-    if (num_samples) {
+    if (num_samples && !samples_are_rows) {
       sample_stride = strides.front();
       strides.erase(strides.begin());
     }
@@ -77,13 +80,28 @@ struct Call {
     return compute_type(mu == DType::kDouble || scale == DType::kDouble);
   }
 
+  // The gradient of log q or log p, one number for each sample and example; returns the distance of the samples.
+  int64_t enter_log_prob(Upstream& upstream, const Tensor& grad, int64_t batch_dims, SpaceBuilder& builder) const {
+    const int64_t axes = num_samples ? 1 : 0;
+    STD_TORCH_CHECK(grad.dim() == batch_dims + axes, "elbo_ext: grad has ", grad.dim(), " dimensions, not ",
+                    batch_dims + axes);
+    Dims strides(shape.size(), 0);
+    for (int64_t i = 0; i < grad.dim(); ++i) {
+      STD_TORCH_CHECK(grad.size(i) == sample_shape[i], "elbo_ext: grad has the wrong shape");
+      if (i >= axes && sample_shape[i] != 1) strides[i - axes] = grad.stride(i);
+    }
+    set_view(upstream, grad);
+    builder.add(upstream, strides);
+    return axes == 0 ? 0 : grad.stride(0);
+  }
+
   int64_t examples(int64_t batch_dims) const { return numel_of(Dims(shape.begin(), shape.begin() + batch_dims)); }
 };
 
 std::vector<Tensor> latent(OptionalTensors inputs, std::vector<double> constants, int64_t form, int64_t prior_form,
                            std::optional<Tensor> seed, std::optional<Tensor> noise, std::optional<int64_t> num_samples,
-                           bool with_kl, int64_t batch_dims, int64_t reduction) {
-  Call call(inputs, constants, form, prior_form, seed, noise, num_samples, with_kl, batch_dims);
+                           int64_t results, int64_t batch_dims, int64_t reduction) {
+  Call call(inputs, constants, form, prior_form, seed, noise, num_samples, results, batch_dims);
   LatentProblem& problem = call.problem;
   const Tensor& mu = inputs[0] ? *inputs[0] : *call.like;
   // The layout of mu carries over to z (channels_last stays channels_last) where they have one shape.
@@ -91,32 +109,45 @@ std::vector<Tensor> latent(OptionalTensors inputs, std::vector<double> constants
   const bool like_mu = std::equal(mu_sizes.begin(), mu_sizes.end(), call.sample_shape.begin(), call.sample_shape.end());
   const Tensor z = like_mu ? empty_like(mu, call.z_type()) : empty(call.sample_shape, call.z_type(), mu);
 
-  SpaceBuilder builder(call.shape, with_kl && reduction == kNone ? batch_dims : 0, /*any_order=*/false);
+  const bool with_kl = results == kWithKL;
+  call.samples_are_rows = results >= kPathwise;
+  int64_t row_dims = with_kl && reduction == kNone ? batch_dims : 0;
+  if (call.samples_are_rows) {
+    row_dims = batch_dims + (num_samples ? 1 : 0);
+    problem.samples = 1;
+  }
+  SpaceBuilder builder(call.samples_are_rows ? call.sample_shape : call.shape, row_dims, /*any_order=*/false);
   call.enter_operands(builder);
   problem.z_sample_stride = call.enter_samples(problem.z, z, builder);
   problem.space = builder.build();
-  std::vector<Tensor> results{z};
+  const bool nothing = problem.space.elements() == 0;
+  std::vector<Tensor> tensors{z};
   if (with_kl) {
-    const Tensor kl = empty_values(call.shape, batch_dims, reduction, problem.compute_double, *call.like);
-    set_values(problem.kl, kl, reduction, call.examples(batch_dims));
-    if (problem.space.elements() == 0 && reduction == kNone) {
-      fill_with_zeros(kl);
-      problem.kl.row = nullptr;
-    }
-    results.push_back(kl);
+    tensors.push_back(empty_values(call.shape, batch_dims, reduction, problem.compute_double, *call.like));
+    set_values(problem.kl, tensors.back(), reduction, call.examples(batch_dims));
+    if (nothing && reduction == kNone) problem.kl.row = nullptr;
   }
+  if (call.samples_are_rows) {
+    for (Values* values : {&problem.log_q, &problem.log_p}) {
+      tensors.push_back(empty_values(call.sample_shape, row_dims, kNone, problem.compute_double, *call.like));
+      if (!nothing) set_values(*values, tensors.back(), kNone, 1);
+    }
+  }
+  if (nothing && problem.kl.total == nullptr)  // sums of nothing
+    for (size_t k = 1; k < tensors.size(); ++k) fill_with_zeros(tensors[k]);
   if (problem.elements() > 0 || problem.kl.row != nullptr || problem.kl.total != nullptr)
     device_of(z).latent({"latent", call.sample_shape, z}, problem);
-  return results;
+  return tensors;
 }
 
 std::vector<Tensor> latent_backward(OptionalTensors inputs, std::vector<double> constants, int64_t form,
                                     int64_t prior_form, std::optional<Tensor> seed, std::optional<Tensor> noise,
-                                    std::optional<int64_t> num_samples, bool with_kl, int64_t batch_dims,
-                                    int64_t reduction, std::optional<Tensor> grad_z, std::optional<Tensor> grad_kl,
-                                    std::vector<bool> needs) {
+                                    std::optional<int64_t> num_samples, int64_t results, int64_t batch_dims,
+                                    int64_t reduction, OptionalTensors grads, std::vector<bool> needs) {
   STD_TORCH_CHECK(needs.size() == inputs.size() + 1, "elbo_ext: needs has ", needs.size(), " flags");
-  Call call(inputs, constants, form, prior_form, seed, noise, num_samples, with_kl, batch_dims);
+  Call call(inputs, constants, form, prior_form, seed, noise, num_samples, results, batch_dims);
+  STD_TORCH_CHECK(grads.size() == (results == kZAlone ? 1 : results == kWithKL ? 2 : 3), "elbo_ext: grads has ",
+                  grads.size(), " entries");
   LatentProblem& problem = call.problem;
   SpaceBuilder builder(call.shape, 0, /*any_order=*/false);
   Gradients gradients(call.shape);
@@ -131,25 +162,34 @@ std::vector<Tensor> latent_backward(OptionalTensors inputs, std::vector<double> 
   if (noise && needs.back()) {
     noise_gradient = empty(call.sample_shape, dtype_of(*noise), *noise);
     problem.noise_gradient_sample_stride = call.enter_samples(problem.noise_gradient, *noise_gradient, builder);
-    if (!grad_z) fill_with_zeros(*noise_gradient);
   }
-  if (problem.samples == 0) grad_z.reset();  // of no samples
-  if (grad_z) problem.grad_z_sample_stride = call.enter_samples(problem.grad_z, *grad_z, builder);
-
-  problem.with_kl = with_kl && grad_kl.has_value();
-  if (problem.with_kl) enter_upstream(problem.upstream_kl, *grad_kl, call.shape, batch_dims, reduction, builder);
+  if (problem.samples == 0)  // of no samples
+    for (size_t k = 0; k < grads.size(); ++k)
+      if (k == 0 || results >= kPathwise) grads[k].reset();
+  if (grads[0]) problem.grad_z_sample_stride = call.enter_samples(problem.grad_z, *grads[0], builder);
+  problem.with_kl = results == kWithKL && grads[1];
+  if (problem.with_kl) enter_upstream(problem.upstream_kl, *grads[1], call.shape, batch_dims, reduction, builder);
+  if (results >= kPathwise) {
+    problem.with_log_prob = grads[1] || grads[2];
+    if (grads[1])
+      problem.upstream_q_sample_stride = call.enter_log_prob(problem.upstream_q, *grads[1], batch_dims, builder);
+    if (grads[2])
+      problem.upstream_p_sample_stride = call.enter_log_prob(problem.upstream_p, *grads[2], batch_dims, builder);
+  }
   problem.space = builder.build();
-  if (problem.space.elements() == 0 || (!problem.with_kl && !grad_z)) {
+  const bool of_prior = problem.with_kl || problem.with_log_prob;
+  if (noise_gradient && !grads[0] && !problem.with_log_prob) fill_with_zeros(*noise_gradient);  // it is not of the KL
+  if (problem.space.elements() == 0 || (!of_prior && !grads[0])) {
     gradients.zero();
   } else {
     device_of(*call.like).latent_backward({"latent_backward", call.sample_shape, *call.like}, problem);
-    if (!problem.with_kl)  // the sample does not depend on the prior
+    if (!of_prior)  // the sample does not depend on the prior
       for (int k : {2, 3})
         if (prior_gradient[k]) fill_with_zeros(*prior_gradient[k]);
   }
-  std::vector<Tensor> results = gradients.take();
-  if (noise_gradient) results.push_back(*noise_gradient);
-  return results;
+  std::vector<Tensor> tensors = gradients.take();
+  if (noise_gradient) tensors.push_back(*noise_gradient);
+  return tensors;
 }
 
 Tensor normal_noise(Tensor seed, int64_t count, bool double_precision, int64_t first) {

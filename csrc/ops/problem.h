@@ -121,10 +121,12 @@ struct TermSumProblem {
 
 // z[k, row, col] = mu + sigma * eps, where eps is element (k * rows + row) * cols + col of the stream of `seed`, or read.
 struct LatentProblem {
+  int results;  // terms/sample.h
   int form, prior_form;
   bool compute_double;
-  bool with_kl;
-  Space space;  // of one sample; its columns and rows count in row-major order of the tensors' dimensions
+  // Of one sample; columns and rows count in row-major order of the tensors' dimensions. Only where log q and log p are
+  // wanted, which are sums over each sample of its own, the samples are rows too, and `samples` is 1.
+  Space space;
   Operand input[kMaxInputs];  // mu, scale, prior_mu, prior_scale, as the term gaussian_kl takes them
   int64_t samples = 1;        // K
   const int64_t* seed = nullptr;
@@ -133,17 +135,22 @@ struct LatentProblem {
   // forward
   View z;
   int64_t z_sample_stride = 0;
-  Values kl;  // by element never
+  Values kl;            // by element never
+  Values log_q, log_p;  // by row
   // backward
   Operand grad_z;  // absent: 0
   int64_t grad_z_sample_stride = 0;
+  bool with_kl = false;        // there is a gradient of the KL
   Upstream upstream_kl;
+  bool with_log_prob = false;  // there is one of log q or log p
+  Upstream upstream_q, upstream_p;
+  int64_t upstream_q_sample_stride = 0, upstream_p_sample_stride = 0;
   GradientSink gradient[kMaxInputs];
   View noise_gradient;
   int64_t noise_gradient_sample_stride = 0;
   // set by the CPU
   Blocks blocks;
-  double* block_sum = nullptr;  // [blocks.count]
+  double *block_sum = nullptr, *block_sum_q = nullptr, *block_sum_p = nullptr;  // [blocks.count]
   int64_t elements() const { return samples * space.elements(); }
 };
 

@@ -15,7 +15,7 @@
   "int term, Tensor?[] inputs, float[] constants, Tensor? weight, int form, int prior_form, int batch_dims, int reduction"
 #define ELBO_LATENT                                                                                             \
   "Tensor?[] inputs, float[] constants, int form, int prior_form, Tensor? seed, Tensor? noise, int? num_samples, " \
-  "bool with_kl, int batch_dims, int reduction"
+  "int results, int batch_dims, int reduction"
 
 STABLE_TORCH_LIBRARY(elbo_ext, library) {
   library.def("term_sum(" ELBO_TERM ") -> Tensor");
@@ -30,10 +30,11 @@ STABLE_TORCH_LIBRARY(elbo_ext, library) {
   library.def(
       "elbo_backward(Tensor(a!)[] gradients, Tensor of_kl, Tensor? grad_loss, Tensor? grad_log_likelihood, "
       "Tensor? grad_kl, float beta) -> Tensor");
-  // z = mu + sigma * eps, and with_kl its KL to the prior; inputs are mu, scale and, with_kl, prior_mu and prior_scale.
+  // z = mu + sigma * eps, alone (results 0), with its KL to the prior (1), or with log q and log p of each sample (2, 3, 4:
+  // csrc/terms/sample.h); inputs are mu and scale, and where there is more than z, prior_mu and prior_scale.
   library.def("latent(" ELBO_LATENT ") -> Tensor[]");
-  // Gradients of the needed inputs and, with the last flag of needs, of the noise.
-  library.def("latent_backward(" ELBO_LATENT ", Tensor? grad_z, Tensor? grad_kl, bool[] needs) -> Tensor[]");
+  // Gradients of the needed inputs and, with the last flag of needs, of the noise, given those of the results.
+  library.def("latent_backward(" ELBO_LATENT ", Tensor?[] grads, bool[] needs) -> Tensor[]");
   // Element i of row j is normal number first + i of the stream of seed j.
   library.def("normal_noise(Tensor seed, int count, bool double_precision, int first=0) -> Tensor");
   // Multiplies gradients in place, without touching their memory where the factor is 1.

@@ -1,7 +1,8 @@
-// All terms.
+// All formulas.
 #pragma once
 
 #include "bernoulli.h"
 #include "gaussian.h"
 #include "gaussian_kl.h"
 #include "list.h"
+#include "sample.h"

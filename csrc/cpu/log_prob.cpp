@@ -1,0 +1,125 @@
+// A sample with log q and log p, and its backward pass. The formulas: terms/sample.h.
+#include "kernels.h"
+#include "latent_tile.h"
+
+namespace elbo_ext {
+namespace {
+
+template <class R>
+bool prior_of_each(const TermTile<R>& t) {
+  return t.input[kPriorScale].step != 0;
+}
+
+// Each sample is a row, or several.
+template <class R>
+void run_forward(const LatentProblem& p, int64_t begin, int64_t end) {
+  using V = Vec<R>;
+  const V zero(R(0));
+  Buffer<R> buffer[kMaxInputs], z_buffer;
+  Noise<R> noise;
+  Sums<R> sums_q(p.space, p.log_q.row, p.block_sum_q), sums_p(p.space, p.log_p.row, p.block_sum_p);
+  TermTile<R> t;
+
+  for (int64_t group = begin; group < end; ++group) {  // a group is one block here
+    for_each_tile(p.space, p.blocks, group, Cut{}, [&](const Tile& tile) {
+      t.size = tile.size();
+      for (int k = 0; k < kMaxInputs; ++k) t.input[k] = load(p.space, p.input[k], tile, buffer[k]);
+      const Lane<R> eps = noise.load(p, tile, 0);
+      R* const out = begin_store(p.space, p.z, tile, z_buffer);
+      R *const values_q = sums_q.values_of_short_rows(), *const values_p = sums_p.values_of_short_rows();
+      const bool each = prior_of_each(t);
+      Scale<V> prior = make_scale(p.prior_form, V(t.input[kPriorScale].data[0]));
+      V sum_q = zero, sum_p = zero;
+      for_each_register<R>(t.size, [&](int64_t i, int64_t count) {
+        const V scale = get(t.input[kScale], i, count), noise_i = get(eps, i, count);
+        const V z = at::vec::fmadd(standard_deviation(p.form, scale), noise_i, get(t.input[kMu], i, count));
+        if (each) prior = make_scale(p.prior_form, get(t.input[kPriorScale], i, count));
+        const V in[] = {z, get(t.input[kPriorMu], i, count)};
+        const V log_q = log_prob_of_sample(p.form, scale, noise_i), log_p = Gaussian<V>::value(prior, in);
+        put(out + i, z, count);
+        if (values_q) put(values_q + i, log_q, count);
+        if (values_p) put(values_p + i, log_p, count);
+        sum_q = sum_q + V::set(zero, log_q, count);
+        sum_p = sum_p + V::set(zero, log_p, count);
+      });
+      finish_store(p.space, p.z, tile, out, z_buffer);
+      sums_q.add(tile, sum_lanes(sum_q));
+      sums_p.add(tile, sum_lanes(sum_p));
+    });
+    sums_q.end_block(group);
+    sums_p.end_block(group);
+  }
+}
+
+// One of the tensors with a slice for each sample; absent: 0.
+template <class R>
+Lane<R> load_sample(const Space& space, Operand operand, int64_t offset, const Tile& tile, Buffer<R>& buffer) {
+  if (operand.present()) operand.data = Noise<R>::advance(operand, offset);
+  return load(space, operand, tile, buffer);
+}
+
+template <class R>
+void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
+  using V = Vec<R>;
+  Buffer<R> buffer[kMaxInputs], z_buffer, q_buffer, p_buffer, noise_gradient_buffer;
+  Buffer<R> sum[kMaxInputs];  // the gradients, over the samples
+  Noise<R> noise;
+  TermTile<R> t;
+
+  for (int64_t group = begin; group < end; ++group) {
+    const int64_t first = group * p.blocks.per_group;
+    for (int64_t block = first; block < std::min(first + p.blocks.per_group, p.blocks.count); ++block) {
+      for_each_tile(p.space, p.blocks, block, Cut{}, [&](const Tile& tile) {
+        t.size = tile.size();
+        for (int k = 0; k < kMaxInputs; ++k) t.input[k] = load(p.space, p.input[k], tile, buffer[k]);
+        for (int k = 0; k < kMaxInputs; ++k) t.gradient[k].begin(p.space, p.gradient[k], tile);
+        const bool each = prior_of_each(t);
+        Scale<V> prior = make_scale(p.prior_form, V(t.input[kPriorScale].data[0]));
+        for (int64_t sample = 0; sample < p.samples; ++sample) {
+          const Lane<R> eps = noise.load(p, tile, sample);
+          const Lane<R> of_z = load_sample(p.space, p.grad_z, sample * p.grad_z_sample_stride, tile, z_buffer);
+          const Lane<R> of_q = load_sample(p.space, p.upstream_q, sample * p.upstream_q_sample_stride, tile, q_buffer);
+          const Lane<R> of_p = load_sample(p.space, p.upstream_p, sample * p.upstream_p_sample_stride, tile, p_buffer);
+          View view = p.noise_gradient;
+          R* out = nullptr;
+          if (view.data != nullptr) {
+            view.data = Noise<R>::advance(view, sample * p.noise_gradient_sample_stride);
+            out = begin_store(p.space, view, tile, noise_gradient_buffer);
+          }
+          for_each_register<R>(t.size, [&](int64_t i, int64_t count) {
+            const Deviation<V> q = make_deviation(p.form, get(t.input[kScale], i, count));
+            if (each) prior = make_scale(p.prior_form, get(t.input[kPriorScale], i, count));
+            const SampleGradient<V> d(p.results, q, prior, get(t.input[kMu], i, count), get(t.input[kPriorMu], i, count),
+                                      get(eps, i, count), get(of_z, i, count), get(of_q, i, count), get(of_p, i, count));
+            const V gradient[kMaxInputs] = {d.mu, d.scale, d.prior_mu, d.prior_scale};
+            for (int k = 0; k < kMaxInputs; ++k) {
+              R* const at = sum[k].data + i;
+              (sample > 0 ? V::loadu(at) + gradient[k] : gradient[k]).store(at);
+            }
+            if (out) put(out + i, d.eps, count);
+          });
+          if (out) finish_store(p.space, view, tile, out, noise_gradient_buffer);
+        }
+        for (int k = 0; k < kMaxInputs; ++k) {
+          deliver(t.gradient[k], t.size, false, [&](int64_t i, int64_t) { return V::loadu(sum[k].data + i); });
+          t.gradient[k].finish(p.space, p.gradient[k], tile, group);
+        }
+      });
+    }
+  }
+}
+
+}  // namespace
+
+namespace CPU_CAPABILITY {
+
+void log_prob(const LatentProblem& p, int64_t begin, int64_t end) {
+  p.compute_double ? run_forward<double>(p, begin, end) : run_forward<float>(p, begin, end);
+}
+
+void log_prob_backward(const LatentProblem& p, int64_t begin, int64_t end) {
+  p.compute_double ? run_backward<double>(p, begin, end) : run_backward<float>(p, begin, end);
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace elbo_ext

@@ -1,0 +1,82 @@
+// A sample z = mu + sigma * eps of q = N(mu, sigma^2), with log q(z) from its noise and log p(z) of the prior:
+//   log q(z) = -1/2 (eps^2 + log sigma^2 + log 2 pi).
+// Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014, section 2.4. (z - mu) / sigma is eps again, but has lost
+// its digits to the rounding of z where sigma is small beside mu.
+#pragma once
+
+#include "gaussian.h"
+
+namespace elbo_ext {
+namespace {
+
+// What the latent stage returns. log q depends on the parameters of q directly and by way of z; the last three say which
+// of the two its gradient takes account of: both; z alone (Roeder, Wu & Duvenaud 2017); the direct dependence alone, z
+// being a constant (Williams 1992). The numbers are part of the operator schema.
+enum Results : int { kZAlone = 0, kWithKL = 1, kPathwise = 2, kStickingTheLanding = 3, kScore = 4 };
+
+template <class T>
+ELBO_INLINE T log_prob_of_sample(int form, T scale, T eps) {
+  using R = Real<T>;
+  return (eps * eps + (log_variance(form, scale) + T(R(kLogTwoPi)))) * T(R(-0.5));
+}
+
+// What q's scale means for its samples.
+template <class T>
+struct Deviation {
+  T sigma;
+  T slope;         // d sigma / d(the scale as given)
+  T over_sigma;    // 1 / sigma, kept finite, so that nothing times it stays nothing
+  T logvar_slope;  // d log sigma^2 / d(the scale as given)
+};
+
+template <class T>
+ELBO_INLINE Deviation<T> make_deviation(int form, T scale) {
+  using R = Real<T>;
+  Deviation<T> d;
+  d.sigma = standard_deviation(form, scale);
+  d.slope = standard_deviation_slope(form, d.sigma);
+  switch (form) {
+    case kLogvar: d.over_sigma = fast_exp(scale * T(R(-0.5))); break;
+    case kLogStd: d.over_sigma = fast_exp(T(R(0)) - scale); break;
+    default: d.over_sigma = T(R(1)) / d.sigma; break;
+  }
+  d.over_sigma = minimum(d.over_sigma, T(kLargest<T>));
+  d.logvar_slope = log_variance_slope(form, scale);
+  return d;
+}
+
+// The gradients by one sample of one element, given those of z, log q and log p.
+template <class T>
+struct SampleGradient {
+  T mu, scale, prior_mu, prior_scale, eps;
+
+  ELBO_INLINE SampleGradient(int results, const Deviation<T>& q, const Scale<T>& prior, T in_mu, T in_prior_mu, T noise, T of_z,
+                             T of_q, T of_p) {
+    using R = Real<T>;
+    const T in[3] = {q.sigma * noise + in_mu, in_prior_mu, T(R(0))};
+    T d[3];
+    Gaussian<T>::gradient(prior, in, d);
+    prior_mu = of_p * d[1];
+    prior_scale = of_p * d[2];
+    const T half = T(R(0.5)), noise_q = of_q * noise;
+    if (results == kScore) {
+      mu = noise_q * q.over_sigma;                                      // (z - mu) / sigma^2
+      scale = (noise_q * noise - of_q) * (half * q.logvar_slope);       // d/dlogvar = (eps^2 - 1) / 2
+      eps = T(R(0));
+      return;
+    }
+    const T by_z = of_z + of_p * d[0];
+    mu = by_z;                                                          // dz/dmu = 1
+    scale = by_z * noise * q.slope;                                     // dz/dscale = eps dsigma/dscale
+    eps = by_z * q.sigma - noise_q;                                     // dz/deps = sigma
+    if (results == kStickingTheLanding) {
+      mu = mu - noise_q * q.over_sigma;                                 // d log q / dz = -eps / sigma
+      scale = scale - noise_q * noise * (half * q.logvar_slope);        // ... times eps dsigma, dsigma / sigma = dlogvar / 2
+    } else {
+      scale = scale - of_q * (half * q.logvar_slope);                   // eps is a constant
+    }
+  }
+};
+
+}  // namespace
+}  // namespace elbo_ext

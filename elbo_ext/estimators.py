@@ -1,0 +1,260 @@
+"""Estimators of the bound from samples of a Gaussian q, and of its gradient. Part of :mod:`elbo_ext.bounds`.
+
+They differ in what they leave to chance. All take the same arguments:
+
+    log_likelihood: ln p(x|z) of samples as a function of z: ``[K, *batch, *latent]`` -> ``[K, *batch]``, in nats. It
+        holds the data and the decoder, and may be any torch code; its tensors get gradients where they require them.
+    mu, logvar: of q, ``[*batch, *latent]``; or ``log_std=``, ``std=``, ``var=`` in place of ``logvar``.
+    num_samples: K >= 1, the number of samples z of each example, on axis 0.
+    reduction: over the examples: "none", "sum" or "mean".
+    options: ``prior_mu``, ``prior_logvar`` ... of p(z), N(0, I) by default; ``generator``, ``noise``; ``batch_dims``, the
+        number of dimensions of the batch: all as in :func:`elbo_ext.rsample_with_log_prob`.
+
+and return an estimate of the bound in nats, ``[*batch]`` or a scalar, to be maximized: its value estimates the bound, its
+gradient the bound's gradient. Errors are those of :func:`elbo_ext.rsample_with_log_prob`; also ValueError if K < 1 or if
+log_likelihood returns anything but one number for each sample.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from . import arguments
+from .autograd import with_gradient_of
+from .functional import Scale, gaussian_log_prob, rsample_kl, rsample_with_log_prob
+from .ops import REDUCTIONS, value_dtype
+
+__all__ = ["dreg", "iwae", "iwae_bound", "score_function", "sgvb_a", "sgvb_b", "sticking_the_landing"]
+
+LogLikelihood = Callable[[Tensor], Tensor]
+
+
+def iwae_bound(log_weights: Tensor, *, dim: int = 0, reduction: str = "none") -> Tensor:
+    """Importance-weighted bound, L_K = ln 1/K sum_k w_k, from log-weights ln w_k = ln p(x, z_k) - ln q(z_k|x).
+
+    Burda, Grosse & Salakhutdinov 2016 ("Importance Weighted Autoencoders"), equation 8. ELBO = E[L_1] <= E[L_K] <=
+    E[L_K+1] <= ln p(x): the bias is about -Var[w] / (2 K p(x)^2) (Nowozin 2018, "Debiasing Evidence Approximations").
+    The trade-off: with K the bound gets tighter and its value less noisy, but the signal-to-noise ratio of its gradient
+    by the parameters of q falls as 1 / sqrt(K), while that by the model's parameters rises as sqrt(K) (Rainforth et al.
+    2018, "Tighter Variational Bounds are Not Necessarily Better").
+
+    Args:
+        log_weights: ln w ``[K, *batch]``, or with the K samples on another axis; K >= 1.
+        dim: the axis of the samples.
+        reduction: over the batch: "none", "sum" or "mean".
+
+    Returns:
+        The bound in nats, ``[*batch]`` or a scalar; float64 if the weights are, else float32. Samples of weight zero
+        (-inf) count among the K; -inf if all are. There the gradient, which is the normalized weights, is 0/0 = NaN.
+
+    Raises:
+        ValueError, TypeError: if log_weights is no floating-point tensor, dim is none of its axes or has no samples, or
+            the reduction does not exist.
+    """
+    arguments.samples("log_weights", log_weights, dim)
+    number = arguments.reduction(reduction)
+    bound = log_weights.to(value_dtype(log_weights)).logsumexp(dim) - math.log(log_weights.shape[dim])
+    return _reduce(bound, number)
+
+
+# ---- from a Gaussian q ----
+
+
+def sgvb_a(
+    log_likelihood: LogLikelihood,
+    mu: Tensor,
+    logvar: Scale = None,
+    *,
+    num_samples: int = 1,
+    reduction: str = "none",
+    **options: Any,
+) -> Tensor:
+    """The ELBO, all by Monte Carlo: 1/K sum_k ln p(x, z_k) - ln q(z_k|x).
+
+    Kingma & Welling 2014, the estimator "A" of section 2.3. The trade-off: it asks for no closed form of the KL, and
+    where q is the posterior its value is ln p(x) for every sample, without any variance; but its gradient keeps the
+    noise of the score there (:func:`sticking_the_landing` does not), and far from the posterior it is usually noisier
+    than :func:`sgvb_b`.
+    """
+    z, log_q, log_p = _draw(mu, logvar, num_samples, options, "pathwise")
+    return _mean_weight(_of_samples(log_likelihood, z, log_p) + log_p - log_q, reduction)
+
+
+def sgvb_b(
+    log_likelihood: LogLikelihood,
+    mu: Tensor,
+    logvar: Scale = None,
+    *,
+    num_samples: int = 1,
+    reduction: str = "none",
+    **options: Any,
+) -> Tensor:
+    """The ELBO with its KL in closed form: 1/K sum_k ln p(x|z_k) - KL(q(z|x) || p(z)).
+
+    Kingma & Welling 2014, the estimator "B" of section 2.3, and what :func:`elbo_ext.elbo_loss` is the loss of. The
+    trade-off: only the reconstruction is left to chance, which is usually the estimator of least variance during
+    training; but at the posterior its value still has the variance of the reconstruction.
+    """
+    arguments.count("num_samples", num_samples)
+    z, kl = rsample_kl(mu, logvar, num_samples=num_samples, **options)
+    samples = kl.expand(num_samples, *kl.shape)
+    return _mean_weight(_of_samples(log_likelihood, z, samples) - samples, reduction)
+
+
+def sticking_the_landing(
+    log_likelihood: LogLikelihood,
+    mu: Tensor,
+    logvar: Scale = None,
+    *,
+    num_samples: int = 1,
+    reduction: str = "none",
+    **options: Any,
+) -> Tensor:
+    """The value of :func:`sgvb_a`, with a gradient that leaves the score d/dphi ln q(z; phi) out, whose mean is zero.
+
+    Roeder, Wu & Duvenaud 2017 ("Sticking the Landing"). The trade-off: the gradient by the parameters of q vanishes with
+    every sample once q is the posterior, so that an optimizer comes to rest there; where q is far from it, the score may
+    be correlated with the rest so that leaving it out *adds* variance.
+    """
+    z, log_q, log_p = _draw(mu, logvar, num_samples, options, "sticking_the_landing")
+    return _mean_weight(_of_samples(log_likelihood, z, log_p) + log_p - log_q, reduction)
+
+
+def iwae(
+    log_likelihood: LogLikelihood,
+    mu: Tensor,
+    logvar: Scale = None,
+    *,
+    num_samples: int,
+    reduction: str = "none",
+    **options: Any,
+) -> Tensor:
+    """The importance-weighted bound ln 1/K sum_k w_k (:func:`iwae_bound`), by reparameterized samples.
+
+    Burda, Grosse & Salakhutdinov 2016. Its gradient is that of each ln w_k times the normalized weight of the sample. The
+    trade-off: tighter than the ELBO, but for the parameters of q the signal-to-noise ratio falls with K (Rainforth et
+    al. 2018); :func:`dreg` mends that.
+    """
+    z, log_q, log_p = _draw(mu, logvar, num_samples, options, "pathwise")
+    return iwae_bound(_of_samples(log_likelihood, z, log_p) + log_p - log_q, reduction=reduction)
+
+
+def dreg(
+    log_likelihood: LogLikelihood,
+    mu: Tensor,
+    logvar: Scale = None,
+    *,
+    num_samples: int,
+    reduction: str = "none",
+    **options: Any,
+) -> Tensor:
+    """The value of :func:`iwae`, with the doubly reparameterized gradient by the parameters of q.
+
+    Tucker, Lawson, Gu & Maddison 2019 ("Doubly Reparameterized Gradient Estimators"): sum_k v_k^2 d ln w_k / dz_k dz_k /
+    dphi, v_k the normalized weights; decoder and prior keep the gradient of :func:`iwae`. Unbiased for the bound of K
+    samples. The trade-off: its signal-to-noise ratio rises with K instead of falling, and like
+    :func:`sticking_the_landing`, which it is at K = 1, it vanishes at the posterior; but its gradient is for
+    ``backward()`` alone: derivatives of it are not those of the bound, and torch.func refuses it.
+    """
+    z, log_q, log_p = _draw(mu, logvar, num_samples, _constant_prior(options), "sticking_the_landing")
+    normalized: Tensor | None = None
+    path = z
+    if z.requires_grad:
+        # On its way from the decoder to q the gradient, which has the weight v_k already, gets it once more.
+        path = z.view_as(z)
+        path.register_hook(lambda gradient: gradient * _like_samples(normalized, gradient))
+    likelihood = _of_samples(log_likelihood, path, log_p)
+    log_weights = (likelihood + log_p - log_q).detach()
+    normalized = log_weights.softmax(0)
+    surrogate = normalized * likelihood + normalized.square() * (log_p - log_q)
+    of_prior = _log_prior(z.detach(), options)
+    if of_prior is not None:
+        surrogate = surrogate + normalized * of_prior
+    return with_gradient_of(iwae_bound(log_weights, reduction=reduction), _reduce(surrogate.sum(0), arguments.reduction(reduction)))
+
+
+def score_function(
+    log_likelihood: LogLikelihood,
+    mu: Tensor,
+    logvar: Scale = None,
+    *,
+    num_samples: int = 1,
+    baseline: str | None = "leave-one-out",
+    reduction: str = "none",
+    **options: Any,
+) -> Tensor:
+    """The value of :func:`sgvb_a`, with the score-function gradient: 1/K sum_k (ln w_k - b_k) d/dphi ln q(z_k; phi).
+
+    Williams 1992 ("REINFORCE"); Ranganath, Gerrish & Blei 2014 ("Black Box Variational Inference"). It never
+    differentiates ln p(x|z) by z, so that the decoder may be anything at all: a simulator, a table, a discrete choice.
+    The trade-off: its variance is larger than that of the reparameterized gradients, usually by orders of magnitude, and
+    grows with the number of latent dimensions. Decoder and prior get their ordinary gradients.
+
+    Args:
+        baseline: what is subtracted from ln w_k, without a bias, to lower the variance: "leave-one-out", the mean of the
+            other K - 1 samples (Kool, van Hoof & Welling 2019, "Buy 4 REINFORCE Samples, Get a Baseline for Free"),
+            which takes K >= 2; or None.
+    """
+    if baseline is not None:
+        arguments.one_of("baseline", baseline, ("leave-one-out",))
+        arguments.count("num_samples with a baseline", num_samples, low=2)
+    z, log_q, log_p = _draw(mu, logvar, num_samples, options, "score")
+    log_joint = _of_samples(log_likelihood, z, log_p) + log_p
+    log_weights = (log_joint - log_q).detach()
+    signal = log_weights
+    if baseline is not None:
+        signal = (log_weights - log_weights.mean(0)) * (num_samples / (num_samples - 1))
+    surrogate = log_joint + signal * log_q
+    return with_gradient_of(_mean_weight(log_weights, reduction), _mean_weight(surrogate, reduction))
+
+
+# ---- in parts ----
+
+_PRIOR = ("prior_mu", *arguments.PRIOR_SCALES)
+
+
+def _draw(mu: Tensor, logvar: Scale, num_samples: int, options: dict[str, Any], gradient: str) -> tuple[Tensor, ...]:
+    arguments.count("num_samples", num_samples)
+    return rsample_with_log_prob(mu, logvar, num_samples=num_samples, gradient=gradient, **options)
+
+
+def _of_samples(log_likelihood: LogLikelihood, z: Tensor, samples: Tensor) -> Tensor:
+    """log_likelihood(z), which must have one number for each of ``samples``."""
+    if not callable(log_likelihood):
+        raise TypeError(f"log_likelihood must be a function of z, got {type(log_likelihood).__name__}")
+    value = arguments.tensor("what log_likelihood returns", log_likelihood(z))
+    if value.shape != samples.shape:
+        raise ValueError(
+            f"log_likelihood must return one number for each sample and example, shape {tuple(samples.shape)}, "
+            f"got {tuple(value.shape)}"
+        )
+    return value
+
+
+def _mean_weight(log_weights: Tensor, reduction: str) -> Tensor:
+    return _reduce(log_weights.mean(0), arguments.reduction(reduction))
+
+
+def _like_samples(weights: Tensor, z: Tensor) -> Tensor:
+    """``[K, *batch]`` with dimensions for the latent ones behind."""
+    return weights.reshape(*weights.shape, *(1,) * (z.dim() - weights.dim())).to(z.dtype)
+
+
+def _constant_prior(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: v.detach() if name in _PRIOR and isinstance(v, Tensor) else v for name, v in options.items()}
+
+
+def _log_prior(z: Tensor, options: dict[str, Any]) -> Tensor | None:
+    """ln p(z) of samples that are constants, if the prior has a gradient."""
+    prior = {name.removeprefix("prior_"): v for name, v in options.items() if name in _PRIOR and v is not None}
+    if not any(isinstance(v, Tensor) and v.requires_grad for v in prior.values()):
+        return None
+    return gaussian_log_prob(z, prior.pop("mu", 0.0), **prior, batch_dims=options.get("batch_dims", 1) + 1)
+
+
+def _reduce(examples: Tensor, reduction: int) -> Tensor:
+    if reduction == REDUCTIONS["sum"]:
+        return examples.sum()
+    return examples.mean() if reduction == REDUCTIONS["mean"] else examples
