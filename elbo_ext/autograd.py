@@ -587,9 +587,13 @@ def _wants_grad(operands: Operands) -> bool:
     return False
 
 
+def in_forward_mode() -> bool:
+    return forward_ad._current_level >= 0
+
+
 def _transformed() -> bool:
     """Under torch.func or forward-mode differentiation."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return torch._C._are_functorch_transforms_active() or in_forward_mode()
 
 
 def fast_path(operands: Operands, reduction: int) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from . import arguments
-from .autograd import with_gradient_of
+from .autograd import in_forward_mode, with_gradient_of
 from .functional import Scale, gaussian_log_prob, rsample_kl, rsample_with_log_prob
 from .ops import REDUCTIONS, value_dtype
 
@@ -155,19 +155,19 @@ def dreg(
     Tucker, Lawson, Gu & Maddison 2019 ("Doubly Reparameterized Gradient Estimators"): sum_k v_k^2 d ln w_k / dz_k dz_k /
     dphi, v_k the normalized weights; decoder and prior keep the gradient of :func:`iwae`. Unbiased for the bound of K
     samples. The trade-off: its signal-to-noise ratio rises with K instead of falling, and like
-    :func:`sticking_the_landing`, which it is at K = 1, it vanishes at the posterior; but its gradient is for
-    ``backward()`` alone: derivatives of it are not those of the bound, and torch.func refuses it.
+    :func:`sticking_the_landing`, which it is at K = 1, it vanishes at the posterior; but it is a gradient and not the
+    derivative of the value: there is no forward mode (RuntimeError), and second derivatives are not the bound's.
     """
+    if in_forward_mode():
+        raise RuntimeError("dreg is an estimator of gradients, and has no forward-mode derivative; iwae has one")
     z, log_q, log_p = _draw(mu, logvar, num_samples, _constant_prior(options), "sticking_the_landing")
-    normalized: Tensor | None = None
-    path = z
-    if z.requires_grad:
-        # On its way from the decoder to q the gradient, which has the weight v_k already, gets it once more.
-        path = z.view_as(z)
-        path.register_hook(lambda gradient: gradient * _like_samples(normalized, gradient))
+    path = z.view_as(z)
     likelihood = _of_samples(log_likelihood, path, log_p)
     log_weights = (likelihood + log_p - log_q).detach()
     normalized = log_weights.softmax(0)
+    if path.requires_grad:
+        # On its way from the decoder to q the gradient, which has the weight v_k already, gets it once more.
+        path.register_hook(lambda gradient: gradient * _like_samples(normalized, gradient))
     surrogate = normalized * likelihood + normalized.square() * (log_p - log_q)
     of_prior = _log_prior(z.detach(), options)
     if of_prior is not None:

@@ -90,9 +90,14 @@ class LinearGaussian:
         """W z + b, the mean of p(x|z): ``[*batch, D]``."""
         return self._vectors("z", z, 1) @ self.weight.mT + self.bias
 
+    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        """ln p(x|z) = ln N(x; W z + b, diag sigma^2), as the estimators of the bound take it."""
+        x, recon = self._vectors("x", x, 0), self.decode(z)
+        return gaussian_log_prob(x, recon, std=self.std, batch_dims=max(x.dim(), recon.dim()) - 1)
+
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
         """ln p(x, z) = ln p(x|z) + ln p(z)."""
-        return self._log_likelihood(x, z) + gaussian_log_prob(z.to(self.dtype), 0.0, batch_dims=z.dim() - 1)
+        return self.log_likelihood(x, z) + gaussian_log_prob(z.to(self.dtype), 0.0, batch_dims=z.dim() - 1)
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """ln p(x) = ln N(x; b, W W^T + diag sigma^2), the number that every bound is below."""
@@ -144,7 +149,7 @@ class LinearGaussian:
         else:
             spread = ((scaled.mT @ scaled) * q).sum((-2, -1))
             kl = _kl_to_standard(mu, q)
-        return self._log_likelihood(x, mu) - spread / 2 - kl
+        return self.log_likelihood(x, mu) - spread / 2 - kl
 
     def gap(
         self,
@@ -167,10 +172,6 @@ class LinearGaussian:
         return _kl_to_standard((mu - mean) @ root, root.mT @ q @ root)
 
     # ---- in parts ----
-
-    def _log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        x, recon = self._vectors("x", x, 0), self.decode(z)
-        return gaussian_log_prob(x, recon, std=self.std, batch_dims=max(x.dim(), recon.dim()) - 1)
 
     def _scaled_weight(self) -> Tensor:
         return self.weight / self.std.unsqueeze(-1)

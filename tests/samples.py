@@ -222,7 +222,9 @@ def run(sample: Sample, arguments: dict[str, Any], module: Any = elbo_ext) -> di
         result = getattr(module, sample.function)(**arguments)
     if isinstance(result, reference.ELBO):
         return result._asdict()
-    names = {"rsample": ("z",), "rsample_kl": ("z", "kl")}.get(sample.function, ("value",))
+    names = {"rsample": ("z",), "rsample_kl": ("z", "kl"), "rsample_with_log_prob": ("z", "log_q", "log_p")}.get(
+        sample.function, ("value",)
+    )
     return dict(zip(names, result if isinstance(result, tuple) else (result,), strict=True))
 
 
@@ -261,6 +263,10 @@ def _rsample(id: str, build: Callable[[Maker], _X], note: str, core: bool = Fals
 
 def _rsample_kl(id: str, build: Callable[[Maker], _X], note: str, core: bool = False) -> Sample:
     return Sample("rsample_kl-" + id, "rsample_kl", build, note, core)
+
+
+def _log_prob(id: str, build: Callable[[Maker], _X], note: str, core: bool = False) -> Sample:
+    return Sample("log_prob-" + id, "rsample_with_log_prob", build, note, core)
 
 
 def _elbo(id: str, build: Callable[[Maker], _X], note: str, core: bool = False) -> Sample:
@@ -924,6 +930,140 @@ RSAMPLE_KL = [
     _rsample_kl("0-dim", lambda m: dict(mu=m.normal(), logvar=m.scale("logvar"), batch_dims=0), "one number"),
 ]
 
+LOG_PROB_GRADIENTS = ("pathwise", "sticking_the_landing", "score")
+
+LOG_PROB = [
+    *(
+        _log_prob(
+            f"{form}-{gradient}",
+            lambda m, form=form, gradient=gradient: {
+                "mu": m.normal(4, 7),
+                form: m.scale(form, 4, 7),
+                "num_samples": 2,
+                "gradient": gradient,
+            },
+            "every form of the scale, every dependence of ln q; the unit prior",
+            core=True,
+        )
+        for form in FORMS
+        for gradient in LOG_PROB_GRADIENTS
+    ),
+    *(
+        _log_prob(
+            f"{form}-prior_{prior_form}-{gradient}",
+            lambda m, form=form, prior_form=prior_form, gradient=gradient: {
+                "mu": m.normal(4, 7),
+                form: m.scale(form, 7),
+                "prior_mu": m.normal(7),
+                "prior_" + prior_form: m.scale(prior_form, 4, 1),
+                "gradient": gradient,
+            },
+            "a learned prior in its own form",
+            core=form == prior_form == "logvar",
+        )
+        for form in FORMS
+        for prior_form in FORMS
+        for gradient in LOG_PROB_GRADIENTS
+    ),
+    *(
+        _log_prob(
+            f"{extent}-prior-{prior_extent}",
+            lambda m, shape=shape, prior_shape=prior_shape: dict(
+                mu=m.normal(4, 3, 2, 5),
+                logvar=number("logvar") if shape is None else m.scale("logvar", *shape),
+                prior_mu=0.3 if prior_shape is None else m.normal(*prior_shape),
+                prior_logvar=number("logvar") if prior_shape is None else m.scale("logvar", *prior_shape),
+                num_samples=3,
+                gradient="sticking_the_landing",
+            ),
+            "gradients of shared operands add up over elements and samples",
+        )
+        for extent, shape in SCALE_SHAPES.items()
+        for prior_extent, prior_shape in SCALE_SHAPES.items()
+    ),
+    *(
+        _log_prob(
+            f"batch_dims-{dims}-samples-{k}",
+            lambda m, dims=dims, k=k: dict(
+                mu=m.normal(2, 3, 5), logvar=m.scale("logvar", 2, 3, 5), num_samples=k, batch_dims=dims
+            ),
+            "one number for each sample and example",
+            core=dims == 1 and k != 3,
+        )
+        for dims in range(4)
+        for k in (None, 1, 3)
+    ),
+    _log_prob(
+        "prior-larger",
+        lambda m: dict(
+            mu=m.normal(5), logvar=m.scale("logvar", 5), prior_mu=m.normal(4, 5), prior_logvar=0.3, num_samples=2
+        ),
+        "z takes the joint shape of posterior and prior",
+        core=True,
+    ),
+    *(
+        _log_prob(
+            f"noise-{gradient}",
+            lambda m, gradient=gradient: dict(
+                mu=m.normal(4, 5),
+                std=m.scale("std", 5),
+                prior_std=m.scale("std"),
+                num_samples=2,
+                noise=m.normal(2, 4, 5),
+                gradient=gradient,
+            ),
+            "explicit noise, which has no gradient if z is a constant",
+            core=True,
+        )
+        for gradient in LOG_PROB_GRADIENTS[:2]
+    ),
+    _log_prob(
+        "number",
+        lambda m: dict(mu=m.normal(4, 5), var=0.5, prior_mu=0.1, prior_var=2.0),
+        "all scales numbers",
+    ),
+    _log_prob(
+        "mixed",
+        lambda m: dict(mu=m.normal(4, 70), logvar=m.scale("logvar", 4, 70, dtype=torch.float32)),
+        "mixed dtypes",
+    ),
+    *(
+        _log_prob(
+            f"layout-{name}",
+            lambda m, layout=layout: dict(
+                mu=layout(m.normal(3, 4, 5, 17)),
+                logvar=layout(m.scale("logvar", 3, 4, 5, 17)),
+                prior_mu=layout(m.normal(3, 4, 5, 17)),
+                num_samples=2,
+                batch_dims=2,
+            ),
+            "layouts",
+        )
+        for name, layout in LAYOUTS.items()
+    ),
+    *(
+        _log_prob(
+            f"row-{n}",
+            lambda m, n=n: dict(
+                mu=m.normal(2, n), logvar=m.scale("logvar", 2, n), num_samples=2, gradient="sticking_the_landing"
+            ),
+            "row lengths",
+        )
+        for n in (1, 15, 17, 63, 65, 1023, 1025, 8191, 8193)
+    ),
+    _log_prob(
+        "rows-700x20",
+        lambda m: dict(mu=m.normal(700, 20), logvar=m.scale("logvar", 700, 20)),
+        "a usual latent space",
+    ),
+    _log_prob("empty", lambda m: dict(mu=m.normal(0, 4), logvar=m.scale("logvar", 0, 4)), "no example"),
+    _log_prob("empty-latent", lambda m: dict(mu=m.normal(3, 0), logvar=m.scale("logvar", 3, 0)), "no dimension"),
+    _log_prob(
+        "empty-samples", lambda m: dict(mu=m.normal(3, 2), logvar=m.scale("logvar", 3, 2), num_samples=0), "no sample"
+    ),
+    _log_prob("0-dim", lambda m: dict(mu=m.normal(), logvar=m.scale("logvar"), batch_dims=0), "one number"),
+]
+
 
 def _latent(m: Maker) -> _X:
     return dict(mu=m.normal(4, 3), logvar=m.scale("logvar", 4, 3))
@@ -1106,7 +1246,7 @@ ELBO = [
     ),
 ]
 
-SAMPLES = [*GAUSSIAN, *BERNOULLI, *KL, *RSAMPLE, *RSAMPLE_KL, *ELBO]
+SAMPLES = [*GAUSSIAN, *BERNOULLI, *KL, *RSAMPLE, *RSAMPLE_KL, *LOG_PROB, *ELBO]
 CORE = [sample for sample in SAMPLES if sample.core]
 
 

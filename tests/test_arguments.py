@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 import elbo_ext
-from elbo_ext import ELBOLoss, bernoulli_log_prob, elbo_loss, gaussian_kl, gaussian_log_prob, rsample, rsample_kl
+from elbo_ext import (
+    ELBOLoss,
+    bernoulli_log_prob,
+    elbo_loss,
+    gaussian_kl,
+    gaussian_log_prob,
+    rsample,
+    rsample_kl,
+    rsample_with_log_prob,
+)
 
 A = torch.full((2, 3), 0.5)  # valid as anything: data, mean, logits, each form of a scale
 ROWS = torch.full((2,), 0.5)  # one number per example
@@ -35,6 +44,7 @@ def module(recon: Tensor, x: Tensor, recon_logvar: Any, **arguments: Any) -> elb
 VALID: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "rsample": (rsample, dict(mu=A, logvar=A)),
     "rsample_kl": (rsample_kl, dict(mu=A, logvar=A, prior_mu=A, prior_logvar=A)),
+    "rsample_with_log_prob": (rsample_with_log_prob, dict(mu=A, logvar=A, prior_mu=A, prior_logvar=A)),
     "gaussian_kl": (gaussian_kl, dict(mu=A, logvar=A, prior_mu=A, prior_logvar=A, weight=A)),
     "gaussian_log_prob": (gaussian_log_prob, dict(x=A, mean=A, logvar=A, weight=A)),
     "bernoulli_log_prob": (bernoulli_log_prob, dict(x=A, logits=A, weight=A)),
@@ -325,10 +335,16 @@ def test_batch_dims_counts_the_axis_of_samples() -> None:
 
 
 @pytest.mark.parametrize("value", ["avg", "Mean", "", None, 0, ["mean"], {}], ids=repr)
-@pytest.mark.parametrize("case", [case for case in OPTIONS if case != "ELBOLoss"])
+@pytest.mark.parametrize("case", [case for case in OPTIONS if case not in ("ELBOLoss", "rsample_with_log_prob")])
 def test_reduction(case: str, value: Any) -> None:
     message = f"reduction must be 'none', 'sum' or 'mean', got {value!r}"
     assert_error(ValueError, message, call, case, reduction=value)
+
+
+@pytest.mark.parametrize("value", ["reparameterized", "Score", "", None, 0, ["score"]], ids=repr)
+def test_gradient(value: Any) -> None:
+    message = f"gradient must be 'pathwise' or 'sticking_the_landing' or 'score', got {value!r}"
+    assert_error(ValueError, message, rsample_with_log_prob, A, A, gradient=value)
 
 
 @pytest.mark.parametrize("value", ["poisson", "Gaussian", "", None, 0, ["gaussian"], {}], ids=repr)
@@ -384,7 +400,7 @@ def test_dtype_of_beta(dtype: torch.dtype) -> None:
 # ---- sampling ----
 
 
-SAMPLERS = pytest.mark.parametrize("function", [rsample, rsample_kl])
+SAMPLERS = pytest.mark.parametrize("function", [rsample, rsample_kl, rsample_with_log_prob])
 
 
 @SAMPLERS

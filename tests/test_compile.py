@@ -38,6 +38,9 @@ TRACED_IDS = {
     "rsample-layout-channels_last",
     "rsample_kl-prior-larger",
     "rsample_kl-noise",
+    "log_prob-prior-larger",
+    "log_prob-noise-sticking_the_landing",
+    "log_prob-logvar-prior_logvar-score",
     "elbo-gaussian-mu-none",
     "elbo-gaussian-mu-mean",
     "elbo-bernoulli-kl-sum",
@@ -375,6 +378,9 @@ FUNCTIONS: dict[str, Callable[[Any], Callable[[Tensor, Tensor, Tensor], Tensor]]
     "gaussian_kl": lambda m: lambda v, s, x: m.gaussian_kl(v, s, batch_dims=0),
     "rsample": lambda m: lambda v, s, x: m.rsample(v, s, noise=x).pow(2).sum(),
     "rsample_kl": lambda m: lambda v, s, x: sum(t.sum() for t in m.rsample_kl(v, s, noise=x, batch_dims=0)),
+    "rsample_with_log_prob": lambda m: lambda v, s, x: sum(
+        t.sum() for t in m.rsample_with_log_prob(v, s, noise=x, batch_dims=0)
+    ),
     "elbo_loss": lambda m: lambda v, s, x: m.elbo_loss(v, x, v, s, batch_dims=0).loss,
 }
 TRANSFORMS: dict[str, Callable[[Callable[..., Tensor]], Callable[..., Any]]] = {

@@ -154,7 +154,7 @@ def test_gradients_are_not_silently_zero(sample: Sample) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("function", ["gaussian", "bernoulli", "kl", "rsample_kl", "elbo"])
+@pytest.mark.parametrize("function", ["gaussian", "bernoulli", "kl", "rsample_kl", "log_prob", "elbo"])
 def test_gradients_as_a_whole(function: str, dtype: torch.dtype) -> None:
     """Relative L2 error, direction and signed bias over thousands of elements.
 
@@ -170,8 +170,9 @@ def test_gradients_as_a_whole(function: str, dtype: torch.dtype) -> None:
     half_unit = torch.finfo(dtype).eps / 2
     for name in names:
         exact, got = truth[name][0].flatten(), actual[name].double().flatten()
-        # In float32 and float64 the few roundings of the formula add to the one of the result.
-        allowed = half_unit * (0.65 if half_unit > 1e-4 else 3)
+        # In float32 and float64 the few roundings of the formula add to the one of the result, and where it holds the
+        # square of the noise, twice the rounding of that.
+        allowed = half_unit * (0.65 if half_unit > 1e-4 else 6 if function == "log_prob" else 3)
         assert (got - exact).norm() <= allowed * exact.norm(), name
         assert (got / got.norm() - exact / exact.norm()).norm() <= allowed, name  # the angle between the two
         # In half precision 4.5 standard errors of a mean of 8193 independent errors, and what the float32 formula adds.
@@ -255,7 +256,7 @@ def test_backward_twice(sample: Sample, dtype: torch.dtype) -> None:
     arguments = sample.make(dtype)
     names = differentiable(arguments)
     leaves = {k: v.detach().requires_grad_() if k in names else v for k, v in arguments.items()}
-    results = run(sample, leaves)
+    results = {name: result for name, result in run(sample, leaves).items() if result.requires_grad}
     flowing = [constant_upstream(-4.0)(name, result) for name, result in results.items()]  # an exact factor
     inputs = [leaves[name] for name in names]
     first = torch.autograd.grad(list(results.values()), inputs, [g.clone() for g in flowing], retain_graph=True)

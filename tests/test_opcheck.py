@@ -34,6 +34,8 @@ TRACED = {
     "rsample-noise-num_samples",
     "rsample-layout-channels_last",
     "rsample_kl-prior-larger",
+    "log_prob-prior-larger",
+    "log_prob-noise-sticking_the_landing",
     "elbo-gaussian-kl-mean",
     "elbo-samples-bernoulli-none",
 }
@@ -83,7 +85,7 @@ def calls_of(sample: Sample, dtype: torch.dtype) -> list[Call]:
     with recorded() as calls:
         results(sample, arguments)
         leaves = [arguments[name].requires_grad_() for name in differentiable(arguments)]
-        outputs = results(sample, arguments)
+        outputs = [t for t in results(sample, arguments) if t.requires_grad]
         for _ in range(2):
             # A factor other than 1, as GradScaler's, and uneven upstream gradients of unreduced results.
             upstream = [0.5 * torch.arange(1, t.numel() + 1, dtype=t.dtype).reshape(t.shape) for t in outputs]

@@ -74,6 +74,26 @@ def error_of_elbo(arguments: Arguments, tolerance: Tolerance) -> dict[str, Tenso
     return {"loss": reduce(examples + beta * kl), "log_likelihood": reduce(examples), "kl": reduce(kl)}
 
 
+def errors_of_log_probs(
+    arguments: Arguments, z: Tensor, error_of_z: Tensor, noise_error: float, tolerance: Tolerance
+) -> dict[str, Tensor]:
+    """What the tolerance allows for ln q and ln p of each sample: for their parts, and for the noise they are made of."""
+    dims = arguments.get("batch_dims", 1) + (arguments.get("num_samples") is not None)
+
+    def standardized(prefix: str) -> tuple[Tensor, Tensor, Tensor]:
+        form = next((form for form in FORMS if prefix + form in arguments), None)
+        scale = torch.as_tensor(0.0 if form is None else arguments[prefix + form], dtype=torch.float64)
+        sigma = reference.standard_deviation(scale, form or "logvar")
+        difference = z - arguments.get(prefix + "mu", 0.0)
+        parts = ((difference / sigma).square() + 2 * sigma.log().abs() + reference.LOG_TWO_PI) / 2
+        return difference / sigma, sigma, tolerance.value_rtol * parts + tolerance.value_atol
+
+    eps, _, log_q = standardized("")
+    u, prior_sigma, log_p = standardized("prior_")
+    errors = {"log_q": log_q + eps.abs() * noise_error, "log_p": log_p + (u / prior_sigma).abs() * error_of_z}
+    return {name: error.reshape(*z.shape[:dims], math.prod(z.shape[dims:])).sum(-1) for name, error in errors.items()}
+
+
 def allowed_errors(
     sample: Sample, arguments: Arguments, truth: dict[str, Tensor], dtype: torch.dtype
 ) -> dict[str, Tensor]:
@@ -91,6 +111,8 @@ def allowed_errors(
     sigma = reference.standard_deviation(torch.as_tensor(arguments[form], dtype=torch.float64), form)
     noise_error = 0.0 if "noise" in arguments else NOISE_ERROR[dtype]
     errors = {"z": tolerance.value_rtol * (mu.abs() + (truth["z"] - mu).abs()) + sigma * noise_error}
+    if "log_q" in truth:
+        errors |= errors_of_log_probs(arguments, truth["z"], errors["z"], noise_error, tolerance)
     if "kl" in truth:
         posterior = {name: v for name, v in arguments.items() if name not in ("noise", "num_samples")}
         errors["kl"] = reduce(error_of_examples(reference.gaussian_kl, posterior, tolerance))
@@ -138,7 +160,8 @@ def test_shapes_and_dtypes(sample: Sample) -> None:
                 assert tuple(result.shape) == (*(() if samples is None else (samples,)), *shape)
                 assert result.dtype == promoted
             else:
-                assert tuple(result.shape) == batch, name
+                k = arguments.get("num_samples") if name in ("log_q", "log_p") else None
+                assert tuple(result.shape) == (*(() if k is None else (k,)), *batch), name
                 assert result.dtype == computed_in(arguments), name
 
 
