@@ -25,7 +25,6 @@ _is_batched = torch._C._functorch.is_legacy_batchedtensor
 _FORM_NAMES = list(FORMS)
 _LOG_PROB_NAMES = {number: name for name, number in WITH_LOG_PROB.items()}
 _SCORE = WITH_LOG_PROB["score"]
-_RESULTS = {Z_ALONE: 1, WITH_KL: 2}  # how many; all others are three
 _TERM_NAMES = {number: name for name, number in TERM_NUMBERS.items()}
 MEAN = REDUCTIONS["mean"]
 
@@ -373,8 +372,8 @@ class LatentBackward(Function):
 
     @staticmethod
     def forward(spec: LatentSpec, needs, grad_z, first, second, seed, noise, *inputs: Tensor | None):
-        grads = (grad_z, first, second)[: _RESULTS.get(spec.results, 3)]
-        return tuple(_ops.latent_backward(*_latent_arguments(spec, seed, noise, inputs), grads, needs))
+        grads = (grad_z, first, None, None) if spec.results == WITH_KL else (grad_z, None, first, second)
+        return tuple(_ops.latent_backward(*_latent_arguments(spec, seed, noise, inputs), *grads, needs))
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:

@@ -61,8 +61,12 @@ _NO_FORM = FORMS["logvar"]  # for terms without a scale, and for the prior of te
 def _operands(values: Iterable[Any]) -> tuple[tuple[Tensor | None, ...], tuple[float, ...]]:
     """Tensors, with None where a number stands, and the numbers, with 0 where a tensor stands."""
     tensors, constants = [], []
+    eager = not torch.compiler.is_compiling()
     for value in values:
         is_tensor = isinstance(value, Tensor)
+        # A view such as z.conj().imag keeps its minus sign beside the memory; in a list of operands torch leaves it there.
+        if is_tensor and eager and value.is_neg():
+            value = value.resolve_neg()
         tensors.append(value if is_tensor else None)
         constants.append(0.0 if is_tensor else value)
     return tuple(tensors), tuple(constants)

@@ -208,7 +208,7 @@ def _z_dtype(mu: Tensor | None, scale: Tensor | None) -> torch.dtype:
 
 
 @torch.library.register_fake("elbo_ext::latent_backward")
-def _(inputs, constants, form, prior_form, seed, noise, num_samples, results, batch_dims, reduction, grads, needs):
+def _(inputs, constants, form, prior_form, seed, noise, num_samples, results, batch_dims, reduction, grad_z, grad_kl, grad_log_q, grad_log_p, needs):
     full = _broadcast(inputs)
     gradients = _gradients(inputs, needs[:-1])
     if noise is not None and needs[-1]:

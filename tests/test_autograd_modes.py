@@ -81,7 +81,7 @@ SMALLEST_IDS = {
 }
 
 
-def partial(sample: Sample) -> bool:
+def leaves_something_out(sample: Sample) -> bool:
     """Its gradient leaves a dependence out, so that differences of values do not find it."""
     return sample.make(DOUBLE).get("gradient", "pathwise") != "pathwise"
 
@@ -141,7 +141,7 @@ def draws(sample: Sample) -> bool:
     return sample.function.startswith("rsample") and "noise" not in sample.make(DOUBLE)
 
 
-@each([sample for sample in FULL if not partial(sample)])
+@each([sample for sample in FULL if not leaves_something_out(sample)])
 def test_gradcheck(sample: Sample) -> None:
     """Backward, forward mode, and batches of both, along random directions."""
     function, values = on_tensors(sample)

@@ -84,7 +84,7 @@ def everything(sample: Sample, dtype: torch.dtype, device: str = "cpu") -> list[
     arguments = sample.make(dtype, device)
     names = differentiable(arguments)
     leaves = {k: v.detach().requires_grad_() if k in names else v for k, v in arguments.items()}
-    results = list(run(sample, leaves).values())
+    results = [result for result in run(sample, leaves).values() if result.requires_grad]
     generator = torch.Generator().manual_seed(1)
     # float64: torch's own float32 normals depend on the instruction set
     flowing = [torch.randn(r.shape, generator=generator, dtype=torch.float64).to(r) for r in results]

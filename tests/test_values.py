@@ -200,6 +200,20 @@ def test_inputs_are_not_written_to() -> None:
                 assert torch.equal(arguments[name], v), (sample.id, name)
 
 
+@parametrize(CORE)
+def test_a_minus_sign_beside_the_memory(sample: Sample) -> None:
+    """Parts of conjugates: torch negates them when they are read, which the kernels do themselves."""
+    arguments = sample.make(torch.float64)
+    negated = {
+        name: torch.complex(v, -v).conj().imag if isinstance(v, Tensor) and v.dtype == torch.float64 else v
+        for name, v in arguments.items()
+    }
+    assert all(v.is_neg() for v in negated.values() if isinstance(v, Tensor) and v.dtype == torch.float64)
+    expected = run(sample, arguments)
+    for name, result in run(sample, negated).items():
+        torch.testing.assert_close(result, expected[name], rtol=0, atol=1e-12, equal_nan=True)
+
+
 # ---- more than 2^31 elements ----
 
 

@@ -143,11 +143,13 @@ std::vector<Tensor> latent(OptionalTensors inputs, std::vector<double> constants
 std::vector<Tensor> latent_backward(OptionalTensors inputs, std::vector<double> constants, int64_t form,
                                     int64_t prior_form, std::optional<Tensor> seed, std::optional<Tensor> noise,
                                     std::optional<int64_t> num_samples, int64_t results, int64_t batch_dims,
-                                    int64_t reduction, OptionalTensors grads, std::vector<bool> needs) {
+                                    int64_t reduction, std::optional<Tensor> grad_z, std::optional<Tensor> grad_kl,
+                                    std::optional<Tensor> grad_log_q, std::optional<Tensor> grad_log_p,
+                                    std::vector<bool> needs) {
   STD_TORCH_CHECK(needs.size() == inputs.size() + 1, "elbo_ext: needs has ", needs.size(), " flags");
   Call call(inputs, constants, form, prior_form, seed, noise, num_samples, results, batch_dims);
-  STD_TORCH_CHECK(grads.size() == (results == kZAlone ? 1 : results == kWithKL ? 2 : 3), "elbo_ext: grads has ",
-                  grads.size(), " entries");
+  STD_TORCH_CHECK((results == kWithKL || !grad_kl) && (results >= kPathwise || (!grad_log_q && !grad_log_p)),
+                  "elbo_ext: latent_backward got the gradient of a result that there is not");
   LatentProblem& problem = call.problem;
   SpaceBuilder builder(call.shape, 0, /*any_order=*/false);
   Gradients gradients(call.shape);
@@ -164,22 +166,19 @@ std::vector<Tensor> latent_backward(OptionalTensors inputs, std::vector<double> 
     problem.noise_gradient_sample_stride = call.enter_samples(problem.noise_gradient, *noise_gradient, builder);
   }
   if (problem.samples == 0)  // of no samples
-    for (size_t k = 0; k < grads.size(); ++k)
-      if (k == 0 || results >= kPathwise) grads[k].reset();
-  if (grads[0]) problem.grad_z_sample_stride = call.enter_samples(problem.grad_z, *grads[0], builder);
-  problem.with_kl = results == kWithKL && grads[1];
-  if (problem.with_kl) enter_upstream(problem.upstream_kl, *grads[1], call.shape, batch_dims, reduction, builder);
-  if (results >= kPathwise) {
-    problem.with_log_prob = grads[1] || grads[2];
-    if (grads[1])
-      problem.upstream_q_sample_stride = call.enter_log_prob(problem.upstream_q, *grads[1], batch_dims, builder);
-    if (grads[2])
-      problem.upstream_p_sample_stride = call.enter_log_prob(problem.upstream_p, *grads[2], batch_dims, builder);
-  }
+    for (std::optional<Tensor>* grad : {&grad_z, &grad_log_q, &grad_log_p}) grad->reset();
+  if (grad_z) problem.grad_z_sample_stride = call.enter_samples(problem.grad_z, *grad_z, builder);
+  problem.with_kl = grad_kl.has_value();
+  if (grad_kl) enter_upstream(problem.upstream_kl, *grad_kl, call.shape, batch_dims, reduction, builder);
+  problem.with_log_prob = grad_log_q || grad_log_p;
+  if (grad_log_q)
+    problem.upstream_q_sample_stride = call.enter_log_prob(problem.upstream_q, *grad_log_q, batch_dims, builder);
+  if (grad_log_p)
+    problem.upstream_p_sample_stride = call.enter_log_prob(problem.upstream_p, *grad_log_p, batch_dims, builder);
   problem.space = builder.build();
   const bool of_prior = problem.with_kl || problem.with_log_prob;
-  if (noise_gradient && !grads[0] && !problem.with_log_prob) fill_with_zeros(*noise_gradient);  // it is not of the KL
-  if (problem.space.elements() == 0 || (!of_prior && !grads[0])) {
+  if (noise_gradient && !grad_z && !problem.with_log_prob) fill_with_zeros(*noise_gradient);  // it is not of the KL
+  if (problem.space.elements() == 0 || (!of_prior && !grad_z)) {
     gradients.zero();
   } else {
     device_of(*call.like).latent_backward({"latent_backward", call.sample_shape, *call.like}, problem);

@@ -34,7 +34,10 @@ STABLE_TORCH_LIBRARY(elbo_ext, library) {
   // csrc/terms/sample.h); inputs are mu and scale, and where there is more than z, prior_mu and prior_scale.
   library.def("latent(" ELBO_LATENT ") -> Tensor[]");
   // Gradients of the needed inputs and, with the last flag of needs, of the noise, given those of the results.
-  library.def("latent_backward(" ELBO_LATENT ", Tensor?[] grads, bool[] needs) -> Tensor[]");
+  // No list of gradients: torch does not fill in zeros that it keeps symbolic in a Tensor?[].
+  library.def(
+      "latent_backward(" ELBO_LATENT ", Tensor? grad_z, Tensor? grad_kl, Tensor? grad_log_q, Tensor? grad_log_p, "
+      "bool[] needs) -> Tensor[]");
   // Element i of row j is normal number first + i of the stream of seed j.
   library.def("normal_noise(Tensor seed, int count, bool double_precision, int first=0) -> Tensor");
   // Multiplies gradients in place, without touching their memory where the factor is 1.

@@ -24,8 +24,8 @@ ELBO_INLINE T log_prob_of_sample(int form, T scale, T eps) {
 template <class T>
 struct Deviation {
   T sigma;
-  T slope;         // d sigma / d(the scale as given)
-  T over_sigma;    // 1 / sigma, kept finite, so that nothing times it stays nothing
+  T slope;         // d sigma / d(the scale as given), and
+  T over_sigma;    // 1 / sigma: both kept finite, so that nothing times them stays nothing
   T logvar_slope;  // d log sigma^2 / d(the scale as given)
 };
 
@@ -34,7 +34,7 @@ ELBO_INLINE Deviation<T> make_deviation(int form, T scale) {
   using R = Real<T>;
   Deviation<T> d;
   d.sigma = standard_deviation(form, scale);
-  d.slope = standard_deviation_slope(form, d.sigma);
+  d.slope = minimum(standard_deviation_slope(form, d.sigma), T(kLargest<T>));
   switch (form) {
     case kLogvar: d.over_sigma = fast_exp(scale * T(R(-0.5))); break;
     case kLogStd: d.over_sigma = fast_exp(T(R(0)) - scale); break;
