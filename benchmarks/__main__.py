@@ -116,7 +116,7 @@ def _device(name: str) -> torch.device:
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
             raise BenchmarkError(f"--device {name!r} does not exist: PyTorch sees {count}, counted from 0")
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)  # which takes no device without a number
     try:
         elbo_ext.rsample_kl(torch.zeros(1, 1, device=device), torch.zeros(1, 1, device=device))
     except (RuntimeError, NotImplementedError) as error:

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.cuda._utils import _get_device_index
 
 import elbo_ext
 from benchmarks import BenchmarkError, cases, check, compare, contenders, goals, measure, rows, suite, tables
-from benchmarks.__main__ import OUT, main
+from benchmarks.__main__ import OUT, _device, main
 from benchmarks.cases import BOTH, FORWARD, Case
 from benchmarks.contenders import CONTENDERS, FORMULAS
 from benchmarks.rows import Row
@@ -582,6 +583,18 @@ def test_bad_options(tmp_path, monkeypatch, capsys, options, reason):
     assert printed.out == "" and printed.err.startswith("benchmarks: error: ")
     assert reason in printed.err and printed.err.count("\n") == 1
     assert os.listdir(tmp_path) == []
+
+
+def test_a_gpu_may_be_named_without_its_number(monkeypatch):
+    """torch.cuda.set_device refuses a device without one; its own conversion stands in for it here."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(_get_device_index(device)))
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: None)
+    monkeypatch.setattr(elbo_ext, "rsample_kl", lambda mu, logvar: None)
+    assert [str(_device(name)) for name in ("cuda", "cuda:1")] == ["cuda", "cuda:1"]
+    assert chosen == [0, 1]
 
 
 def test_a_device_without_kernels_is_refused(capsys, monkeypatch):

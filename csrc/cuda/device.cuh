@@ -1,5 +1,6 @@
-// The number types of the CUDA kernels, float and double, dressed with the functions that terms/number.h asks for, and
-// behind them the formulas. A thread computes on single numbers, so that a mask is a bool.
+// The number types of the CUDA kernels, dressed with the functions that terms/number.h asks for, and behind them the
+// formulas: float and double, and Pack, a few of them side by side in one thread. A formula that is evaluated for a pack
+// takes each of its branches once instead of once for each number.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -28,6 +29,84 @@ __device__ __forceinline__ R minimum(R a, R b) { return a > b ? b : a; }  // NaN
 template <class R>
 __device__ __forceinline__ R select(bool mask, R yes, R no) { return mask ? yes : no; }
 __device__ __forceinline__ bool any(bool mask) { return mask; }
+
+template <class R, int kCount>
+struct Pack {
+  R x[kCount];
+  Pack() = default;
+  explicit __device__ __forceinline__ Pack(R of_all) {
+    ELBO_UNROLL
+    for (int i = 0; i < kCount; ++i) x[i] = of_all;
+  }
+};
+template <int kCount>
+struct PackMask {
+  bool x[kCount];
+};
+template <class R, int kCount>
+struct RealOf<Pack<R, kCount>> {
+  using type = R;
+};
+
+#define ELBO_PACK_OPERATOR(RESULT, NAME, EXPRESSION)                                                      \
+  template <class R, int kCount>                                                                          \
+  __device__ __forceinline__ RESULT NAME(const Pack<R, kCount>& a, const Pack<R, kCount>& b) {            \
+    RESULT result;                                                                                        \
+    ELBO_UNROLL                                                                                           \
+    for (int i = 0; i < kCount; ++i) result.x[i] = EXPRESSION;                                            \
+    return result;                                                                                        \
+  }
+#define ELBO_PACK Pack<R, kCount>
+ELBO_PACK_OPERATOR(ELBO_PACK, operator+, a.x[i] + b.x[i])
+ELBO_PACK_OPERATOR(ELBO_PACK, operator-, a.x[i] - b.x[i])
+ELBO_PACK_OPERATOR(ELBO_PACK, operator*, a.x[i] * b.x[i])
+ELBO_PACK_OPERATOR(ELBO_PACK, operator/, a.x[i] / b.x[i])
+ELBO_PACK_OPERATOR(ELBO_PACK, minimum, minimum(a.x[i], b.x[i]))
+ELBO_PACK_OPERATOR(PackMask<kCount>, operator<, a.x[i] < b.x[i])
+ELBO_PACK_OPERATOR(PackMask<kCount>, operator>, a.x[i] > b.x[i])
+#undef ELBO_PACK_OPERATOR
+
+#define ELBO_PACK_FUNCTION(NAME)                                                 \
+  template <class R, int kCount>                                                 \
+  __device__ __forceinline__ ELBO_PACK NAME(const ELBO_PACK& a) {                \
+    ELBO_PACK result;                                                            \
+    ELBO_UNROLL                                                                  \
+    for (int i = 0; i < kCount; ++i) result.x[i] = NAME(a.x[i]);                 \
+    return result;                                                               \
+  }
+ELBO_PACK_FUNCTION(fast_exp)
+ELBO_PACK_FUNCTION(exp)
+ELBO_PACK_FUNCTION(log)
+ELBO_PACK_FUNCTION(log1p)
+ELBO_PACK_FUNCTION(sqrt)
+ELBO_PACK_FUNCTION(abs)
+#undef ELBO_PACK_FUNCTION
+#undef ELBO_PACK
+
+template <class R, int kCount>
+__device__ __forceinline__ Pack<R, kCount> select(const PackMask<kCount>& mask, const Pack<R, kCount>& yes,
+                                                  const Pack<R, kCount>& no) {
+  Pack<R, kCount> result;
+  ELBO_UNROLL
+  for (int i = 0; i < kCount; ++i) result.x[i] = mask.x[i] ? yes.x[i] : no.x[i];
+  return result;
+}
+template <int kCount>
+__device__ __forceinline__ bool any(const PackMask<kCount>& mask) {
+  bool result = false;
+  ELBO_UNROLL
+  for (int i = 0; i < kCount; ++i) result = result || mask.x[i];
+  return result;
+}
+
+// The numbers of a pack added up, from the first to the last.
+template <class R, int kCount>
+__device__ __forceinline__ R sum_of(const Pack<R, kCount>& pack) {
+  R sum = pack.x[0];
+  ELBO_UNROLL
+  for (int i = 1; i < kCount; ++i) sum += pack.x[i];
+  return sum;
+}
 
 }  // namespace
 }  // namespace elbo_ext

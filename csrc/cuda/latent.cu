@@ -92,12 +92,12 @@ struct Inputs {
     for (int k = 0; k < kMaxInputs; ++k) one[k] = of_all<R>(layout, k, p.constant[k]);
   }
   __device__ __forceinline__ void read(const Layout<kSlots>& layout, int64_t group, unsigned mask,
-                                       R (&in)[kMaxInputs][kGroup<R>]) const {
+                                       Pack<R, kGroup<R>> (&in)[kMaxInputs]) const {
     Group<R, kSlots, kDense> reader[kMaxInputs];
     ELBO_UNROLL
     for (int k = 0; k < kMaxInputs; ++k) reader[k].begin(layout, k, group, mask);
     ELBO_UNROLL
-    for (int k = 0; k < kMaxInputs; ++k) reader[k].finish(layout, k, mask, in[k], one[k]);
+    for (int k = 0; k < kMaxInputs; ++k) reader[k].finish(layout, k, mask, in[k].x, one[k]);
   }
 };
 
@@ -114,38 +114,31 @@ struct ForwardParams {
 };
 
 template <class R, bool kDense, Forms forms>
-__global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) forward_kernel(
-    const __grid_constant__ ForwardParams p) {
+__global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) forward_kernel(const __grid_constant__ ForwardParams p) {
+  using T = Pack<R, kGroup<R>>;
   using Reader = Group<R, kForwardSlots, kDense>;
   const LatentCommon& c = p.common;
   const int form = within<forms>(c.form), prior_form = within<forms>(c.prior_form);
   const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
   const Inputs<R, kForwardSlots, kDense> inputs(c, p.layout);
   double sum[1] = {};
-  for_each_unit<1u>(p.units, p.kl, sum, [&](int64_t first, int64_t end, int lane) {
-    for (int64_t n = (first / kGroup<R> + lane) * kGroup<R>; n < end; n += p.units.team * kGroup<R>) {
+  for_each_unit<1u>(p.units, p.kl, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
+    for (int64_t n = (first / kGroup<R> + lane) * kGroup<R>; n < end; n += lanes * kGroup<R>) {
       const unsigned mask = Reader::members(n, first, end);
-      R in[kMaxInputs][kGroup<R>];
+      T in[kMaxInputs];
       inputs.read(p.layout, n, mask, in);
       if (c.with_kl) {
-        R kl = R(0);
+        T kl = GaussianKL<T>::value(GaussianKL<T>::share(in, form, prior_form), in);
         ELBO_UNROLL
-        for (int i = 0; i < kGroup<R>; ++i) {
-          const R x[kMaxInputs] = {in[0][i], in[1][i], in[2][i], in[3][i]};
-          const R value = GaussianKL<R>::value(GaussianKL<R>::share(x, form, prior_form), x);
-          kl += mask >> i & 1 ? value : R(0);
-        }
-        sum[0] += static_cast<double>(kl);
+        for (int i = 0; i < kGroup<R>; ++i) kl.x[i] = mask >> i & 1 ? kl.x[i] : R(0);
+        sum[0] += static_cast<double>(sum_of(kl));
       }
-      R sigma[kGroup<R>];
-      ELBO_UNROLL
-      for (int i = 0; i < kGroup<R>; ++i) sigma[i] = standard_deviation(form, in[kScale][i]);
+      const T sigma = standard_deviation(form, in[kScale]);
       for (int64_t sample = 0; sample < c.samples; ++sample) {
-        R eps[kGroup<R>];
-        noise<kDense>(c, p.layout, seed, sample, n, mask, eps);
-        ELBO_UNROLL
-        for (int i = 0; i < kGroup<R>; ++i) eps[i] = sigma[i] * eps[i] + in[kMu][i];
-        Reader::store(p.layout, kZ, n, mask, eps, sample * p.z_step);
+        T eps;
+        noise<kDense>(c, p.layout, seed, sample, n, mask, eps.x);
+        const T z = sigma * eps + in[kMu];
+        Reader::store(p.layout, kZ, n, mask, z.x, sample * p.z_step);
       }
     }
   });
@@ -175,16 +168,17 @@ struct BackwardParams {
 };
 
 // From the derivatives of the KL, times its upstream gradient, to those of both.
-template <class R>
-__device__ __forceinline__ void add_samples(int form, R scale, R sum_g, R sum_g_eps, R (&d)[kMaxInputs]) {
-  d[kMu] += sum_g;                                                      // dz/dmu = 1
-  const R sigma = standard_deviation(form, scale);
-  d[kScale] += sum_g_eps * standard_deviation_slope(form, sigma);       // dz/dscale = eps dsigma/dscale
+template <class T>
+__device__ __forceinline__ void add_samples(int form, const T& scale, const T& sum_g, const T& sum_g_eps, T* d) {
+  d[kMu] = d[kMu] + sum_g;  // dz/dmu = 1
+  const T sigma = standard_deviation(form, scale);
+  d[kScale] = d[kScale] + sum_g_eps * standard_deviation_slope(form, sigma);  // dz/dscale = eps dsigma/dscale
 }
 
 template <class R, bool kDense, Forms forms>
 __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) backward_kernel(
     const __grid_constant__ BackwardParams p) {
+  using T = Pack<R, kGroup<R>>;
   using Reader = Group<R, kBackwardSlots, kDense>;
   const BackwardCommon& c = p.common;
   const int form = within<forms>(c.form), prior_form = within<forms>(c.prior_form);
@@ -197,64 +191,49 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) backward_kernel(
   const R grad_z_of_all = of_all<R>(p.layout, kGradZ, 0.0);
   const Inputs<R, kBackwardSlots, kDense> inputs(c, p.layout);
   double sum[kMaxInputs] = {};
-  for_each_unit<kAllSums>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int lane) {
-    for (int64_t n = (first / kGroup<R> + lane) * kGroup<R>; n < end; n += p.units.team * kGroup<R>) {
+  for_each_unit<kAllSums>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
+    for (int64_t n = (first / kGroup<R> + lane) * kGroup<R>; n < end; n += lanes * kGroup<R>) {
       const unsigned mask = Reader::members(n, first, end);
-      R in[kMaxInputs][kGroup<R>];  // later the gradients
+      T in[kMaxInputs];
       inputs.read(p.layout, n, mask, in);
-      R sum_g[kGroup<R>] = {}, sum_g_eps[kGroup<R>] = {};
+      T sum_g(R(0)), sum_g_eps(R(0));
       if (c.with_samples) {
         for (int64_t sample = 0; sample < c.samples; ++sample) {
-          R g[kGroup<R>], eps[kGroup<R>];
+          T g, eps;
           Reader reader;
           reader.begin(p.layout, kGradZ, n, mask, sample * c.grad_z_step);
-          if (p.scale_needed) noise<kDense>(c, p.layout, seed, sample, n, mask, eps);
-          reader.finish(p.layout, kGradZ, mask, g, grad_z_of_all);
-          ELBO_UNROLL
-          for (int i = 0; i < kGroup<R>; ++i) {
-            sum_g[i] += g[i];
-            if (p.scale_needed) sum_g_eps[i] += g[i] * eps[i];
-          }
+          if (p.scale_needed) noise<kDense>(c, p.layout, seed, sample, n, mask, eps.x);
+          reader.finish(p.layout, kGradZ, mask, g.x, grad_z_of_all);
+          sum_g = sum_g + g;
+          if (p.scale_needed) sum_g_eps = sum_g_eps + g * eps;
           if (!kDense && p.layout.place[kNoiseGradient] != kAbsent) {
-            ELBO_UNROLL
-            for (int i = 0; i < kGroup<R>; ++i) g[i] *= standard_deviation(form, in[kScale][i]);  // dz/deps = sigma
-            Reader::store(p.layout, kNoiseGradient, n, mask, g, sample * p.noise_gradient_step);
+            const T of_noise = g * standard_deviation(form, in[kScale]);  // dz/deps = sigma
+            Reader::store(p.layout, kNoiseGradient, n, mask, of_noise.x, sample * p.noise_gradient_step);
           }
         }
       }
-      R grad[kGroup<R>];
-      ELBO_UNROLL
-      for (int i = 0; i < kGroup<R>; ++i) grad[i] = upstream;
-      if (upstream_each && c.with_kl) {
-        Reader reader;
-        reader.begin(p.layout, kUpstream, n, mask);
-        reader.finish(p.layout, kUpstream, mask, grad, R(1));
-        ELBO_UNROLL
-        for (int i = 0; i < kGroup<R>; ++i) grad[i] *= upstream;
-      }
-      ELBO_UNROLL
-      for (int i = 0; i < kGroup<R>; ++i) {
-        const R x[kMaxInputs] = {in[0][i], in[1][i], in[2][i], in[3][i]};
-        R d[kMaxInputs] = {};
-        if (c.with_kl) {
-          GaussianKL<R>::gradient(GaussianKL<R>::share(x, form, prior_form), x, d);
-          ELBO_UNROLL
-          for (int k = 0; k < kMaxInputs; ++k) d[k] *= grad[i];
+      T d[kMaxInputs] = {T(R(0)), T(R(0)), T(R(0)), T(R(0))};
+      if (c.with_kl) {
+        T grad(upstream);
+        if (upstream_each) {
+          Reader reader;
+          reader.begin(p.layout, kUpstream, n, mask);
+          reader.finish(p.layout, kUpstream, mask, grad.x, R(1));
+          grad = grad * T(upstream);
         }
-        if (c.with_samples) add_samples(form, x[kScale], sum_g[i], sum_g_eps[i], d);
-        const bool inside = mask >> i & 1;
+        GaussianKL<T>::gradient(GaussianKL<T>::share(in, form, prior_form), in, d);
         ELBO_UNROLL
-        for (int k = 0; k < kMaxInputs; ++k) in[k][i] = inside ? d[k] : R(0);
+        for (int k = 0; k < kMaxInputs; ++k) d[k] = d[k] * grad;
       }
+      if (c.with_samples) add_samples(form, in[kScale], sum_g, sum_g_eps, d);
       ELBO_UNROLL
       for (int k = 0; k < kMaxInputs; ++k) {
         if (p.layout.place[kFirstSink + k] != kAbsent) {
-          Reader::store(p.layout, kFirstSink + k, n, mask, in[k]);
+          Reader::store(p.layout, kFirstSink + k, n, mask, d[k].x);
         } else if (p.sums.kind[k] != kNoSum) {
-          R of_group = in[k][0];
           ELBO_UNROLL
-          for (int i = 1; i < kGroup<R>; ++i) of_group += in[k][i];
-          sum[k] += static_cast<double>(of_group);
+          for (int i = 0; i < kGroup<R>; ++i) d[k].x[i] = mask >> i & 1 ? d[k].x[i] : R(0);
+          sum[k] += static_cast<double>(sum_of(d[k]));
         }
       }
     }
@@ -349,7 +328,7 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
   // Rows matter only where their sums are asked for.
   const bool by_row = with_kl && p.kl.row != nullptr;
   const int64_t cols = by_row ? p.space.cols : p.space.elements(), rows = by_row ? p.space.rows : 1;
-  const Spread work = spread(rows, cols, kGroup<R>, call.device);
+  const Spread work = spread(rows, cols, by_row, kGroup<R>, call.device);
   params.units = work.units;
 
   LayoutBuilder<kForwardSlots> layout(params.layout, dims, kGroup<R>, p.compute_double);
@@ -414,7 +393,7 @@ const char* run_backward(const LatentProblem& p, const CudaCall& call) {
   const Dimensions dims(p.space);
   const SinkPlan sinks(dims, p.gradient, p.space.elements());
   const int64_t cols = sinks.row(), rows = p.space.elements() / cols;
-  const Spread work = spread(rows, cols, kGroup<R>, call.device);
+  const Spread work = spread(rows, cols, !sinks.by_run().empty(), kGroup<R>, call.device);
   params.units = work.units;
 
   LayoutBuilder<kBackwardSlots> layout(params.layout, dims, kGroup<R>, p.compute_double);

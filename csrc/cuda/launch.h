@@ -19,7 +19,8 @@ inline const char* message(cudaError_t error) {
   return cudaGetErrorString(error);
 }
 
-// Makes a device current for as long as it lives.
+// Makes a device current for as long as it lives. The operators have done so by torch's means; this is for the CUDA runtime
+// that this library has of its own.
 class OnDevice {
  public:
   explicit OnDevice(int device) {

@@ -109,24 +109,24 @@ class LayoutBuilder {
   bool compute_double_, whole_groups_;
 };
 
-// How rows of a given length are spread over teams, and how many blocks to launch. `per_step`: the elements that a
-// thread takes at once.
+// How rows of a given length are spread over teams, and how many blocks to launch. `by_row`: there are sums of each row.
+// `per_step`: the elements that a thread takes at once.
 struct Spread {
   Units units;
   int64_t blocks;
 };
 
-inline Spread spread(int64_t rows, int64_t cols, int64_t per_step, int device) {
+inline Spread spread(int64_t rows, int64_t cols, bool by_row, int64_t per_step, int device) {
   const int64_t processors = multiprocessors(device);
   Spread result;
   Units& units = result.units;
   units.cols = cols;
   units.team = kThreads;
+  units.whole = rows == 1 && !by_row;
   int64_t pieces = 1;
-  if (rows == 1) {
-    // One sum, or none: pieces of one step, so that neighbouring blocks read neighbouring memory at any time.
-    pieces = std::max<int64_t>(divide_up(cols, kThreads * per_step), 1);
-    units.piece_cols = kThreads * per_step;
+  if (units.whole) {
+    units.piece_cols = cols;
+    result.blocks = divide_up(cols, kThreads * per_step);
   } else {
     // Many short rows: one for each warp, or for part of a warp, needs neither shared memory nor barriers. A row of more
     // than 8 steps of a warp is worth a block; so is a shorter one while there are too few rows to fill the device.
@@ -142,8 +142,8 @@ inline Spread spread(int64_t rows, int64_t cols, int64_t per_step, int device) {
   }
   units.pieces = Divider(pieces);
   units.count = rows * pieces;
-  const int64_t blocks = divide_up(units.count * units.team, kThreads);
-  result.blocks = std::clamp<int64_t>(blocks, 1, processors * kBlocksPerMultiprocessor);
+  if (!units.whole) result.blocks = divide_up(units.count * units.team, kThreads);
+  result.blocks = std::clamp<int64_t>(result.blocks, 1, processors * kBlocksPerMultiprocessor);
   return result;
 }
 

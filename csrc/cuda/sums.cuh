@@ -13,8 +13,10 @@ constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
 // The work of a kernel: rows of cols elements, in units of one row, or, where rows are long, of one piece of a row. A
-// team of threads works on a unit: 1, 2, 4, ... 32 neighbours in a warp, or the whole block.
+// team of threads works on a unit: 1, 2, 4, ... 32 neighbours in a warp, or the whole block. A single row that is not
+// summed by itself is one unit for the whole grid, so that neighbouring threads read neighbouring memory at any time.
 struct Units {
+  bool whole;
   int64_t cols;
   Divider pieces;       // of a row
   int64_t piece_cols;
@@ -63,24 +65,27 @@ __device__ __forceinline__ double block_sum(double number) {
   return number;
 }
 
-// Calls body(first, end, lane) for each unit of this thread's team: the elements [first, end) belong to the unit, lane is
-// the thread's number in its team. Behind each unit, the sums that are wanted unit by unit are handed out. `used` has a
-// bit for each sum that the kernel makes at all.
+// Calls body(first, end, lane, lanes) for each unit of this thread's team: the elements [first, end) belong to the unit,
+// `lane` is the thread's number among the `lanes` that work on it. Behind each unit, the sums that are wanted unit by unit
+// are handed out. `used` has a bit for each sum that the kernel makes at all.
 template <unsigned used, int kSums, class Body>
 __device__ __forceinline__ void for_each_unit(const Units& units, const SumPlan<kSums>& plan, double (&sum)[kSums],
                                               Body&& body) {
-  const int team = units.team, teams = kThreads / team, lane = threadIdx.x % team, own = threadIdx.x / team;
+  const int team = units.team, teams = kThreads / team, own = threadIdx.x / team;
+  // With one unit for the whole grid all blocks begin at it, and it has no sum of its own.
+  const int64_t block = units.whole ? 0 : static_cast<int64_t>(blockIdx.x);
+  const int64_t lane = units.whole ? static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x : threadIdx.x % team;
+  const int64_t lanes = units.whole ? static_cast<int64_t>(gridDim.x) * kThreads : team;
   bool by_unit = false;
   ELBO_UNROLL
   for (int k = 0; k < kSums; ++k) if (used >> k & 1) by_unit = by_unit || plan.kind[k] == kUnitSum;
   // The bounds of this loop are the same for the whole block, so that all threads come to the shuffles and barriers.
-  for (int64_t base = static_cast<int64_t>(blockIdx.x) * teams; base < units.count;
-       base += static_cast<int64_t>(gridDim.x) * teams) {
+  for (int64_t base = block * teams; base < units.count; base += static_cast<int64_t>(gridDim.x) * teams) {
     const int64_t unit = base + own;
     if (unit < units.count) {
       const int64_t row = units.pieces.quotient(unit), piece = unit - row * units.pieces.size;
       const int64_t begin = piece * units.piece_cols, end = minimum(begin + units.piece_cols, units.cols);
-      body(row * units.cols + begin, row * units.cols + end, lane);
+      body(row * units.cols + begin, row * units.cols + end, lane, lanes);
     }
     if (!by_unit) continue;
     ELBO_UNROLL

@@ -31,14 +31,6 @@ __device__ __forceinline__ R upstream_of_all(const TermParams& p) {
   return static_cast<R>(read<double>(p.layout.array[kUpstream], 0) * p.upstream_factor);
 }
 
-template <class R, int V>
-__device__ __forceinline__ double sum_vector(const R* numbers) {
-  R sum = numbers[0];
-  ELBO_UNROLL
-  for (int i = 1; i < V; ++i) sum += numbers[i];
-  return static_cast<double>(sum);
-}
-
 // The sums that a kernel over a term makes.
 template <int kInputs, bool kGradient>
 constexpr unsigned kUsed = 1u << kValueSum | 1u << kKLSum | (kGradient ? (1u << kInputs) - 1 : 0u);
@@ -57,31 +49,37 @@ __device__ __forceinline__ void finish(const TermParams& p, double (&sum)[kTermS
   if (p.of_kl.data != nullptr) write(p.of_kl, 0, p.of_each);
 }
 
+// How many blocks of the dense kernel a multiprocessor is to hold at least: as many as its registers allow without spills.
+template <int kInputs, bool kGradient, Forms forms>
+constexpr int kDenseBlocks = std::max(2, 4 - kGradient - (forms == Forms::kDirect) - (kInputs > 3));
+
 // The ordinary case, in which a kernel has to keep up with the memory: each operand is dense or one number, there is no
 // weight, and the upstream gradient is one number. The vectors of all operands are in flight at once; they are worked on
 // in parts of kPart elements, which bounds the registers that a thread needs.
 template <template <class> class TermOf, class R, int V, bool kGradient, Forms forms>
-__global__ void __launch_bounds__(kThreads, TermOf<R>::kInputs > 3 || forms == Forms::kDirect ? 2 : 3) dense_kernel(
+__global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>::kInputs, kGradient, forms>) dense_kernel(
     const __grid_constant__ TermParams p) {
-  using Term = TermOf<R>;
-  constexpr int kInputs = Term::kInputs, kPart = V < 4 ? V : 4;
+  constexpr int kPart = V < 4 ? V : 4;
+  using T = Pack<R, kPart>;
+  using Term = TermOf<T>;
+  constexpr int kInputs = Term::kInputs;
   constexpr unsigned used = kUsed<kInputs, kGradient>;
   const int form = within<forms>(p.form), prior_form = within<forms>(p.prior_form);
-  R of_all[kInputs];
+  T of_all[kInputs];
   bool each[kInputs], share_each = false;
   ELBO_UNROLL
   for (int k = 0; k < kInputs; ++k) {
     each[k] = p.layout.place[k] == kDense;
-    of_all[k] = each[k] ? R(0) : elbo_ext::of_all<R>(p.layout, k, p.constant[k]);
+    of_all[k] = T(each[k] ? R(0) : elbo_ext::of_all<R>(p.layout, k, p.constant[k]));
     share_each = share_each || (each[k] && (Term::kSharedInputs >> k & 1));
   }
   // What depends on a uniform scale alone is computed once.
-  typename Term::Shared shared = Term::share(of_all, form, prior_form);
-  const R upstream = kGradient ? upstream_of_all<R>(p) : R(0);
+  const typename Term::Shared shared_by_all = Term::share(of_all, form, prior_form);
+  const T upstream(kGradient ? upstream_of_all<R>(p) : R(0));
 
   double sum[kTermSums] = {};
-  for_each_unit<used>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int lane) {
-    for (int64_t n = first + lane * V; n < end; n += p.units.team * V) {
+  for_each_unit<used>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
+    for (int64_t n = first + lane * V; n < end; n += lanes * V) {
       Raw<R, V> raw[kInputs];  // later the gradients
       ELBO_UNROLL
       for (int k = 0; k < kInputs; ++k)
@@ -89,46 +87,30 @@ __global__ void __launch_bounds__(kThreads, TermOf<R>::kInputs > 3 || forms == F
       R total = R(0), of_sink[kInputs] = {};
       const auto part = [&](auto at) {
         constexpr int kAt = decltype(at)::value;
-        R in[kInputs][kPart], value[kPart];
+        T in[kInputs], value;
         ELBO_UNROLL
         for (int k = 0; k < kInputs; ++k) {
-          if (each[k]) {
-            convert<R, V, kAt, kPart>(raw[k], p.layout.array[k].dtype, in[k]);
-          } else {
-            ELBO_UNROLL
-            for (int i = 0; i < kPart; ++i) in[k][i] = of_all[k];
-          }
+          if (each[k]) convert<R, V, kAt, kPart>(raw[k], p.layout.array[k].dtype, in[k].x);
+          else in[k] = of_all[k];
         }
-        ELBO_UNROLL
-        for (int i = 0; i < kPart; ++i) {
-          R x[kInputs];
-          ELBO_UNROLL
-          for (int k = 0; k < kInputs; ++k) x[k] = in[k][i];
-          if (share_each) shared = Term::share(x, form, prior_form);
-          if constexpr (kGradient) {
-            R d[kInputs];
-            value[i] = Term::gradient(shared, x, d);
-            ELBO_UNROLL
-            for (int k = 0; k < kInputs; ++k) in[k][i] = d[k] * upstream;  // now the gradient
-          } else {
-            value[i] = Term::value(shared, x);
-          }
-          total += value[i];
-        }
+        typename Term::Shared shared = shared_by_all;
+        if (share_each) shared = Term::share(in, form, prior_form);
         if constexpr (kGradient) {
+          T d[kInputs];
+          value = Term::gradient(shared, in, d);
           ELBO_UNROLL
           for (int k = 0; k < kInputs; ++k) {
-            if (p.layout.place[kFirstSink + k] == kDense) {
-              pack<R, V, kAt, kPart>(in[k], p.layout.array[kFirstSink + k].dtype, raw[k]);
-            } else if (p.sums.kind[k] != kNoSum) {
-              ELBO_UNROLL
-              for (int i = 0; i < kPart; ++i) of_sink[k] += in[k][i];
-            }
+            if (p.layout.place[kFirstSink + k] == kDense)
+              pack<R, V, kAt, kPart>((d[k] * upstream).x, p.layout.array[kFirstSink + k].dtype, raw[k]);
+            else if (p.sums.kind[k] != kNoSum) of_sink[k] += sum_of(d[k] * upstream);
           }
-        } else if (p.layout.place[kElement] == kDense) {
-          // The only result that is wider than the operands may be: by parts.
-          store_vector<R, kPart>(p.layout.array[kElement], n + kAt, value);
+        } else {
+          value = Term::value(shared, in);
+          // The only result that may be wider than the operands: by parts.
+          if (p.layout.place[kElement] == kDense)
+            store_vector<R, kPart>(p.layout.array[kElement], n + kAt, value.x);
         }
+        total += sum_of(value);
       };
       part(std::integral_constant<int, 0>{});
       if constexpr (V > kPart) part(std::integral_constant<int, kPart>{});
@@ -147,8 +129,10 @@ __global__ void __launch_bounds__(kThreads, TermOf<R>::kInputs > 3 || forms == F
 
 // Any layout, any operands, in groups of kWidth neighbours.
 template <template <class> class TermOf, class R, int kWidth>
-__global__ void __launch_bounds__(kThreads, sizeof(R) == 8 || TermOf<R>::kInputs > 3 ? 1 : 2) general_kernel(const __grid_constant__ TermParams p) {
-  using Term = TermOf<R>;
+__global__ void __launch_bounds__(kThreads, sizeof(R) == 8 || TermOf<R>::kInputs > 3 ? 1 : 2) general_kernel(
+    const __grid_constant__ TermParams p) {
+  using T = Pack<R, kWidth>;
+  using Term = TermOf<T>;
   using Reader = AnyGroup<R, kWidth, kTermSlots>;
   constexpr int kInputs = Term::kInputs;
   constexpr unsigned used = kUsed<kInputs, true> | 1u << kWeight;
@@ -163,46 +147,40 @@ __global__ void __launch_bounds__(kThreads, sizeof(R) == 8 || TermOf<R>::kInputs
   }
 
   double sum[kTermSums] = {};
-  for_each_unit<used>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int lane) {
-    const int64_t step = static_cast<int64_t>(p.units.team) * kWidth;
-    for (int64_t n = first / kWidth * kWidth + static_cast<int64_t>(lane) * kWidth; n < end; n += step) {
+  for_each_unit<used>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
+    for (int64_t n = (first / kWidth + lane) * kWidth; n < end; n += lanes * kWidth) {
       const unsigned mask = Reader::members(n, first, end);
       Reader reader[kInputs + 2];
-      R in[kInputs + 2][kWidth], value[kWidth];  // inputs, weight, upstream; later the gradients of the first ones
+      T in[kInputs], weight, grad;
       ELBO_UNROLL
       for (int k = 0; k < kInputs; ++k) reader[k].begin(p.layout, k, n, mask);
       reader[kInputs].begin(p.layout, kWeight, n, mask);
       reader[kInputs + 1].begin(p.layout, kUpstream, n, mask);
       ELBO_UNROLL
-      for (int k = 0; k < kInputs; ++k)
-        reader[k].finish(p.layout, k, mask, in[k], one[k]);
-      reader[kInputs].finish(p.layout, kWeight, mask, in[kInputs], one[kInputs]);
-      reader[kInputs + 1].finish(p.layout, kUpstream, mask, in[kInputs + 1], R(1));
+      for (int k = 0; k < kInputs; ++k) reader[k].finish(p.layout, k, mask, in[k].x, one[k]);
+      reader[kInputs].finish(p.layout, kWeight, mask, weight.x, one[kInputs]);
+      reader[kInputs + 1].finish(p.layout, kUpstream, mask, grad.x, R(1));
 
+      T d[kInputs + 1], value = Term::gradient(Term::share(in, p.form, p.prior_form), in, d);
       ELBO_UNROLL
       for (int i = 0; i < kWidth; ++i) {
-        R x[kInputs], d[kInputs];
-        ELBO_UNROLL
-        for (int k = 0; k < kInputs; ++k) x[k] = in[k][i];
-        const typename Term::Shared shared = Term::share(x, p.form, p.prior_form);
-        const R each = Term::gradient(shared, x, d);
-        const R weight = in[kInputs][i], grad = in[kInputs + 1][i] * upstream;
         // A weight of zero leaves the element out, whatever stands there: 0 * inf must not become NaN.
-        const bool inside = mask >> i & 1, counts = inside && weight != R(0);
+        const bool inside = mask >> i & 1, counts = inside && weight.x[i] != R(0);
+        const R g = grad.x[i] * upstream, factor = weighted ? g * weight.x[i] : g;
         ELBO_UNROLL
-        for (int k = 0; k < kInputs; ++k) in[k][i] = counts ? d[k] * (weighted ? grad * weight : grad) : R(0);
-        in[kInputs][i] = inside ? each * grad : R(0);
-        value[i] = counts ? (weighted ? each * weight : each) : R(0);
+        for (int k = 0; k < kInputs; ++k) d[k].x[i] = counts ? d[k].x[i] * factor : R(0);
+        d[kInputs].x[i] = inside ? value.x[i] * g : R(0);  // of the weight
+        value.x[i] = counts ? (weighted ? value.x[i] * weight.x[i] : value.x[i]) : R(0);
       }
       ELBO_UNROLL
       for (int k = 0; k <= kInputs; ++k) {
         const int operand = k == kInputs ? kWeight : k;
         if (p.layout.place[kFirstSink + operand] != kAbsent)
-          Reader::store(p.layout, kFirstSink + operand, n, mask, in[k]);
-        else if (p.sums.kind[operand] != kNoSum) sum[operand] += sum_vector<R, kWidth>(in[k]);
+          Reader::store(p.layout, kFirstSink + operand, n, mask, d[k].x);
+        else if (p.sums.kind[operand] != kNoSum) sum[operand] += static_cast<double>(sum_of(d[k]));
       }
-      if (p.layout.place[kElement] != kAbsent) Reader::store(p.layout, kElement, n, mask, value);
-      sum[kValueSum] += sum_vector<R, kWidth>(value);
+      if (p.layout.place[kElement] != kAbsent) Reader::store(p.layout, kElement, n, mask, value.x);
+      sum[kValueSum] += static_cast<double>(sum_of(value));
     }
   });
   finish<R, used>(p, sum);
@@ -334,7 +312,7 @@ const char* run(const TermSumProblem& p, const CudaCall& call) {
   const DType compute = p.compute_double ? DType::kDouble : DType::kFloat;
 
   const int width = dense_width(p, cols, /*two_scales=*/TermOf<R>::kInputs == kMaxInputs), group = width == 0 ? kGroup<R> : width;
-  const Spread work = spread(rows, cols, group, call.device);
+  const Spread work = spread(rows, cols, p.values.row != nullptr || !sinks.by_run().empty(), group, call.device);
   params.units = work.units;
   LayoutBuilder<kTermSlots> layout(params.layout, dims, group, p.compute_double);
   for (int k = 0; k < kMaxOperands; ++k) {

@@ -21,7 +21,7 @@ struct Array {
 };
 
 // What V elements take, as they lie in memory. Eight floats at once are never read: with eight, all tensors are of half
-// precision (see vector_width in plan.h).
+// precision (see dense_width in term_sum.cu).
 template <class R, int V>
 struct Raw {
   static constexpr int kBytes = V * (V == 8 ? 2 : static_cast<int>(sizeof(R)));
@@ -116,43 +116,45 @@ __device__ __forceinline__ Raw<R, V> load_each(const Array& array, const int64_t
   return raw;
 }
 
+template <class Two>
+__device__ __forceinline__ uint32_t bits_of(Two two) {
+  uint32_t bits;
+  static_assert(sizeof two == sizeof bits);
+  memcpy(&bits, &two, sizeof bits);
+  return bits;
+}
+
 __device__ __forceinline__ float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
 
 // Element i of a vector that is stored in half the bits of its number type, two to a word.
-template <int V>
 __device__ __forceinline__ uint32_t half_bits(const uint32_t* word, int i) {
   return i % 2 == 0 ? word[i / 2] & 0xFFFFu : word[i / 2] >> 16;
 }
 
-// Elements [first, first + count) of a vector, in the compute type.
+// Elements [first, first + count) of a vector, in the compute type. What is none of the first dtypes is the last one.
 template <class R, int V, int first = 0, int count = V>
 __device__ __forceinline__ void convert(const Raw<R, V>& raw, DType dtype, R* to) {
-  switch (dtype) {
-    case DType::kBFloat16:
+  if (dtype == DType::kBFloat16) {
+    ELBO_UNROLL
+    for (int i = first; i < first + count; ++i)
+      to[i - first] = bits_to_float(i % 2 == 0 ? raw.word[i / 2] << 16 : raw.word[i / 2] & 0xFFFF0000u);
+  } else if (V == 8 || dtype == DType::kHalf) {
+    ELBO_UNROLL
+    for (int i = first; i < first + count; ++i)
+      to[i - first] = __half2float(__ushort_as_half(static_cast<uint16_t>(half_bits(raw.word, i))));
+  } else if constexpr (V != 8) {
+    if (dtype == DType::kBool) {
       ELBO_UNROLL
       for (int i = first; i < first + count; ++i)
-        to[i - first] = bits_to_float(i % 2 == 0 ? raw.word[i / 2] << 16 : raw.word[i / 2] & 0xFFFF0000u);
-      break;
-    case DType::kHalf:
+        to[i - first] = (raw.word[i / 4] >> (8 * (i % 4)) & 0xFFu) != 0 ? R(1) : R(0);
+    } else if (sizeof(R) == 4 || dtype == DType::kFloat) {
+      ELBO_UNROLL
+      for (int i = first; i < first + count; ++i) to[i - first] = bits_to_float(raw.word[i]);
+    } else if constexpr (sizeof(R) == 8) {
       ELBO_UNROLL
       for (int i = first; i < first + count; ++i)
-        to[i - first] = __half2float(__ushort_as_half(static_cast<uint16_t>(half_bits<V>(raw.word, i))));
-      break;
-    default:
-      if constexpr (V != 8) {
-        if (dtype == DType::kFloat) {
-          ELBO_UNROLL
-          for (int i = first; i < first + count; ++i) to[i - first] = bits_to_float(raw.word[i]);
-        } else if (dtype == DType::kBool) {
-          ELBO_UNROLL
-          for (int i = first; i < first + count; ++i)
-            to[i - first] = (raw.word[i / 4] >> (8 * (i % 4)) & 0xFFu) != 0 ? R(1) : R(0);
-        } else if constexpr (sizeof(R) == 8) {
-          ELBO_UNROLL
-          for (int i = first; i < first + count; ++i)
-            to[i - first] = __hiloint2double(raw.word[2 * i + 1], raw.word[2 * i]);
-        }
-      }
+        to[i - first] = __hiloint2double(raw.word[2 * i + 1], raw.word[2 * i]);
+    }
   }
 }
 
@@ -194,16 +196,14 @@ __device__ __forceinline__ void pack(const R* from, DType dtype, Raw<R, V>& raw)
     }
   } else {
     static_assert(count % 2 == 0 || count == 1);
-    const bool brain = dtype == DType::kBFloat16;
-    ELBO_UNROLL
-    for (int i = 0; i < count; i += 2) {
-      const float low = static_cast<float>(from[i]), high = count == 1 ? 0.f : static_cast<float>(from[(i + 1) % count]);
-      const uint32_t low_bits =
-          brain ? __bfloat16_as_ushort(__float2bfloat16_rn(low)) : __half_as_ushort(__float2half_rn(low));
-      const uint32_t high_bits =
-          brain ? __bfloat16_as_ushort(__float2bfloat16_rn(high)) : __half_as_ushort(__float2half_rn(high));
-      raw.word[(first + i) / 2] = low_bits | high_bits << 16;
-    }
+    const auto pack_as = [&](auto convert) {
+      ELBO_UNROLL
+      for (int i = 0; i < count; i += 2)
+        raw.word[(first + i) / 2] =
+            convert(static_cast<float>(from[i]), count == 1 ? 0.f : static_cast<float>(from[(i + 1) % count]));
+    };
+    if (dtype == DType::kBFloat16) pack_as([](float low, float high) { return bits_of(__floats2bfloat162_rn(low, high)); });
+    else pack_as([](float low, float high) { return bits_of(__floats2half2_rn(low, high)); });
   }
 }
 

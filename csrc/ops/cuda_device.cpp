@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
 
 #include "../cuda/interface.h"
 #include "cuda_loader.h"
@@ -75,6 +76,8 @@ class CudaDevice final : public Device {
       return own.tensors.back().data_ptr();
     };
     CudaCall call{site.like.get_device_index(), nullptr, allocate, &workspace};
+    // torch's guard, because it goes back to a device that nobody has used yet without making a context there.
+    const torch::stable::accelerator::DeviceGuard guard(call.device);
     STABLE_TORCH_ERROR_CODE_CHECK(current_stream(call.device, &call.stream));
     const char* error = function(problem, call);
     STD_TORCH_CHECK(error == nullptr, "elbo_ext::", site.op, " of shape ", text_of(site.shape),
