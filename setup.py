@@ -224,7 +224,7 @@ class Build(build_ext):
             f"{nvcc} -MD -MF $out.d {' '.join(flags)} {' '.join(ARCHITECTURES.values())} $flags -c $in -o $out",
             f"{nvcc} -shared --no-device-link -cudart=static $in -o $out -Xlinker={only_export(work, 'elbo_ext_cuda_kernels')}",
         )
-        for name in ("term_sum", "latent"):
+        for name in ("term_sum", "latent", "log_prob"):
             for real in ("float", "double"):
                 ninja.compile(f"cuda/{name}.cu", f"{name}.{real}.o", [f"-DELBO_REAL={real}"])
         names = " ".join(ARCHITECTURES)

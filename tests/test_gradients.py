@@ -104,7 +104,8 @@ def compare(
     dtype = computed_in(arguments)
     tolerance, atol = TOLERANCES[dtype], TOLERANCES[dtype].gradient_atol
     if sample.function.startswith("rsample") and "noise" not in arguments:
-        atol += NOISE_ERROR[dtype]  # a sample's derivative by its scale is the noise
+        # A sample's derivative by its scale is the noise; ln q's may be its square, with twice the relative error.
+        atol += NOISE_ERROR[dtype] * (2 if sample.function == "rsample_with_log_prob" else 1)
     for name, gradient in actual.items():
         operand, (exact, size, average_size) = arguments[name], truth[name]
         what = f"gradient of {name}, {operand.dtype}"

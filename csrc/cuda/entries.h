@@ -11,5 +11,9 @@ template <class R>
 const char* latent(const LatentProblem& problem, const CudaCall& call);
 template <class R>
 const char* latent_backward(const LatentProblem& problem, const CudaCall& call);
+template <class R>
+const char* log_prob(const LatentProblem& problem, const CudaCall& call);
+template <class R>
+const char* log_prob_backward(const LatentProblem& problem, const CudaCall& call);
 
 }  // namespace elbo_ext

@@ -222,5 +222,23 @@ inline bool same_strides(const Dimensions& space, const View& a, const View& b) 
   return true;
 }
 
+// Gathers those of the gradients that `sinks` lists. `view` has the tensors that Evaluate reads, and room for one more.
+template <class Evaluate, int kSinks>
+const char* gather_sinks(const typename Evaluate::Params& common, const View* (&view)[Evaluate::kSlots],
+                         const GradientSink (&gradient)[kSinks], const Dimensions& dims, std::vector<int> sinks,
+                         const CudaCall& call) {
+  constexpr int kSink = Evaluate::kSlots - 1;
+  while (!sinks.empty()) {
+    typename Evaluate::Params params = common;
+    view[kSink] = &gradient[sinks.front()];
+    for (int k = 0; k < kSink; ++k) params.gather.layout.array[k] = array_of(*view[k]);
+    for (int k : sinks)
+      if (same_strides(dims, gradient[k], *view[kSink])) params.gather.out[k] = array_of(gradient[k]);
+    std::erase_if(sinks, [&](int k) { return params.gather.out[k].data != nullptr; });
+    if (const char* error = gather<Evaluate>(params, gather_dimensions(dims, view), call)) return error;
+  }
+  return nullptr;
+}
+
 }  // namespace
 }  // namespace elbo_ext

@@ -28,6 +28,9 @@ struct CudaKernels {
   const char* (*term_sum)(const TermSumProblem&, const CudaCall&);
   const char* (*latent)(const LatentProblem&, const CudaCall&);
   const char* (*latent_backward)(const LatentProblem&, const CudaCall&);
+  // The same with log q and log p.
+  const char* (*log_prob)(const LatentProblem&, const CudaCall&);
+  const char* (*log_prob_backward)(const LatentProblem&, const CudaCall&);
   const char* (*normal_noise)(const NoiseProblem&, const CudaCall&);
   const char* (*stored_gradients)(const StoredGradients&, const CudaCall&);
 };

@@ -133,6 +133,8 @@ constexpr CudaKernels kKernels = {
     by_type<term_sum<float>, term_sum<double>>,
     by_type<latent<float>, latent<double>>,
     by_type<latent_backward<float>, latent_backward<double>>,
+    by_type<log_prob<float>, log_prob<double>>,
+    by_type<log_prob_backward<float>, log_prob_backward<double>>,
     normal_noise,
     stored_gradients,
 };

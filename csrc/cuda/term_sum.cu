@@ -271,28 +271,18 @@ const char* launch_main(const TermSumProblem& p, const TermParams& params, int w
 }
 
 template <template <class> class TermOf, class R>
-const char* gather_sinks(const TermSumProblem& p, const TermParams& params, std::vector<int> sinks, const CudaCall& call) {
+const char* gather_gradients(const TermSumProblem& p, const TermParams& params, std::vector<int> sinks,
+                             const CudaCall& call) {
   using Evaluate = GatherTerm<TermOf, R>;
-  const Dimensions dims(p.space);
-  while (!sinks.empty()) {
-    typename Evaluate::Params g;
-    std::copy_n(params.constant, kMaxOperands + 1, g.constant);
-    g.upstream_factor = p.upstream.present() ? p.upstream.factor : 1.0;
-    g.form = p.form;
-    g.prior_form = p.prior_form;
-    const View* view[Evaluate::kSlots] = {};
-    for (int k = 0; k < kMaxOperands; ++k) view[k] = &p.input[k];
-    view[kUpstream] = &p.upstream;
-    const GradientSink& pattern = p.gradient[sinks.front()];
-    view[Evaluate::kSlots - 1] = &pattern;
-    for (int k = 0; k <= kUpstream; ++k) g.gather.layout.array[k] = {static_cast<char*>(view[k]->data), view[k]->dtype};
-    for (int k : sinks)
-      if (same_strides(dims, p.gradient[k], pattern))
-        g.gather.out[k] = {static_cast<char*>(p.gradient[k].data), p.gradient[k].dtype};
-    std::erase_if(sinks, [&](int k) { return g.gather.out[k].data != nullptr; });
-    if (const char* error = gather<Evaluate>(g, gather_dimensions(dims, view), call)) return error;
-  }
-  return nullptr;
+  typename Evaluate::Params g{};
+  std::copy_n(params.constant, kMaxOperands + 1, g.constant);
+  g.upstream_factor = p.upstream.present() ? p.upstream.factor : 1.0;
+  g.form = p.form;
+  g.prior_form = p.prior_form;
+  const View* view[Evaluate::kSlots] = {};
+  for (int k = 0; k < kMaxOperands; ++k) view[k] = &p.input[k];
+  view[kUpstream] = &p.upstream;
+  return gather_sinks<Evaluate>(g, view, p.gradient, Dimensions(p.space), std::move(sinks), call);
 }
 
 template <template <class> class TermOf, class R>
@@ -343,7 +333,7 @@ const char* run(const TermSumProblem& p, const CudaCall& call) {
   const char* error = prepare_totals(params.sums, work.blocks, call);
   if (error == nullptr) error = launch_main<TermOf, R>(p, params, width, work.blocks, call);
   if (error == nullptr) error = unit_sums.finish();
-  if (error == nullptr) error = gather_sinks<TermOf, R>(p, params, sinks.gathered(), call);
+  if (error == nullptr) error = gather_gradients<TermOf, R>(p, params, sinks.gathered(), call);
   return error;
 }
 

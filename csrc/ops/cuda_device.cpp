@@ -9,6 +9,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "../cuda/interface.h"
+#include "../terms/sample.h"
 #include "cuda_loader.h"
 
 namespace elbo_ext {
@@ -46,9 +47,11 @@ class CudaDevice final : public Device {
   void term_sum(const Site& site, TermSumProblem& problem) const override {
     run(site, kernels->term_sum, problem);
   }
-  void latent(const Site& site, LatentProblem& problem) const override { run(site, kernels->latent, problem); }
+  void latent(const Site& site, LatentProblem& problem) const override {
+    run(site, problem.results >= kPathwise ? kernels->log_prob : kernels->latent, problem);
+  }
   void latent_backward(const Site& site, LatentProblem& problem) const override {
-    run(site, kernels->latent_backward, problem);
+    run(site, problem.with_log_prob ? kernels->log_prob_backward : kernels->latent_backward, problem);
   }
 
   void normal_noise(const Site& site, const Tensor& seed, int64_t first, const Tensor& out) const override {

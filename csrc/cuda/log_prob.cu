@@ -1,0 +1,210 @@
+// A sample with log q and log p, and its backward pass. The formulas: terms/sample.h.
+// Compiled once for each compute type, ELBO_REAL.
+#include "entries.h"
+#include "latent.cuh"
+
+namespace elbo_ext {
+namespace {
+
+// ---- forward: each sample is a row, or several ----
+
+enum Sum { kLogQ, kLogP, kLogProbSums };
+constexpr int kZ = kNoise + 1, kForwardSlots = kZ + 1;
+
+struct LogProbParams {
+  Layout<kForwardSlots> layout;
+  Units units;
+  SumPlan<kLogProbSums> sums;
+  LatentCommon common;
+};
+
+template <class R, bool kDense, Forms forms>
+__global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) log_prob_kernel(const __grid_constant__ LogProbParams p) {
+  using T = Pack<R, kGroup<R>>;
+  using Reader = Group<R, kForwardSlots, kDense>;
+  constexpr unsigned kUsed = (1u << kLogProbSums) - 1;
+  const LatentCommon& c = p.common;
+  const int form = within<forms>(c.form), prior_form = within<forms>(c.prior_form);
+  const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
+  const Inputs<R, kForwardSlots, kDense> inputs(c, p.layout);
+  double sum[kLogProbSums] = {};
+  for_each_unit<kUsed>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
+    for (int64_t n = (first / kGroup<R> + lane) * kGroup<R>; n < end; n += lanes * kGroup<R>) {
+      const unsigned mask = Reader::members(n, first, end);
+      T in[kMaxInputs], eps;
+      inputs.read(p.layout, n, mask, in);
+      noise<kDense>(c, p.layout, seed, 0, n, mask, eps.x);
+      const T z = standard_deviation(form, in[kScale]) * eps + in[kMu];
+      Reader::store(p.layout, kZ, n, mask, z.x);
+      const T at[] = {z, in[kPriorMu], in[kPriorScale]};
+      T log_q = log_prob_of_sample(form, in[kScale], eps);
+      T log_p = Gaussian<T>::value(Gaussian<T>::share(at, prior_form, prior_form), at);
+      ELBO_UNROLL
+      for (int i = 0; i < kGroup<R>; ++i) {
+        log_q.x[i] = mask >> i & 1 ? log_q.x[i] : R(0);
+        log_p.x[i] = mask >> i & 1 ? log_p.x[i] : R(0);
+      }
+      sum[kLogQ] += static_cast<double>(sum_of(log_q));
+      sum[kLogP] += static_cast<double>(sum_of(log_p));
+    }
+  });
+}
+
+// ---- backward: the samples of an element are added up by the thread that it belongs to ----
+
+constexpr int kUpstreamQ = kUpstream, kUpstreamP = kUpstream + 1, kBackwardSlots = kUpstream + 2;
+
+struct BackwardCommon : LatentCommon {
+  int results;
+  int64_t grad_z_step, upstream_q_step, upstream_p_step;
+};
+using LogProbBackwardParams = BackwardParams<2, BackwardCommon>;
+
+template <class R, bool kDense, Forms forms>
+__global__ void __launch_bounds__(kThreads, 1) log_prob_backward_kernel(
+    const __grid_constant__ LogProbBackwardParams p) {
+  using T = Pack<R, kGroup<R>>;
+  using Reader = Group<R, kBackwardSlots, kDense>;
+  const BackwardCommon& c = p.common;
+  const int form = within<forms>(c.form), prior_form = within<forms>(c.prior_form);
+  const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
+  const Inputs<R, kBackwardSlots, kDense> inputs(c, p.layout);
+  const R of_all_z = of_all<R>(p.layout, kGradZ, 0.0), of_all_q = of_all<R>(p.layout, kUpstreamQ, 0.0),
+          of_all_p = of_all<R>(p.layout, kUpstreamP, 0.0);
+  double sum[kMaxInputs] = {};
+  for_each_unit<kAllSums>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
+    for (int64_t n = (first / kGroup<R> + lane) * kGroup<R>; n < end; n += lanes * kGroup<R>) {
+      const unsigned mask = Reader::members(n, first, end);
+      T in[kMaxInputs];
+      inputs.read(p.layout, n, mask, in);
+      const Deviation<T> q = make_deviation(form, in[kScale]);
+      const Scale<T> prior = make_scale(prior_form, in[kPriorScale]);
+      T d[kMaxInputs] = {T(R(0)), T(R(0)), T(R(0)), T(R(0))};
+      for (int64_t sample = 0; sample < c.samples; ++sample) {
+        Reader z_reader;
+        AnyGroup<R, kGroup<R>, kBackwardSlots> q_reader, p_reader;  // one number for each example: not dense
+        z_reader.begin(p.layout, kGradZ, n, mask, sample * c.grad_z_step);
+        q_reader.begin(p.layout, kUpstreamQ, n, mask, sample * c.upstream_q_step);
+        p_reader.begin(p.layout, kUpstreamP, n, mask, sample * c.upstream_p_step);
+        T eps, of_z, of_q, of_p;
+        noise<kDense>(c, p.layout, seed, sample, n, mask, eps.x);
+        z_reader.finish(p.layout, kGradZ, mask, of_z.x, of_all_z);
+        q_reader.finish(p.layout, kUpstreamQ, mask, of_q.x, of_all_q);
+        p_reader.finish(p.layout, kUpstreamP, mask, of_p.x, of_all_p);
+        const SampleGradient<T> by(c.results, q, prior, in[kMu], in[kPriorMu], eps, of_z, of_q, of_p);
+        d[kMu] = d[kMu] + by.mu;
+        d[kScale] = d[kScale] + by.scale;
+        d[kPriorMu] = d[kPriorMu] + by.prior_mu;
+        d[kPriorScale] = d[kPriorScale] + by.prior_scale;
+        if (!kDense && p.layout.place[kNoiseGradient] != kAbsent)
+          Reader::store(p.layout, kNoiseGradient, n, mask, by.eps.x, sample * p.noise_gradient_step);
+      }
+      deliver<Reader>(p.layout, p.sums, n, mask, d, sum);
+    }
+  });
+  total_sums<kAllSums>(p.sums, sum);
+}
+
+// The gradients of operands whose elements are shared by elements here and there.
+template <class R>
+struct GatherLogProb {
+  // The inputs, noise, gradients of z, log q and log p; the element's number; the gradient.
+  static constexpr int kUpstream = kGradZ + 1, kNumber = kUpstream + 2, kSlots = kNumber + 2, kSums = kMaxInputs;
+  struct Params {
+    Gather<kSlots, kSums> gather;
+    BackwardCommon common;
+  };
+
+  static __device__ __forceinline__ void add(const Params& p, const int64_t (&offset)[kSlots], double (&sum)[kSums]) {
+    const BackwardCommon& c = p.common;
+    const auto& array = p.gather.layout.array;
+    const auto number = [&](int slot, int64_t base, double constant) {
+      return array[slot].data == nullptr ? static_cast<R>(constant) : read<R>(array[slot], base + offset[slot]);
+    };
+    const R mu = number(kMu, 0, c.constant[kMu]), prior_mu = number(kPriorMu, 0, c.constant[kPriorMu]);
+    const Deviation<R> q = make_deviation(c.form, number(kScale, 0, c.constant[kScale]));
+    const Scale<R> prior = make_scale(c.prior_form, number(kPriorScale, 0, c.constant[kPriorScale]));
+    R d[kMaxInputs] = {};
+    for (int64_t sample = 0; sample < c.samples; ++sample) {
+      const R eps = c.seed == nullptr ? number(kNoise, sample * c.noise_step, 0.0)
+                                      : normal<R>(__ldg(c.seed), sample * c.elements + offset[kNumber]);
+      const SampleGradient<R> by(c.results, q, prior, mu, prior_mu, eps, number(kGradZ, sample * c.grad_z_step, 0.0),
+                                 number(kUpstream, sample * c.upstream_q_step, 0.0),
+                                 number(kUpstream + 1, sample * c.upstream_p_step, 0.0));
+      d[kMu] += by.mu;
+      d[kScale] += by.scale;
+      d[kPriorMu] += by.prior_mu;
+      d[kPriorScale] += by.prior_scale;
+    }
+    ELBO_UNROLL
+    for (int k = 0; k < kMaxInputs; ++k) sum[k] += static_cast<double>(d[k]);
+  }
+};
+
+// ---- on the host ----
+
+template <class R>
+auto forward_of(bool dense, Forms forms) -> void (*)(LogProbParams) {
+  if constexpr (sizeof(R) == 4) {
+    if (dense && forms == Forms::kExponential) return log_prob_kernel<R, true, Forms::kExponential>;
+    if (dense && forms == Forms::kDirect) return log_prob_kernel<R, true, Forms::kDirect>;
+  }
+  return log_prob_kernel<R, false, Forms::kAny>;
+}
+
+template <class R>
+const char* run_forward(const LatentProblem& p, const CudaCall& call) {
+  LogProbParams params{};
+  params.common = common_of(p, /*with_kl=*/false);
+  const Dimensions dims(p.space);
+  const Spread work = spread(p.space.rows, p.space.cols, /*by_row=*/true, kGroup<R>, call.device);
+  params.units = work.units;
+
+  LayoutBuilder<kForwardSlots> layout(params.layout, dims, kGroup<R>, p.compute_double);
+  for (int k = 0; k < kMaxInputs; ++k) layout.set(k, p.input[k]);
+  layout.set(kNoise, p.noise);
+  layout.set(kZ, p.z, /*written=*/true);
+
+  const DType compute = p.compute_double ? DType::kDouble : DType::kFloat;
+  UnitSums<kLogProbSums> unit_sums(params.sums, work.units, dims, p.space.cols, call);
+  unit_sums.add(kLogQ, dense_rows(p.log_q.row, compute, p.space));
+  unit_sums.add(kLogP, dense_rows(p.log_p.row, compute, p.space));
+  if (const char* error = launch(forward_of<R>(is_dense<R>(params.layout, p, p.space.cols), class_of(p.form, p.prior_form)),
+                                 dim3(static_cast<unsigned>(work.blocks)), kThreads, params, call))
+    return error;
+  return unit_sums.finish();
+}
+
+template <class R>
+auto backward_of(bool dense, Forms forms) -> void (*)(LogProbBackwardParams) {
+  if constexpr (sizeof(R) == 4) {
+    if (dense && forms == Forms::kExponential) return log_prob_backward_kernel<R, true, Forms::kExponential>;
+    if (dense && forms == Forms::kDirect) return log_prob_backward_kernel<R, true, Forms::kDirect>;
+  }
+  return log_prob_backward_kernel<R, false, Forms::kAny>;
+}
+
+template <class R>
+const char* run_backward(const LatentProblem& p, const CudaCall& call) {
+  BackwardCommon common{common_of(p, /*with_kl=*/false)};
+  common.results = p.results;
+  common.grad_z_step = p.grad_z_sample_stride;
+  common.upstream_q_step = p.upstream_q_sample_stride;
+  common.upstream_p_step = p.upstream_p_sample_stride;
+  return run_backward<R, GatherLogProb<R>>(
+      common, p, {&p.upstream_q, &p.upstream_p}, {common.upstream_q_step, common.upstream_p_step}, call,
+      [&](bool dense, const auto&) { return backward_of<R>(dense, class_of(p.form, p.prior_form)); });
+}
+
+}  // namespace
+
+template <>
+const char* log_prob<ELBO_REAL>(const LatentProblem& p, const CudaCall& call) {
+  return run_forward<ELBO_REAL>(p, call);
+}
+template <>
+const char* log_prob_backward<ELBO_REAL>(const LatentProblem& p, const CudaCall& call) {
+  return run_backward<ELBO_REAL>(p, call);
+}
+
+}  // namespace elbo_ext
