@@ -686,11 +686,37 @@ def _sum_of(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a + b
 
 
+# ---- the importance-weighted bound ----
+
+
+def _importance_in_torch(log_weights: Tensor) -> Tensor:
+    return log_weights.logsumexp(0) - math.log(len(log_weights))
+
+
+class ImportanceBound(Function):
+    """``apply(log_weights)``: ln 1/K sum_k w_k of ``[K, ...]``. Its gradient, the normalized weights w_k / sum_j w_j, is
+    made in the forward pass."""
+
+    @staticmethod
+    def forward(ctx, log_weights: Tensor) -> Tensor:
+        bound, weights = _ops.importance_bound(log_weights.contiguous(), True)
+        ctx.save_for_backward(log_weights, weights)
+        return bound
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        log_weights, weights = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the weights as functions of the log-weights
+            weights = log_weights.softmax(0)
+        return grad.unsqueeze(0) * weights
+
+
 # ---- what the public functions call ----
 
 _plain_term_sum, _plain_latent = _plain_apply(PlainTermSum), _plain_apply(PlainLatent)
 _scalar_term_sum = _plain_apply(ScalarTermSum)
 _scalar_elbo = _plain_apply(ScalarELBO)
+_importance_bound = _plain_apply(ImportanceBound)
 
 
 def weighted_gradient(weight: float, t: Tensor) -> Tensor:
@@ -715,6 +741,14 @@ def elbo(spec: TermSpec, beta: float, kl: Tensor, operands: Operands) -> Sequenc
         return None
     no_gradients = (False,) * len(operands)
     return _ops.elbo_with_gradients(*_term_arguments(spec, operands), kl, beta, no_gradients)[:3]
+
+
+def importance_bound(log_weights: Tensor) -> Tensor:
+    if torch.compiler.is_compiling() or _transformed():
+        return _importance_in_torch(log_weights)
+    if _wants_grad((log_weights,)):
+        return _importance_bound(log_weights)
+    return _ops.importance_bound(log_weights.contiguous(), False)[0]
 
 
 def latent(spec: LatentSpec, seed: Tensor | None, noise: Tensor | None, inputs: Operands):

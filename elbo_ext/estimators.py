@@ -15,14 +15,13 @@ gradient the bound's gradient. Errors are those of :func:`elbo_ext.rsample_with_
 log_likelihood returns anything but one number for each sample.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from . import arguments
-from .autograd import in_forward_mode, with_gradient_of
+from .autograd import importance_bound, in_forward_mode, with_gradient_of
 from .functional import Scale, gaussian_log_prob, rsample_kl, rsample_with_log_prob
 from .ops import REDUCTIONS, value_dtype
 
@@ -38,7 +37,8 @@ def iwae_bound(log_weights: Tensor, *, dim: int = 0, reduction: str = "none") ->
     E[L_K+1] <= ln p(x): the bias is about -Var[w] / (2 K p(x)^2) (Nowozin 2018, "Debiasing Evidence Approximations").
     The trade-off: with K the bound gets tighter and its value less noisy, but the signal-to-noise ratio of its gradient
     by the parameters of q falls as 1 / sqrt(K), while that by the model's parameters rises as sqrt(K) (Rainforth et al.
-    2018, "Tighter Variational Bounds are Not Necessarily Better").
+    2018, "Tighter Variational Bounds are Not Necessarily Better"). One kernel computes the bound and its gradient, the
+    normalized weights w_k / sum_j w_j.
 
     Args:
         log_weights: ln w ``[K, *batch]``, or with the K samples on another axis; K >= 1.
@@ -55,7 +55,7 @@ def iwae_bound(log_weights: Tensor, *, dim: int = 0, reduction: str = "none") ->
     """
     arguments.samples("log_weights", log_weights, dim)
     number = arguments.reduction(reduction)
-    bound = log_weights.to(value_dtype(log_weights)).logsumexp(dim) - math.log(log_weights.shape[dim])
+    bound = importance_bound(log_weights.to(value_dtype(log_weights)).movedim(dim, 0))
     return _reduce(bound, number)
 
 

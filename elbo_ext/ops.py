@@ -221,6 +221,12 @@ def _(seed, count, double_precision, first=0):
     return seed.new_empty((seed.numel(), count), dtype=torch.float64 if double_precision else torch.float32)
 
 
+@torch.library.register_fake("elbo_ext::importance_bound")
+def _(log_weights, with_weights):
+    bound = log_weights.new_empty(log_weights.shape[1:])
+    return [bound, torch.empty_like(log_weights)] if with_weights else [bound]
+
+
 @torch.library.register_fake("elbo_ext::scale_gradients_")
 def _(gradients, factor):
     return None

@@ -13,7 +13,7 @@ import scipy.integrate
 import scipy.special
 import scipy.stats
 import torch
-from samples import FORMS, from_logvar
+from samples import FORMS, LAYOUTS, devices, from_logvar
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -82,6 +82,49 @@ def test_iwae_gradient_is_the_normalized_weights() -> None:
     log_weights = numbers(4, 3).requires_grad_()
     (gradient,) = torch.autograd.grad(iwae_bound(log_weights).sum(), log_weights)
     assert_close(gradient, scipy.special.softmax(log_weights.detach().numpy(), axis=0))
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("samples", [1, 2, 17, 300])
+@pytest.mark.parametrize("examples", [1, 3, 15, 16, 17, 63, 64, 65, 130, 5000])
+def test_iwae_of_every_number_of_examples(examples: int, samples: int, device: str) -> None:
+    """Around the seams of the kernels' registers, blocks and threads, against SciPy in float64."""
+    for dtype, tolerance in ((torch.float32, 1e-6), (DOUBLE, 1e-14)):
+        log_weights = (20 * numbers(samples, examples)).to(dtype).to(device).requires_grad_()
+        exact = log_weights.detach().cpu().double().numpy()
+        bound = iwae_bound(log_weights)
+        (weights,) = torch.autograd.grad(bound, log_weights, torch.full_like(bound, 2.0))
+        value, softmax = scipy.special.logsumexp(exact, axis=0) - math.log(samples), scipy.special.softmax(exact, axis=0)
+        # atol: log-weights are of size 80, and so are the roundings of a difference of two.
+        np.testing.assert_allclose(bound.detach().cpu().numpy(), value, rtol=tolerance, atol=10 * tolerance)
+        np.testing.assert_allclose(weights.cpu().numpy(), 2 * softmax, rtol=20 * tolerance, atol=tolerance)
+        assert torch.equal(iwae_bound(log_weights.detach()), bound.detach())
+
+
+def test_iwae_in_every_layout() -> None:
+    log_weights = numbers(6, 4, 5, 2)
+    for layout in LAYOUTS.values():
+        laid_out = layout(log_weights)
+        for dim in range(4):
+            assert_close(iwae_bound(laid_out, dim=dim), laid_out.logsumexp(dim) - math.log(laid_out.shape[dim]))
+    assert iwae_bound(torch.zeros(3, 0)).shape == (0,)
+
+
+def test_iwae_of_infinite_weights() -> None:
+    log_weights = torch.tensor([[INF, 0.0, math.nan], [0.0, -INF, 0.0]])
+    expected = torch.tensor([INF, -math.log(2), math.nan])
+    torch.testing.assert_close(iwae_bound(log_weights), expected, equal_nan=True)
+
+
+def test_iwae_in_other_ways_of_differentiating() -> None:
+    log_weights = (3 * numbers(4, 3)).requires_grad_()
+    assert torch.autograd.gradcheck(iwae_bound, log_weights, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(iwae_bound, log_weights, check_batched_grad=True)
+    hessian = torch.func.hessian(lambda v: iwae_bound(v, reduction="sum"))(log_weights.detach())
+    assert_close(hessian, torch.autograd.functional.hessian(lambda v: iwae_bound(v).sum(), log_weights))
+    compiled = torch.compile(iwae_bound, backend="aot_eager", fullgraph=True)
+    assert_close(compiled(log_weights), iwae_bound(log_weights))
+    assert_close(torch.func.vmap(iwae_bound, in_dims=1)(numbers(4, 7, 3)), iwae_bound(numbers(4, 7, 3)))
 
 
 @pytest.mark.parametrize(

@@ -163,8 +163,15 @@ def test_elbo_backward(kl_shape: tuple[int, ...]) -> None:
     run_opcheck((elbo_backward, (gradients, of_kl, None, grads[1], None, 1.0), {}))
 
 
+@pytest.mark.parametrize("with_weights", [False, True])
+@pytest.mark.parametrize("shape", [(3,), (2, 5), (1, 0), (4, 2, 3)], ids=str)
+def test_importance_bound(shape: tuple[int, ...], with_weights: bool) -> None:
+    for dtype in (torch.float32, torch.float64):
+        run_opcheck((torch.ops.elbo_ext.importance_bound.default, (torch.randn(shape, dtype=dtype), with_weights), {}))
+
+
 # Checked by a test of its own above.
-APART = {"elbo_ext::draw_seed", "elbo_ext::normal_noise", "elbo_ext::scale_gradients_"}
+APART = {"elbo_ext::draw_seed", "elbo_ext::importance_bound", "elbo_ext::normal_noise", "elbo_ext::scale_gradients_"}
 
 
 def test_every_operator_is_checked() -> None:

@@ -11,6 +11,7 @@
   void latent_backward(const LatentProblem&, int64_t, int64_t);                \
   void log_prob(const LatentProblem&, int64_t, int64_t);                       \
   void log_prob_backward(const LatentProblem&, int64_t, int64_t);              \
+  void importance(const ImportanceProblem&, int64_t, int64_t);                 \
   void normal_noise(int64_t, int64_t, int64_t, DType, void*);                  \
   }
 ELBO_DECLARE(DEFAULT)
@@ -27,7 +28,7 @@ namespace {
 
 #define ELBO_KERNELS(CAPABILITY) \
   {#CAPABILITY,          CAPABILITY::term_sum,          CAPABILITY::latent,      CAPABILITY::latent_backward, \
-   CAPABILITY::log_prob, CAPABILITY::log_prob_backward, CAPABILITY::normal_noise}
+   CAPABILITY::log_prob, CAPABILITY::log_prob_backward, CAPABILITY::importance,  CAPABILITY::normal_noise}
 // From the plainest to the widest.
 constexpr CpuKernels kCompiled[] = {
     ELBO_KERNELS(DEFAULT),

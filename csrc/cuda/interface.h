@@ -31,6 +31,7 @@ struct CudaKernels {
   // The same with log q and log p.
   const char* (*log_prob)(const LatentProblem&, const CudaCall&);
   const char* (*log_prob_backward)(const LatentProblem&, const CudaCall&);
+  const char* (*importance)(const ImportanceProblem&, const CudaCall&);
   const char* (*normal_noise)(const NoiseProblem&, const CudaCall&);
   const char* (*stored_gradients)(const StoredGradients&, const CudaCall&);
 };

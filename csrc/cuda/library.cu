@@ -41,6 +41,66 @@ const char* normal_noise(const NoiseProblem& p, const CudaCall& call) {
                           : launch(noise_kernel<float>, grid, kThreads, p, call);
 }
 
+// ---- the importance-weighted bound ----
+
+// A block has `columns` examples side by side, neighbours in memory, and shares the samples of each among the threads that
+// are left: few examples of many samples fill it as well as many of few.
+struct ImportanceParams {
+  int columns;
+  ImportanceProblem problem;
+};
+
+// Combines the numbers of the threads of a column, for all of them.
+template <class R, class Combine>
+__device__ __forceinline__ R over_column(R number, int columns, R* of_thread, Combine&& combine) {
+  __syncthreads();  // the numbers before these have been read
+  of_thread[threadIdx.x] = number;
+  for (int half = kThreads / 2; half >= columns; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x < half) of_thread[threadIdx.x] = combine(of_thread[threadIdx.x], of_thread[threadIdx.x + half]);
+  }
+  __syncthreads();
+  return of_thread[threadIdx.x % columns];
+}
+
+template <class R>
+__global__ void __launch_bounds__(kThreads) importance_kernel(const __grid_constant__ ImportanceParams p) {
+  __shared__ R of_thread[kThreads];
+  const ImportanceProblem& q = p.problem;
+  const int64_t example = static_cast<int64_t>(blockIdx.x) * p.columns + threadIdx.x % p.columns;
+  const bool inside = example < q.examples;
+  const int64_t rows = kThreads / p.columns, row = threadIdx.x / p.columns;
+  const R* const log_weights = static_cast<const R*>(q.log_weights) + example;
+  R* const weights = static_cast<R*>(q.weights) + example;
+  const auto for_each = [&](auto&& body) {
+    if (inside)
+      for (int64_t sample = row; sample < q.samples; sample += rows) body(sample * q.examples);
+  };
+
+  R largest = -std::numeric_limits<R>::infinity();
+  for_each([&](int64_t at) { largest = larger(log_weights[at], largest); });
+  const R reference =
+      finite_reference(over_column(largest, p.columns, of_thread, [](R a, R b) { return larger(a, b); }));
+  R sum = R(0);
+  for_each([&](int64_t at) { sum += exp(log_weights[at] - reference); });
+  sum = over_column(sum, p.columns, of_thread, [](R a, R b) { return a + b; });
+  if (inside && row == 0)
+    static_cast<R*>(q.bound)[example] = log_mean_weight(sum, reference, log(static_cast<R>(q.samples)));
+  if (q.weights == nullptr) return;
+  const R over_sum = R(1) / sum;
+  for_each([&](int64_t at) { weights[at] = exp(log_weights[at] - reference) * over_sum; });
+}
+
+const char* importance(const ImportanceProblem& p, const CudaCall& call) {
+  const OnDevice guard(call.device);
+  if (const char* error = guard.error()) return error;
+  const int columns = static_cast<int>(std::min<int64_t>(std::bit_ceil(static_cast<uint64_t>(p.examples)), kWarp));
+  const dim3 blocks(static_cast<unsigned>(divide_up(p.examples, columns)));
+  const ImportanceParams params{columns, p};
+  return p.compute_double ? launch(importance_kernel<double>, blocks, kThreads, params, call)
+                          : launch(importance_kernel<float>, blocks, kThreads, params, call);
+}
+
 // ---- stored gradients ----
 
 struct StoredParams {
@@ -135,6 +195,7 @@ constexpr CudaKernels kKernels = {
     by_type<latent_backward<float>, latent_backward<double>>,
     by_type<log_prob<float>, log_prob<double>>,
     by_type<log_prob_backward<float>, log_prob_backward<double>>,
+    importance,
     normal_noise,
     stored_gradients,
 };

@@ -242,6 +242,13 @@ class CpuDevice final : public Device {
       cpu_kernels().normal_noise(seeds[row], first, count, dtype, static_cast<char*>(out.data_ptr()) + row * row_bytes);
   }
 
+  void importance(const Site&, const ImportanceProblem& problem) const override {
+    const int64_t least = std::max<int64_t>(kLeastDraws / problem.samples, 1);  // an exponential is a cheap draw
+    torch::stable::parallel_for(0, problem.examples, least, [&](int64_t begin, int64_t end) {
+      cpu_kernels().importance(problem, begin, end);
+    });
+  }
+
   void stored_gradients(const Site&, const StoredGradients& problem) const override {
     const auto number = [](const Number& of) { return of.data == nullptr ? 0.0 : read(of.data, of.dtype); };
     const double factor = number(problem.grad_loss) - number(problem.grad_log_likelihood);

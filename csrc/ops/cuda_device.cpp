@@ -60,6 +60,10 @@ class CudaDevice final : public Device {
                      dtype_of(out) == DType::kDouble, out.data_ptr()});
   }
 
+  void importance(const Site& site, const ImportanceProblem& problem) const override {
+    run(site, kernels->importance, problem);
+  }
+
   void stored_gradients(const Site& site, const StoredGradients& problem) const override {
     if (problem.count > 0 || problem.kl_gradient != nullptr) run(site, kernels->stored_gradients, problem);
   }

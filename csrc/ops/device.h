@@ -23,6 +23,7 @@ class Device {
   virtual void latent_backward(const Site& site, LatentProblem& problem) const = 0;
   // out[row, i] = normal number first + i of the stream of seed[row].
   virtual void normal_noise(const Site& site, const Tensor& seed, int64_t first, const Tensor& out) const = 0;
+  virtual void importance(const Site& site, const ImportanceProblem& problem) const = 0;
   virtual void stored_gradients(const Site& site, const StoredGradients& problem) const = 0;
 };
 

@@ -103,6 +103,16 @@ struct StoredGradients {
   void* kl_gradient = nullptr;  // of_kl * (beta * grad_loss + grad_kl), in the dtype of of_kl; null: not wanted
 };
 
+// The bound of each example from its K samples, and their normalized weights: [samples, examples], row-major, all of it in
+// the compute type.
+struct ImportanceProblem {
+  bool compute_double;
+  int64_t samples, examples;
+  const void* log_weights;
+  void* bound;              // [examples]
+  void* weights = nullptr;  // null: not wanted
+};
+
 struct TermSumProblem {
   int term;
   int form, prior_form;

@@ -40,6 +40,8 @@ STABLE_TORCH_LIBRARY(elbo_ext, library) {
       "bool[] needs) -> Tensor[]");
   // Element i of row j is normal number first + i of the stream of seed j.
   library.def("normal_noise(Tensor seed, int count, bool double_precision, int first=0) -> Tensor");
+  // log 1/K sum_k w_k of log-weights [K, ...], contiguous and of float32 or float64; with_weights also w_k / sum_j w_j.
+  library.def("importance_bound(Tensor log_weights, bool with_weights) -> Tensor[]");
   // Multiplies gradients in place, without touching their memory where the factor is 1.
   library.def("scale_gradients_(Tensor(a!)[] gradients, Tensor factor) -> ()");
 }
