@@ -47,6 +47,7 @@ const char* normal_noise(const NoiseProblem& p, const CudaCall& call) {
 // are left: few examples of many samples fill it as well as many of few.
 struct ImportanceParams {
   int columns;
+  double log_samples;
   ImportanceProblem problem;
 };
 
@@ -64,7 +65,7 @@ __device__ __forceinline__ R over_column(R number, int columns, R* of_thread, Co
 }
 
 template <class R>
-__global__ void __launch_bounds__(kThreads) importance_kernel(const __grid_constant__ ImportanceParams p) {
+__global__ void __launch_bounds__(kThreads, 4) importance_kernel(const __grid_constant__ ImportanceParams p) {
   __shared__ R of_thread[kThreads];
   const ImportanceProblem& q = p.problem;
   const int64_t example = static_cast<int64_t>(blockIdx.x) * p.columns + threadIdx.x % p.columns;
@@ -85,7 +86,7 @@ __global__ void __launch_bounds__(kThreads) importance_kernel(const __grid_const
   for_each([&](int64_t at) { sum += exp(log_weights[at] - reference); });
   sum = over_column(sum, p.columns, of_thread, [](R a, R b) { return a + b; });
   if (inside && row == 0)
-    static_cast<R*>(q.bound)[example] = log_mean_weight(sum, reference, log(static_cast<R>(q.samples)));
+    static_cast<R*>(q.bound)[example] = log_mean_weight(sum, reference, static_cast<R>(p.log_samples));
   if (q.weights == nullptr) return;
   const R over_sum = R(1) / sum;
   for_each([&](int64_t at) { weights[at] = exp(log_weights[at] - reference) * over_sum; });
@@ -96,7 +97,7 @@ const char* importance(const ImportanceProblem& p, const CudaCall& call) {
   if (const char* error = guard.error()) return error;
   const int columns = static_cast<int>(std::min<int64_t>(std::bit_ceil(static_cast<uint64_t>(p.examples)), kWarp));
   const dim3 blocks(static_cast<unsigned>(divide_up(p.examples, columns)));
-  const ImportanceParams params{columns, p};
+  const ImportanceParams params{columns, std::log(static_cast<double>(p.samples)), p};
   return p.compute_double ? launch(importance_kernel<double>, blocks, kThreads, params, call)
                           : launch(importance_kernel<float>, blocks, kThreads, params, call);
 }
