@@ -216,7 +216,8 @@ def test_replays_beside_eager_work() -> None:
 # ---- compiled, and under autocast ----
 
 
-@pytest.mark.parametrize("sample", [s for s in CORE if s.function in ("elbo_loss", "rsample_kl")], ids=lambda s: s.id)
+@pytest.mark.parametrize("sample", [s for s in CORE if s.function in ("elbo_loss", "rsample_kl", "rsample_with_log_prob")],
+                         ids=lambda s: s.id)  # fmt: skip
 def test_compiled_functions(sample: Sample) -> None:
     """torch.compile(fullgraph=True) gives the values of eager code."""
     arguments = sample.make(torch.float32, "cuda")
