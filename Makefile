@@ -19,6 +19,7 @@ LIBRARY := $(wildcard elbo_ext/_C.*.so)
 help:
 	@echo 'make test    run the tests                    ARGS="-k kl" are options of pytest'
 	@echo 'make demo    train a VAE on handwritten digits  ARGS="--epochs 10" are options of python -m elbo_ext.demo'
+	@echo '                                                ARGS=bound measures what theory says about the bound'
 	@echo 'make bench   measure speed and memory           ARGS="--quick" are options of python -m benchmarks'
 	@echo 'make build   only create $(VENV) and compile the package'
 	@echo 'make clean   remove $(VENV) and everything that was built'

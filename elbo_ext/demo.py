@@ -3,23 +3,19 @@
 Trains an MLP VAE on handwritten digits (or on --data) with `rsample_kl` and `elbo_loss`, measures its bound
 on the held-out images, trains it again with the plain-PyTorch reference from the same seed and noise, times
 the loss part of a step against a hand-written formula, and writes three figures and results.json.
+
+python -m elbo_ext.demo bound: what theory says about the bound, measured (bound_demo.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
-import importlib.metadata
 import json
-import math
 import os
-import platform
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,14 +24,29 @@ import torch
 import elbo_ext
 
 from . import reference
-from .data import DataError, check_likelihood, load_images, split
+from .command import (
+    EXIT_CODES,
+    OutputFolder,
+    Parser,
+    add_run_options,
+    check_threads,
+    count_of_threads,
+    device_of,
+    exit_code,
+    extra_packages,
+    first_line,
+    number,
+    say,
+    versions,
+)
+from .data import check_likelihood, load_images, split
 from .vae import (
     EAGER,
-    PROGRESS_SECONDS,
     VAE,
     DemoError,
     History,
     evaluate,
+    progress_bar,
     relative_differences,
     seeded,
     time_loss_part,
@@ -55,104 +66,22 @@ and far faster on a busy machine."""
 OUTPUT_FILES = ("learning_curves.png", "reconstructions.png", "samples.png", "results.json")
 
 
-# --- files --------------------------------------------------------------------------------------------------
-
-
-class OutputFolder:
-    """Files that appear in `path` all at once, at the end, or not at all.
-
-    They are written to a temporary folder on the same file system, then moved into place one by one: no file
-    is ever half-written, and files of other names in `path` stay as they are.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.path = Path(path)
-        try:
-            if not path or (self.path.exists() and not self.path.is_dir()):
-                raise DemoError(f"--out {path!r} is not a folder")
-            for name in OUTPUT_FILES:
-                if (self.path / name).is_dir():
-                    raise DemoError(f"--out {path!r} cannot be written: {name} in it is a folder")
-            with self._staging():
-                pass  # it can be written
-        except OSError as error:
-            raise DemoError(f"--out {path!r} cannot be written: {error.strerror or error}") from None
-
-    def write(self, files: dict[str, bytes]) -> None:
-        """Publish {name: content}; raises DemoError and leaves nothing new if that fails."""
-        try:
-            with self._staging() as staging:
-                for name, content in files.items():
-                    (staging / name).write_bytes(content)
-                existed = self.path.exists()
-                if existed:
-                    for name in files:
-                        os.replace(staging / name, self.path / name)
-                else:
-                    self.path.parent.mkdir(parents=True, exist_ok=True)
-                    ready = staging / self.path.name
-                    ready.mkdir()  # with the user's permissions, not the temporary folder's
-                    for name in files:
-                        os.replace(staging / name, ready / name)
-                    os.replace(ready, self.path)
-        except OSError as error:
-            raise DemoError(
-                f"--out {str(self.path)!r} cannot be written: {error.strerror or error}"
-            ) from None
-
-    @contextlib.contextmanager
-    def _staging(self) -> Iterator[Path]:
-        """A temporary folder inside `path`, or in the nearest folder above it that exists."""
-        parent = self.path.absolute()
-        while not parent.exists():
-            parent = parent.parent
-        with tempfile.TemporaryDirectory(prefix=".elbo_demo_", dir=parent) as staging:
-            yield Path(staging)
-
-
-def versions() -> dict[str, Any]:
-    """What ran: versions, machine and the package's build."""
-
-    def of(package: str) -> str | None:
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            return None
-
-    build_info = getattr(elbo_ext, "build_info", None)
-    return {
-        "elbo_ext": getattr(elbo_ext, "__version__", None) or of("elbo_ext"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "scikit-learn": of("scikit-learn"),
-        "matplotlib": of("matplotlib"),
-        "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "build_info": build_info() if build_info else None,
-    }
-
-
 # --- the demo -----------------------------------------------------------------------------------------------
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Load, train, evaluate, compare, write the files and print the table; returns results.json's content."""
     started = time.perf_counter()
-    try:
-        import tqdm
+    with extra_packages():
+        import tqdm  # noqa: F401 - the progress bars
 
         from . import plots
-    except ImportError as error:
-        raise DemoError(f"the demo needs {error.name}: pip install 'elbo_ext[demo]'") from None
-    processors = os.cpu_count() or 1
-    if options.threads and options.threads > processors:
-        raise DemoError(f"--threads {options.threads} is more than this machine's {processors} processors")
-    device = _device(options.device)
+    check_threads(options.threads)
+    device = device_of(options.device)
     images = load_images(options.data)
     check_likelihood(images, options.likelihood)
     train_data, test_data = (part.to(device) for part in split(images, options.batch_size, options.seed))
-    output = OutputFolder(options.out)
+    output = OutputFolder(options.out, OUTPUT_FILES)
     pixels = train_data.shape[1]
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -162,12 +91,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     with seeded(device, options.seed):
         model = VAE(train_data.cpu(), options.hidden, options.latent, options.likelihood).to(device)
     twin = copy.deepcopy(model)
-    _say(
+    say(
         f"Data: {len(train_data):,} training and {len(test_data):,} test images of "
         f"{' x '.join(map(str, images.shape))} from {images.source}, values {images.scaling}.\n"
         f"Model: {options.likelihood} VAE, {options.latent} latent dimensions, "
         f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters; {device}, "
-        f"{_threads()}, seed {options.seed}."
+        f"{count_of_threads()}, seed {options.seed}."
     )
 
     def measure(data: torch.Tensor, num_samples: int, **more: Any) -> dict[str, float]:
@@ -202,7 +131,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     except Exception as error:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
-        raise DemoError(f"--compile: torch.compile failed: {_first_line(error)}") from None
+        raise DemoError(f"--compile: torch.compile failed: {first_line(error)}") from None
     whole_step = time_whole_step(model, train_data[: options.batch_size], timed, options.learning_rate)
     compared_epochs = options.epochs if options.compare_epochs is None else options.compare_epochs
     plain = train(
@@ -214,13 +143,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         **training,
     )
 
-    with tqdm.tqdm(
-        total=len(test_data) * options.iw_samples,
-        desc="test log p(x)",
-        unit="sample",
-        unit_scale=True,
-        dynamic_ncols=True,
-        mininterval=PROGRESS_SECONDS,
+    with progress_bar(
+        total=len(test_data) * options.iw_samples, desc="test log p(x)", unit="sample", unit_scale=True
     ) as bar:
         test = measure(test_data, options.iw_samples, progress=bar.update)
 
@@ -292,9 +216,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
     numbers = (json.dumps(results, indent=1, allow_nan=False) + "\n").encode()
     output.write(dict(zip(OUTPUT_FILES, (curves, pairs, sheet, numbers), strict=True)))
-    _say(table(results))
+    say(table(results))
     total = results["seconds"]["total"]
-    _say(f"Wrote {', '.join(OUTPUT_FILES)} to {options.out} after {total:.0f} s.")
+    say(f"Wrote {', '.join(OUTPUT_FILES)} to {options.out} after {total:.0f} s.")
     return results
 
 
@@ -316,19 +240,6 @@ def compare(fused: History, plain: History, steps_an_epoch: int) -> tuple[dict[s
     return summary, differences
 
 
-def _say(text: str) -> None:
-    """Print; a reader who has gone (`| head`) does not stop the work."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")
-
-
-def _threads() -> str:
-    count = torch.get_num_threads()
-    return f"{count} thread{'s' * (count != 1)}"
-
-
 def _with_speedup(times: dict[str, dict[str, float]]) -> dict[str, Any]:
     return {**times, "speedup": times["eager"]["median_us"] / times["fused"]["median_us"]}
 
@@ -336,35 +247,17 @@ def _with_speedup(times: dict[str, dict[str, float]]) -> dict[str, Any]:
 # --- the command line ---------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise DemoError(message[:1].lower() + message[1:])
-
-
-def _number(kind: type, low: float, name: str, *, above: bool = False) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not (value > low if above else value >= low) or value >= (2**63 if kind is int else math.inf):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {name}")
-        return value
-
-    return parse
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The options of the demo."""
-    positive = _number(int, 1, "a whole number of 1 or more")
-    natural = _number(int, 0, "a whole number of 0 or more")
-    parser = _Parser(
+    positive = number(int, 1, "a whole number of 1 or more")
+    natural = number(int, 0, "a whole number of 0 or more")
+    parser = Parser(
         prog="python -m elbo_ext.demo",
         description="Train a variational autoencoder on handwritten digits with the fused ELBO kernels; "
         "print its bound on held-out images and a comparison with plain PyTorch; write figures and "
         "results.json.",
-        epilog="exit codes: 0 all is well; 1 a check of the results failed; 2 the data, an option or the "
-        "output folder cannot be used (one sentence says why, and nothing is written).",
+        epilog="python -m elbo_ext.demo bound shows what the bound is about; bound --help has its options. "
+        + EXIT_CODES,
     )
     parser.add_argument(
         "--data",
@@ -395,7 +288,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--learning-rate",
-        type=_number(float, 0, "a finite number above 0", above=True),
+        type=number(float, 0, "a finite number above 0", above=True),
         default=1e-3,
         help="of Adam (default: %(default)s)",
     )
@@ -412,53 +305,14 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="K",
         help="samples per test image of the importance-weighted log p(x) (default: %(default)s)",
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
-    parser.add_argument(
-        "--threads",
-        type=positive,
-        metavar="N",
-        help="CPU threads (default: 1 for small layers, else PyTorch's)",
-    )
     parser.add_argument("--compile", action="store_true", help="run the training through torch.compile")
-    parser.add_argument(
-        "--seed",
-        type=natural,
-        default=0,
-        help="of the split, the weights, the batches and the noise (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--out", metavar="FOLDER", default="elbo_demo_out", help="where the results go (default: %(default)s)"
+    add_run_options(
+        parser,
+        threads="1 for small layers, else PyTorch's",
+        seed="the split, the weights, the batches and the noise",
+        out="elbo_demo_out",
     )
     return parser
-
-
-def _device(name: str) -> torch.device:
-    """The device of that name, tried; raises DemoError."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise DemoError(f"--device {name!r} is not a device; use cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise DemoError(f"--device {name!r} is not supported; use cpu, cuda or cuda:N")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise DemoError(
-            f"--device {name!r} cannot be used: this PyTorch ({torch.__version__}) sees no CUDA GPU"
-        )
-    count = torch.cuda.device_count() if device.type == "cuda" else 1
-    if device.index is not None and device.index >= count:
-        raise DemoError(
-            f"--device {name!r} does not exist: there {'is' if count == 1 else 'are'} {count}, counted from 0"
-        )
-    try:
-        elbo_ext.rsample_kl(torch.zeros(1, 1, device=device), torch.zeros(1, 1, device=device))
-    except (RuntimeError, NotImplementedError) as error:
-        raise DemoError(f"--device {name!r} cannot be used: {_first_line(error)}") from None
-    return device
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def table(results: dict[str, Any]) -> str:
@@ -519,30 +373,13 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo; returns the exit code (see --help)."""
-    threads = torch.get_num_threads()
-    try:
-        results = run(build_parser().parse_args(argv))
-    except (DemoError, DataError) as error:
-        print(f"elbo_ext.demo: error: {error}.", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("elbo_ext.demo: interrupted, nothing was written.", file=sys.stderr)
-        return 130
-    except (MemoryError, RuntimeError) as error:
-        out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(
-            error
-        )
-        if not out_of_memory:
-            raise
-        print("elbo_ext.demo: error: there is not enough memory for this model and data.", file=sys.stderr)
-        return 2
-    finally:
-        torch.set_num_threads(threads)
-    failed = [name for name, passed in results["checks"].items() if not passed]
-    if failed:
-        print(f"elbo_ext.demo: failed: {', '.join(failed).replace('_', ' ')}.", file=sys.stderr)
-    return 1 if failed else 0
+    """Run the demo, or its command `bound`; returns the exit code (see --help)."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["bound"]:
+        from . import bound_demo
+
+        return exit_code(lambda: bound_demo.run(bound_demo.build_parser().parse_args(argv[1:])))
+    return exit_code(lambda: run(build_parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

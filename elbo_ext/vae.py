@@ -29,6 +29,13 @@ class DemoError(Exception):
     """What the user asked for cannot be done; the message is one sentence."""
 
 
+def progress_bar(*args: Any, **options: Any) -> Any:
+    """A tqdm bar that suits a terminal and a log file."""
+    from tqdm import tqdm
+
+    return tqdm(*args, dynamic_ncols=True, mininterval=PROGRESS_SECONDS, **options)
+
+
 # --- the model ----------------------------------------------------------------------------------------------
 
 
@@ -155,14 +162,14 @@ def train(
     compiled: bool = False,
     after_epoch: Callable[[dict[str, float]], None] | None = None,
     label: str = "",
+    bar: Any = None,
 ) -> History:
     """Adam on shuffled batches (an epoch's remainder is dropped); order and noise depend on `seed` alone.
 
     after_epoch may add to the epoch's record and must leave torch's default generator alone. torch's global
-    random state is the same afterwards as before. Raises DemoError when the loss stops being finite.
+    random state is the same afterwards as before. bar: counts the steps in place of a bar of this training's
+    own. Raises DemoError when the loss stops being finite.
     """
-    from tqdm import tqdm
-
     history = History()
     optimizer = model.optimizer(learning_rate)
     order = torch.Generator().manual_seed(seed)
@@ -173,15 +180,9 @@ def train(
     if compiled:
         forward = torch.compile(forward, fullgraph=True, dynamic=False)
     steps = len(data) // batch_size
-    bar = tqdm(
-        total=epochs * steps,
-        desc=label,
-        unit="step",
-        dynamic_ncols=True,
-        mininterval=PROGRESS_SECONDS,
-    )
+    own = progress_bar(total=epochs * steps, desc=label, unit="step") if bar is None else None
     start, paused = time.perf_counter(), 0.0
-    with seeded(data.device, seed), bar:
+    with seeded(data.device, seed), contextlib.nullcontext(bar) if own is None else own as shown:
         for epoch in range(1, epochs + 1):
             values = []
             indices = torch.randperm(len(data), generator=order)[: steps * batch_size].to(data.device)
@@ -191,7 +192,7 @@ def train(
                 result.loss.backward()
                 optimizer.step()
                 values.append(torch.stack([field.detach() for field in result]))
-                bar.update()
+                shown.update()
             table = torch.stack(values).double().cpu()  # the epoch's only synchronization
             if not torch.isfinite(table).all():
                 raise DemoError(
@@ -201,7 +202,7 @@ def train(
             loss, log_likelihood, kl = table.mean(dim=0).tolist()
             history.losses += table[:, 0].tolist()
             history.epochs.append({"epoch": epoch, "elbo": -loss, "log_likelihood": log_likelihood, "kl": kl})
-            bar.set_postfix_str(
+            shown.set_postfix_str(
                 f"epoch {epoch}, loss {loss:.2f}, log-likelihood {log_likelihood:.2f}, KL {kl:.2f}",
                 refresh=False,
             )
