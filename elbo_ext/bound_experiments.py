@@ -122,13 +122,8 @@ def data_of(model: bounds.LinearGaussian, count: int) -> Tensor:
     return recon + model.std * torch.randn(count, features, dtype=model.dtype, device=model.device)
 
 
-def linear_log_likelihood(model: bounds.LinearGaussian, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """ln p(x|z) as a function of z, as the estimators of elbo_ext.bounds take it."""
-    return lambda z: elbo_ext.gaussian_log_prob(x, model.decode(z), std=model.std, batch_dims=z.dim() - 1)
-
-
 def vae_log_likelihood(model: VAE, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """The same of a VAE with a Bernoulli likelihood."""
+    """ln p(x|z) of a VAE with a Bernoulli likelihood, as the estimators of elbo_ext.bounds take it."""
     return lambda z: elbo_ext.bernoulli_log_prob(x, model.decode(z), batch_dims=z.dim() - 1)
 
 
@@ -245,7 +240,7 @@ def bound_over_counts(digits: Digits, size: Size, seed: int) -> Finding:
         mu, logvar = mu + 0.3 * torch.exp(0.5 * logvar), (logvar + 0.8).expand_as(mu)
         log_px, elbo = model.log_evidence(x).mean().item(), model.elbo(x, mu, logvar).mean().item()
         variation = chi_square(model, x, mu, logvar[0])
-        iwae = partial(bounds.iwae, linear_log_likelihood(model, x))
+        iwae = partial(bounds.iwae, partial(model.log_likelihood, x))
         linear, gaps = [], []
         for count in progress(size.counts, "(a) linear Gaussian, over K"):
             values = repeated(iwae, mu, logvar, count, max(16, size.rows // (count * len(x))))
@@ -393,7 +388,7 @@ def gradient_variance(size: Size, seed: int, device: torch.device) -> Finding:
         x = data_of(model, 1)[0]
         mean, covariance = model.posterior(x)
         half_logvar = covariance.diagonal().log() / 2
-        likelihood = linear_log_likelihood(model, x)
+        likelihood = partial(model.log_likelihood, x)
 
         def moments(name: str, distance: float, ratio: float, count: int) -> dict[str, GradientMoments]:
             """q's mean `distance` posterior standard deviations off, its sigma `ratio` times the posterior's."""
