@@ -219,7 +219,7 @@ def orthogonal():
 
 def test_closed_forms_of_the_pathwise_variances(orthogonal):
     model, x, mu, logvar = orthogonal
-    likelihood = bound_experiments.linear_log_likelihood(model, x)
+    likelihood = partial(model.log_likelihood, x)
     predicted = bound_experiments.pathwise_variances(model, x, mu, logvar)
     for name, variances in predicted.items():
         exact = gradients_by_quadrature(bound_experiments.ESTIMATORS[name], likelihood, mu, logvar)
@@ -229,7 +229,7 @@ def test_closed_forms_of_the_pathwise_variances(orthogonal):
 
 def test_measured_moments_of_the_score_function(orthogonal):
     model, x, mu, logvar = orthogonal
-    likelihood = bound_experiments.linear_log_likelihood(model, x)
+    likelihood = partial(model.log_likelihood, x)
     estimator = bound_experiments.ESTIMATORS["score function"]
     torch.manual_seed(1)
     measured = bound_experiments.gradient_moments(estimator, likelihood, mu, logvar, 1, 40_000)
@@ -246,7 +246,7 @@ def test_evidence_of_a_model_that_knows_it():
     x = bound_experiments.data_of(model, 10)
     mu, logvar = model.best_diagonal(x)
     q = mu, (logvar + 0.5).expand_as(mu)
-    likelihood = bound_experiments.linear_log_likelihood(model, x)
+    likelihood = partial(model.log_likelihood, x)
     weights = bound_experiments.log_weights(likelihood, *q, 20_000)
     log_px = bound_experiments.evidence(weights)
     assert abs(log_px.value - model.log_evidence(x).mean().item()) < 5 * log_px.error < 0.05
