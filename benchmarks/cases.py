@@ -1,10 +1,11 @@
-"""What is measured: four works, the table of their shapes, and the bytes that each has to move.
+"""What is measured: five works, the table of their shapes, and the bytes that each has to move.
 
 A work is a function of leaf tensors; there is no network in it. The decoder's place is taken by a fixed upstream
 gradient of z, the same for every contender.
 
     sampling     mu, logvar                              -> z
     kl           mu, logvar                              -> loss
+    log_weights  mu, logvar                              -> loss, z     (the KL by one sample: ln q(z) - ln p(z))
     likelihood   x, recon[, recon_logvar]                -> loss
     step         x, recon[, recon_logvar], mu, logvar    -> loss, z     (the whole step: all three together)
 
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 FORWARD, BOTH = "forward", "forward+backward"
-RESULTS = {"sampling": ("z",), "kl": ("loss",), "likelihood": ("loss",), "step": ("loss", "z")}
+RESULTS = {"sampling": ("z",), "kl": ("loss",), "log_weights": ("loss", "z"), "likelihood": ("loss",), "step": ("loss", "z")}
 
 Shape = tuple[int, ...]
 
@@ -203,6 +204,8 @@ CASES: tuple[Case, ...] = (
     Case("likelihood", "likelihood", (64, 12288), variance="per-element", passes=BOTH_PASSES),
     Case("kl-2560", "kl", latent=(128, 20), passes=BOTH_PASSES),
     Case("kl-1M", "kl", latent=(64, 16384), passes=BOTH_PASSES),
+    Case("log_prob-2560", "log_weights", latent=(128, 20), passes=BOTH_PASSES),
+    Case("log_prob-1M", "log_weights", latent=(64, 16384), passes=BOTH_PASSES),
     Case("sample-2560", "sampling", latent=(128, 20), passes=BOTH_PASSES),
     Case("sample-16k", "sampling", latent=(128, 128), passes=BOTH_PASSES),
     Case("sample-256k", "sampling", latent=(64, 4096), passes=BOTH_PASSES),

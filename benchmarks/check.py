@@ -32,7 +32,7 @@ class Expected:
     def __init__(self, case: Case, direction: str, buffers: Buffers) -> None:
         self.case, self.direction, self.buffers = case, direction, buffers
         self.loss, self.gradients = 0.0, {}
-        if "loss" in RESULTS[case.work]:
+        if "loss" in RESULTS[case.work] and case.work != "log_weights":  # whose loss depends on the noise
             self._evaluate()
 
     def _evaluate(self) -> None:
@@ -57,14 +57,16 @@ class Expected:
     def check(self, contender: str, results: Sequence[Tensor]) -> None:
         """Compares results, and the leaves' .grad, with the reference; raises BenchmarkError."""
         found = dict(zip(RESULTS[self.case.work], results, strict=True))
-        gradients = dict(self.gradients)
+        gradients, loss = dict(self.gradients), self.loss
         limit = TOLERANCES[self.case.dtype]
-        if "loss" in found:
-            deviation = abs(found["loss"].item() - self.loss) / abs(self.loss)
-            self._demand(contender, "loss", deviation, limit)
         if "z" in found:
-            for name, gradient in self._through_z(contender, found["z"].detach()).items():
+            of_sample, through_z = self._through_z(contender, found["z"].detach())
+            loss += of_sample
+            for name, gradient in through_z.items():
                 gradients[name] = gradients[name] + gradient if name in gradients else gradient
+        if "loss" in found:
+            deviation = abs(found["loss"].item() - loss) / abs(loss)
+            self._demand(contender, "loss", deviation, limit)
         if self.direction == BOTH:
             for name, expected in gradients.items():
                 got = self.buffers.operands[name].grad
@@ -73,8 +75,8 @@ class Expected:
                 deviation = _norm(got.float() - expected.float()) / _norm(expected)
                 self._demand(contender, f"gradient of {name}", deviation, limit)
 
-    def _through_z(self, contender: str, z: Tensor) -> dict[str, Tensor]:
-        """Checks that z is a sample; returns the gradients that grad_z gives mu and logvar by way of it."""
+    def _through_z(self, contender: str, z: Tensor) -> tuple[float, dict[str, Tensor]]:
+        """Checks that z is a sample; returns what it adds to the loss, and to the gradients of mu and logvar."""
         leaves = {name: self.buffers.operands[name].detach().double().requires_grad_() for name in ("mu", "logvar")}
         with torch.no_grad():
             noise = (z.double() - leaves["mu"]) / (leaves["logvar"] / 2).exp()
@@ -83,10 +85,17 @@ class Expected:
             largest = max(abs(error.item()) for error in errors)
         # bfloat16 rounds z to 8 bits, which makes no difference in these sums that could be seen.
         self._demand(contender, "noise, in standard errors,", largest, STANDARD_ERRORS + 1e-5 * math.sqrt(n))
+        loss = 0.0
+        results, upstream = [reference.rsample(**leaves, noise=noise)], [self.buffers.grad_z.double()]
+        if self.case.work == "log_weights":
+            _, log_q, log_p = reference.rsample_with_log_prob(**leaves, noise=noise)
+            results.append((log_q - log_p).mean())
+            upstream.append(torch.ones_like(results[1]))
+            loss = results[1].item()
         if self.direction != BOTH:
-            return {}
-        sample = reference.rsample(**leaves, noise=noise)
-        return dict(zip(leaves, torch.autograd.grad(sample, list(leaves.values()), self.buffers.grad_z), strict=True))
+            return loss, {}
+        gradients = torch.autograd.grad(results, list(leaves.values()), upstream)
+        return loss, dict(zip(leaves, gradients, strict=True))
 
     def _demand(self, contender: str, what: str, deviation: float, limit: float) -> None:
         if not deviation <= limit:  # nor NaN

@@ -1,4 +1,4 @@
-"""Who is measured: the same four works as users write them, as torch offers them, and with elbo_ext.
+"""Who is measured: the same works as users write them, as torch offers them, and with elbo_ext.
 
 `likelihood` and `kl` return what is minimized: minus the log-likelihood and the KL, summed over elements and averaged
 over examples. `recon_logvar` is None where the variance is fixed to 1.
@@ -34,6 +34,13 @@ class Eager:
 
     def sampling_kl(self, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
         return self.sampling(mu, logvar), self.kl(mu, logvar)
+
+    def log_weights(self, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+        std = torch.exp(0.5 * logvar)
+        z = mu + torch.randn_like(std) * std
+        log_q = -0.5 * (((z - mu) / std).pow(2) + logvar + LOG_2PI)
+        log_p = -0.5 * (z.pow(2) + LOG_2PI)
+        return torch.sum(log_q - log_p) / len(mu), z
 
     def likelihood(
         self, x: Tensor, recon: Tensor, recon_logvar: Tensor | None = None, likelihood: str = "gaussian"
@@ -73,6 +80,11 @@ class Distributions(Eager):
         posterior = Normal(mu, torch.exp(0.5 * logvar))
         return posterior.rsample(), kl_divergence(posterior, Normal(0.0, 1.0)).sum() / len(mu)
 
+    def log_weights(self, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = Normal(mu, torch.exp(0.5 * logvar))
+        z = posterior.rsample()
+        return (posterior.log_prob(z) - Normal(0.0, 1.0).log_prob(z)).sum() / len(mu), z
+
     def likelihood(
         self, x: Tensor, recon: Tensor, recon_logvar: Tensor | None = None, likelihood: str = "gaussian"
     ) -> Tensor:
@@ -99,6 +111,10 @@ class Ours:
 
     def kl(self, mu: Tensor, logvar: Tensor) -> Tensor:
         return elbo_ext.gaussian_kl(mu, logvar, reduction="mean")
+
+    def log_weights(self, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+        z, log_q, log_p = elbo_ext.rsample_with_log_prob(mu, logvar)
+        return (log_q - log_p).mean(), z
 
     def likelihood(
         self, x: Tensor, recon: Tensor, recon_logvar: Tensor | None = None, likelihood: str = "gaussian"
