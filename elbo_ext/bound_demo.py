@@ -62,10 +62,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
         from . import bound_plots
     from . import bound_experiments as experiments
+    from . import bound_models as models
 
     check_threads(options.threads)
     device = device_of(options.device)
-    size = experiments.QUICK if options.quick else experiments.FULL
+    size = models.QUICK if options.quick else models.FULL
     train_data, test_data = ((part > 0.5).float().to(device) for part in split(load_images(), 64, options.seed))
     output = OutputFolder(options.out, (*FIGURES.values(), NUMBERS))
     torch.set_num_threads(options.threads or 1)
@@ -75,7 +76,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     )
 
     seed = options.seed
-    digits = experiments.train_digits(train_data, test_data, size, seed)
+    digits = models.train_digits(train_data, test_data, size, seed)
     findings = {
         "bound_over_counts": experiments.bound_over_counts(digits, size, seed),
         "gradient_variance": experiments.gradient_variance(size, seed, device),

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .bound_experiments import ZERO_VARIANCE, Finding
+from .bound_models import ZERO_VARIANCE, Finding
 from .plots import FUSED, REFERENCE, STYLE, TEST, png
 
 GREEN, PURPLE, GREY, GOLD = "#2e8b57", "#7b4fa3", "#8a8a8a", "#c9a227"

@@ -115,8 +115,8 @@ def sticking_the_landing(
     """The value of :func:`sgvb_a`, with a gradient that leaves the score d/dphi ln q(z; phi) out, whose mean is zero.
 
     Roeder, Wu & Duvenaud 2017 ("Sticking the Landing"). The trade-off: the gradient by the parameters of q vanishes with
-    every sample once q is the posterior, so that an optimizer comes to rest there; where q is far from it, the score may
-    be correlated with the rest so that leaving it out *adds* variance.
+    every sample once q is the posterior, so that an optimizer comes to rest there; far from it the score may be
+    correlated with the rest so that leaving it out *adds* variance, most of all where q is much too narrow.
     """
     z, log_q, log_p = _draw(mu, logvar, num_samples, options, "sticking_the_landing")
     return _mean_weight(_of_samples(log_likelihood, z, log_p) + log_p - log_q, reduction)
@@ -155,8 +155,9 @@ def dreg(
     Tucker, Lawson, Gu & Maddison 2019 ("Doubly Reparameterized Gradient Estimators"): sum_k v_k^2 d ln w_k / dz_k dz_k /
     dphi, v_k the normalized weights; decoder and prior keep the gradient of :func:`iwae`. Unbiased for the bound of K
     samples. The trade-off: its signal-to-noise ratio rises with K instead of falling, and like
-    :func:`sticking_the_landing`, which it is at K = 1, it vanishes at the posterior; but it is a gradient and not the
-    derivative of the value: there is no forward mode (RuntimeError), and second derivatives are not the bound's.
+    :func:`sticking_the_landing`, which it is at K = 1, it vanishes at the posterior, and is noisier where q is much
+    narrower than that; but it is a gradient and not the derivative of the value: there is no forward mode
+    (RuntimeError), and second derivatives are not the bound's.
     """
     if in_forward_mode():
         raise RuntimeError("dreg is an estimator of gradients, and has no forward-mode derivative; iwae has one")
@@ -190,7 +191,8 @@ def score_function(
     Williams 1992 ("REINFORCE"); Ranganath, Gerrish & Blei 2014 ("Black Box Variational Inference"). It never
     differentiates ln p(x|z) by z, so that the decoder may be anything at all: a simulator, a table, a discrete choice.
     The trade-off: its variance is larger than that of the reparameterized gradients, usually by orders of magnitude, and
-    grows with the number of latent dimensions. Decoder and prior get their ordinary gradients.
+    grows with the number of latent dimensions. With the baseline it vanishes at the posterior, where the weights are all
+    the same. Decoder and prior get their ordinary gradients.
 
     Args:
         baseline: what is subtracted from ln w_k, without a bias, to lower the variance: "leave-one-out", the mean of the

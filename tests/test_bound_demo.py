@@ -17,8 +17,8 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import elbo_ext
-from elbo_ext import bound_demo, bound_experiments, bound_plots, bounds, demo
-from elbo_ext.bound_experiments import QUICK, Check, Finding
+from elbo_ext import bound_demo, bound_experiments, bound_models, bound_plots, bounds, demo
+from elbo_ext.bound_models import QUICK, Check, Finding
 from elbo_ext.data import load_images, split
 
 FILES = sorted([*bound_demo.FIGURES.values(), "bound.json"])
@@ -154,9 +154,9 @@ def test_titles_are_not_cut_off(finished, monkeypatch, name):
 
 def test_the_same_seed_gives_the_same_numbers_and_leaves_the_random_state_alone():
     def measure(seed: int) -> list:
-        size = bound_experiments.Size(4, 50, 2**10, 5, 1, 8, 64, (1.0,))
+        size = bound_models.Size(4, 50, 2**10, 5, 1, 8, 64, (1.0,))
         train_data, test_data = ((part > 0.5).float() for part in split(load_images(), 64, seed))
-        digits = bound_experiments.train_digits(train_data, test_data, size, seed)
+        digits = bound_models.train_digits(train_data, test_data, size, seed)
         return [
             digits.training,
             bound_experiments.bound_over_counts(digits, size, seed).numbers,
@@ -210,9 +210,9 @@ def gradients_by_quadrature(estimator, log_likelihood, mu, logvar):
 @pytest.fixture(scope="module")
 def orthogonal():
     """A model with a diagonal posterior, ln p(x|z), and a q near it."""
-    model = bound_experiments.linear_gaussian(6, 3, 0, orthogonal=True)
+    model = bound_models.linear_gaussian(6, 3, 0, orthogonal=True)
     torch.manual_seed(0)
-    x = bound_experiments.data_of(model, 1)[0]
+    x = bound_models.data_of(model, 1)[0]
     mu, logvar = model.best_diagonal(x)
     return model, x, mu + torch.tensor([0.3, -0.2, 0.5]), logvar + torch.tensor([0.6, -0.4, 0.1])
 
@@ -241,18 +241,18 @@ def test_measured_moments_of_the_score_function(orthogonal):
 
 
 def test_evidence_of_a_model_that_knows_it():
-    model = bound_experiments.linear_gaussian(8, 3, 0)
+    model = bound_models.linear_gaussian(8, 3, 0)
     torch.manual_seed(0)
-    x = bound_experiments.data_of(model, 10)
+    x = bound_models.data_of(model, 10)
     mu, logvar = model.best_diagonal(x)
     q = mu, (logvar + 0.5).expand_as(mu)
     likelihood = partial(model.log_likelihood, x)
-    weights = bound_experiments.log_weights(likelihood, *q, 20_000)
-    log_px = bound_experiments.evidence(weights)
+    weights = bound_models.log_weights(likelihood, *q, 20_000)
+    log_px = bound_models.evidence(weights)
     assert abs(log_px.value - model.log_evidence(x).mean().item()) < 5 * log_px.error < 0.05
-    draws = bound_experiments.repeated(partial(bounds.sgvb_b, likelihood), *q, 3, 8000)
+    draws = bound_models.repeated(partial(bounds.sgvb_b, likelihood), *q, 3, 8000)
     assert draws.shape == (8000, 10)
-    elbo = bound_experiments.estimate(draws)
+    elbo = bound_models.estimate(draws)
     assert abs(elbo.value - model.elbo(x, *q).mean().item()) < 5 * elbo.error < 0.1
 
 
@@ -282,8 +282,8 @@ def test_a_wrong_gradient_is_noticed(monkeypatch, name, wrong, noticed):
 
 def test_a_wrong_bound_is_noticed(monkeypatch):
     train_data, test_data = ((part > 0.5).float() for part in split(load_images(), 64, 0))
-    size = bound_experiments.Size(16, 10, 2**14, 5, 1, 16, 256, ())
-    digits = bound_experiments.train_digits(train_data, test_data, size, 0)
+    size = bound_models.Size(16, 10, 2**14, 5, 1, 16, 256, ())
+    digits = bound_models.train_digits(train_data, test_data, size, 0)
     assert all(check.holds for check in bound_experiments.bound_over_counts(digits, size, 0).checks.values())
     right = bounds.iwae
 
