@@ -33,7 +33,7 @@ LogLikelihood = Callable[[Tensor], Tensor]
 def iwae_bound(log_weights: Tensor, *, dim: int = 0, reduction: str = "none") -> Tensor:
     """Importance-weighted bound, L_K = ln 1/K sum_k w_k, from log-weights ln w_k = ln p(x, z_k) - ln q(z_k|x).
 
-    Burda, Grosse & Salakhutdinov 2016 ("Importance Weighted Autoencoders"), equation 8. ELBO = E[L_1] <= E[L_K] <=
+    Burda, Grosse & Salakhutdinov 2016 ("Importance Weighted Autoencoders"), section 3. ELBO = E[L_1] <= E[L_K] <=
     E[L_K+1] <= ln p(x): the bias is about -Var[w] / (2 K p(x)^2) (Nowozin 2018, "Debiasing Evidence Approximations").
     The trade-off: with K the bound gets tighter and its value less noisy, but the signal-to-noise ratio of its gradient
     by the parameters of q falls as 1 / sqrt(K), while that by the model's parameters rises as sqrt(K) (Rainforth et al.

@@ -179,7 +179,7 @@ def free_bits(kl: Tensor, nats: Tensor | float, *, per: str, batch_dims: int = 1
 
 
 def capacity(kl: Tensor, nats: Tensor | float, *, per: str) -> Tensor:
-    """|KL - C|, which draws the KL to a chosen capacity C = ``nats`` (Burgess et al. 2018, equation 8).
+    """|KL - C|, which draws the KL to a chosen capacity C = ``nats`` (Burgess et al. 2018).
 
     Training raises C step by step, for example ``LinearSchedule(100_000, 0, 25)(step)``, and weighs the penalty with a
     large ``beta``. As for :func:`free_bits` there are two places for the absolute value: ``per="example"``, as the
