@@ -159,21 +159,10 @@ def rsample_kl(
     Raises:
         ValueError, TypeError: as the two functions.
     """
-    named, form, prior_form = _posterior_and_prior(
-        mu, (logvar, log_std, std, var), prior_mu, (prior_logvar, prior_log_std, prior_std, prior_var)
+    scales, prior_scales = (logvar, log_std, std, var), (prior_logvar, prior_log_std, prior_std, prior_var)
+    return _sample_beside_prior(
+        WITH_KL, mu, scales, prior_mu, prior_scales, num_samples, generator, noise, batch_dims, reduction
     )
-    shape = arguments.broadcast(named)
-    inputs, constants = _operands(named.values())
-    spec = LatentSpec(
-        constants,
-        form,
-        prior_form,
-        arguments.num_samples(num_samples),
-        WITH_KL,
-        arguments.batch_dims(batch_dims, shape),
-        arguments.reduction(reduction),
-    )
-    return autograd.latent(spec, *_seed_or_noise(mu, shape, spec, generator, noise), inputs)
 
 
 def rsample_with_log_prob(
@@ -217,10 +206,27 @@ def rsample_with_log_prob(
     Raises:
         ValueError, TypeError: see the module's conventions; ValueError for an unknown ``gradient``.
     """
-    named, form, prior_form = _posterior_and_prior(
-        mu, (logvar, log_std, std, var), prior_mu, (prior_logvar, prior_log_std, prior_std, prior_var)
-    )
     arguments.one_of("gradient", gradient, tuple(WITH_LOG_PROB))
+    scales, prior_scales = (logvar, log_std, std, var), (prior_logvar, prior_log_std, prior_std, prior_var)
+    return _sample_beside_prior(
+        WITH_LOG_PROB[gradient], mu, scales, prior_mu, prior_scales, num_samples, generator, noise, batch_dims, "none"
+    )
+
+
+def _sample_beside_prior(
+    results: int,
+    mu: Any,
+    scales: Sequence[Scale],
+    prior_mu: Any,
+    prior_scales: Sequence[Scale],
+    num_samples: Any,
+    generator: Any,
+    noise: Any,
+    batch_dims: Any,
+    reduction: Any,
+) -> tuple[Tensor, ...]:
+    """z and what else of ``results`` (ops.py) there is."""
+    named, form, prior_form = _posterior_and_prior(mu, scales, prior_mu, prior_scales)
     shape = arguments.broadcast(named)
     inputs, constants = _operands(named.values())
     spec = LatentSpec(
@@ -228,9 +234,9 @@ def rsample_with_log_prob(
         form,
         prior_form,
         arguments.num_samples(num_samples),
-        WITH_LOG_PROB[gradient],
+        results,
         arguments.batch_dims(batch_dims, shape),
-        NONE,
+        arguments.reduction(reduction),
     )
     return autograd.latent(spec, *_seed_or_noise(mu, shape, spec, generator, noise), inputs)
 

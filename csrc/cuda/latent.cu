@@ -170,15 +170,6 @@ struct GatherLatent {
 // ---- on the host ----
 
 template <class R>
-auto forward_of(bool dense, Forms forms) -> void (*)(ForwardParams) {
-  if constexpr (sizeof(R) == 4) {
-    if (dense && forms == Forms::kExponential) return forward_kernel<R, true, Forms::kExponential>;
-    if (dense && forms == Forms::kDirect) return forward_kernel<R, true, Forms::kDirect>;
-  }
-  return forward_kernel<R, false, Forms::kAny>;
-}
-
-template <class R>
 const char* run_forward(const LatentProblem& p, const CudaCall& call) {
   const bool with_kl = p.results == kWithKL;
   ForwardParams params{};
@@ -201,19 +192,11 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
   if (by_row) unit_sums.add(0, dense_rows(p.kl.row, compute, p.space));
   if (with_kl && p.kl.total != nullptr) params.kl.total(0, {as_bytes(p.kl.total), compute}, p.kl.divisor);
   const char* error = prepare_totals(params.kl, work.blocks, call);
-  if (error == nullptr)
-    error = launch(forward_of<R>(is_dense<R>(params.layout, p, cols), class_of(p.form, p.prior_form)),
-                   dim3(static_cast<unsigned>(work.blocks)), kThreads, params, call);
+  const auto kernel = choose_kernel<R>(is_dense<R>(params.layout, p, cols), p, [](auto dense, auto forms) {
+    return forward_kernel<R, decltype(dense)::value, decltype(forms)::value>;
+  });
+  if (error == nullptr) error = launch(kernel, dim3(static_cast<unsigned>(work.blocks)), kThreads, params, call);
   return error == nullptr ? unit_sums.finish() : error;
-}
-
-template <class R>
-auto backward_of(bool dense, Forms forms) -> void (*)(KLBackwardParams) {
-  if constexpr (sizeof(R) == 4) {
-    if (dense && forms == Forms::kExponential) return backward_kernel<R, true, Forms::kExponential>;
-    if (dense && forms == Forms::kDirect) return backward_kernel<R, true, Forms::kDirect>;
-  }
-  return backward_kernel<R, false, Forms::kAny>;
 }
 
 template <class R>
@@ -225,7 +208,9 @@ const char* run_backward(const LatentProblem& p, const CudaCall& call) {
   common.upstream_factor = p.upstream_kl.factor;
   common.scale_needed = p.gradient[kScale].wanted();
   return run_backward<R, GatherLatent<R>>(common, p, {&p.upstream_kl}, {0}, call, [&](bool dense, const auto& layout) {
-    return backward_of<R>(dense && layout.place[kUpstream] <= kOne, class_of(p.form, p.prior_form));
+    return choose_kernel<R>(dense && layout.place[kUpstream] <= kOne, p, [](auto dense, auto forms) {
+      return backward_kernel<R, decltype(dense)::value, decltype(forms)::value>;
+    });
   });
 }
 

@@ -165,6 +165,19 @@ bool is_dense(const Layout<kSlots>& layout, const LatentProblem& p, int64_t cols
   return p.seed != nullptr && cols % kGroup<R> == 0 && std::all_of(layout.place, layout.place + kSlots, fits);
 }
 
+// The kernel for dense tensors and a class of forms, or for anything: kernel_for(dense, forms) names it, given constants.
+template <class R, class KernelFor>
+auto choose_kernel(bool dense, const LatentProblem& p, KernelFor&& kernel_for) {
+  if constexpr (sizeof(R) == 4) {
+    const Forms forms = class_of(p.form, p.prior_form);
+    if (dense && forms == Forms::kExponential)
+      return kernel_for(std::true_type{}, std::integral_constant<Forms, Forms::kExponential>{});
+    if (dense && forms == Forms::kDirect)
+      return kernel_for(std::true_type{}, std::integral_constant<Forms, Forms::kDirect>{});
+  }
+  return kernel_for(std::false_type{}, std::integral_constant<Forms, Forms::kAny>{});
+}
+
 // Runs a backward kernel, and gathers behind it the gradients that it cannot make. `upstream` are the gradients of the
 // results behind z, and `step` the distances of their samples; kernel_of(dense, layout) chooses the kernel. `dense` says so
 // of everything but them. Evaluate reads what the kernel reads, and behind it the element's number.

@@ -144,15 +144,6 @@ struct GatherLogProb {
 // ---- on the host ----
 
 template <class R>
-auto forward_of(bool dense, Forms forms) -> void (*)(LogProbParams) {
-  if constexpr (sizeof(R) == 4) {
-    if (dense && forms == Forms::kExponential) return log_prob_kernel<R, true, Forms::kExponential>;
-    if (dense && forms == Forms::kDirect) return log_prob_kernel<R, true, Forms::kDirect>;
-  }
-  return log_prob_kernel<R, false, Forms::kAny>;
-}
-
-template <class R>
 const char* run_forward(const LatentProblem& p, const CudaCall& call) {
   LogProbParams params{};
   params.common = common_of(p, /*with_kl=*/false);
@@ -169,19 +160,11 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
   UnitSums<kLogProbSums> unit_sums(params.sums, work.units, dims, p.space.cols, call);
   unit_sums.add(kLogQ, dense_rows(p.log_q.row, compute, p.space));
   unit_sums.add(kLogP, dense_rows(p.log_p.row, compute, p.space));
-  if (const char* error = launch(forward_of<R>(is_dense<R>(params.layout, p, p.space.cols), class_of(p.form, p.prior_form)),
-                                 dim3(static_cast<unsigned>(work.blocks)), kThreads, params, call))
-    return error;
+  const auto kernel = choose_kernel<R>(is_dense<R>(params.layout, p, p.space.cols), p, [](auto dense, auto forms) {
+    return log_prob_kernel<R, decltype(dense)::value, decltype(forms)::value>;
+  });
+  if (const char* error = launch(kernel, dim3(static_cast<unsigned>(work.blocks)), kThreads, params, call)) return error;
   return unit_sums.finish();
-}
-
-template <class R>
-auto backward_of(bool dense, Forms forms) -> void (*)(LogProbBackwardParams) {
-  if constexpr (sizeof(R) == 4) {
-    if (dense && forms == Forms::kExponential) return log_prob_backward_kernel<R, true, Forms::kExponential>;
-    if (dense && forms == Forms::kDirect) return log_prob_backward_kernel<R, true, Forms::kDirect>;
-  }
-  return log_prob_backward_kernel<R, false, Forms::kAny>;
 }
 
 template <class R>
@@ -193,7 +176,11 @@ const char* run_backward(const LatentProblem& p, const CudaCall& call) {
   common.upstream_p_step = p.upstream_p_sample_stride;
   return run_backward<R, GatherLogProb<R>>(
       common, p, {&p.upstream_q, &p.upstream_p}, {common.upstream_q_step, common.upstream_p_step}, call,
-      [&](bool dense, const auto&) { return backward_of<R>(dense, class_of(p.form, p.prior_form)); });
+      [&](bool dense, const auto&) {
+        return choose_kernel<R>(dense, p, [](auto dense, auto forms) {
+          return log_prob_backward_kernel<R, decltype(dense)::value, decltype(forms)::value>;
+        });
+      });
 }
 
 }  // namespace
