@@ -690,7 +690,16 @@ def _sum_of(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 def _importance_in_torch(log_weights: Tensor) -> Tensor:
-    return log_weights.logsumexp(0) - math.log(len(log_weights))
+    # Where all weights are zero, so are all derivatives: torch's would be NaN.
+    nothing = (log_weights == -math.inf).all(0)
+    bound = torch.where(nothing, 0.0, log_weights).logsumexp(0) - math.log(len(log_weights))
+    return torch.where(nothing, -math.inf, bound)
+
+
+def normalized_weights(log_weights: Tensor) -> Tensor:
+    """w_k / sum_j w_j of ``[K, ...]``; 0 where all weights are zero."""
+    nothing = (log_weights == -math.inf).all(0)
+    return torch.where(nothing, 0.0, torch.where(nothing, 0.0, log_weights).softmax(0))
 
 
 class ImportanceBound(Function):
@@ -707,7 +716,7 @@ class ImportanceBound(Function):
     def backward(ctx, grad: Tensor) -> Tensor:
         log_weights, weights = ctx.saved_tensors
         if torch.is_grad_enabled():  # the weights as functions of the log-weights
-            weights = log_weights.softmax(0)
+            weights = normalized_weights(log_weights)
         return grad.unsqueeze(0) * weights
 
 

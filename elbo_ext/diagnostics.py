@@ -346,6 +346,8 @@ def aggregate_posterior(
     arguments.keywords(prior, _PRIOR)
     arguments.count("num_samples", num_samples)
     arguments.broadcasts_to_batch(name + " of shape {}", scale, mu.shape, "shape of mu,")
+    for label, value in prior.items():  # broadcast to q(z), which has no examples
+        arguments.broadcasts_to_batch(label + " of shape {}", value, torch.Size((1, *mu.shape[1:])), "shape of one z,")
     kl = gaussian_kl(mu, **{name: scale}, **prior).double().mean()
     information, count = 0.0, len(mu)
     rows = max(1, _BLOCK // count)
@@ -422,20 +424,30 @@ def amortization_gap(
     learning_rate = arguments.number("learning_rate", learning_rate, low=0, above=True)
     seed = int(draw_seed(torch.device("cpu")))
 
+    def checked(bound: Any) -> Tensor:
+        """The bounds, one for each q."""
+        arguments.tensor("elbo(mu, logvar)", bound)
+        batch = bound.shape
+        if batch != mu.shape[: len(batch)] or (len(batch) == 0 and mu.dim() > 1):
+            raise ValueError(
+                f"elbo must return one bound for each example of mu, of shape {tuple(mu.shape)}, got shape {tuple(batch)}"
+            )
+        return bound
+
     @torch.no_grad()
     def with_the_same_noise(mu: Tensor, logvar: Tensor) -> Tensor:
         with torch.random.fork_rng(devices=[mu.device] if mu.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            return elbo(mu, logvar)
+            return checked(elbo(mu, logvar))
 
     amortized = with_the_same_noise(mu.detach(), logvar.detach())
-    leaves = [t.detach().clone().requires_grad_() for t in (mu, logvar)]
-    optimizer = torch.optim.Adam(leaves, lr=learning_rate)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        leaves = [t.detach().clone().requires_grad_() for t in (mu, logvar)]
+        optimizer = torch.optim.Adam(leaves, lr=learning_rate)
+        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(steps):
-            bound = elbo(*leaves)
-            if not isinstance(bound, Tensor) or not bound.requires_grad:
+            bound = checked(elbo(*leaves))
+            if not bound.requires_grad:
                 raise ValueError(
                     "elbo must return a tensor that depends on mu and logvar, got one that has no gradient"
                 )

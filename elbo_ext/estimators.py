@@ -3,7 +3,8 @@
 They differ in what they leave to chance. All take the same arguments:
 
     log_likelihood: ln p(x|z) of samples as a function of z: ``[K, *batch, *latent]`` -> ``[K, *batch]``, in nats. It
-        holds the data and the decoder, and may be any torch code; its tensors get gradients where they require them.
+        holds the data and the decoder, and may be any torch code; its tensors get gradients where they require them. All
+        but :func:`score_function` differentiate it by z: of a detached one they see the prior and q alone.
     mu, logvar: of q, ``[*batch, *latent]``; or ``log_std=``, ``std=``, ``var=`` in place of ``logvar``.
     num_samples: K >= 1, the number of samples z of each example, on axis 0.
     reduction: over the examples: "none", "sum" or "mean".
@@ -21,7 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from . import arguments
-from .autograd import importance_bound, in_forward_mode, with_gradient_of
+from .autograd import importance_bound, in_forward_mode, normalized_weights, with_gradient_of
 from .functional import Scale, gaussian_log_prob, rsample_kl, rsample_with_log_prob
 from .ops import REDUCTIONS, value_dtype
 
@@ -47,7 +48,8 @@ def iwae_bound(log_weights: Tensor, *, dim: int = 0, reduction: str = "none") ->
 
     Returns:
         The bound in nats, ``[*batch]`` or a scalar; float64 if the weights are, else float32. Samples of weight zero
-        (-inf) count among the K; -inf if all are. There the gradient, which is the normalized weights, is 0/0 = NaN.
+        (-inf) count among the K. If all have weight zero the bound is -inf and its gradient 0: such an example moves
+        nothing.
 
     Raises:
         ValueError, TypeError: if log_weights is no floating-point tensor, dim is none of its axes or has no samples, or
@@ -116,7 +118,8 @@ def sticking_the_landing(
 
     Roeder, Wu & Duvenaud 2017 ("Sticking the Landing"). The trade-off: the gradient by the parameters of q vanishes with
     every sample once q is the posterior, so that an optimizer comes to rest there; far from it the score may be
-    correlated with the rest so that leaving it out *adds* variance, most of all where q is much too narrow.
+    correlated with the rest so that leaving it out *adds* variance, most of all where q is much too narrow. Second
+    derivatives are not the bound's.
     """
     z, log_q, log_p = _draw(mu, logvar, num_samples, options, "sticking_the_landing")
     return _mean_weight(_of_samples(log_likelihood, z, log_p) + log_p - log_q, reduction)
@@ -165,7 +168,7 @@ def dreg(
     path = z.view_as(z)
     likelihood = _of_samples(log_likelihood, path, log_p)
     log_weights = (likelihood + log_p - log_q).detach()
-    normalized = log_weights.softmax(0)
+    normalized = normalized_weights(log_weights)
     if path.requires_grad:
         # On its way from the decoder to q the gradient, which has the weight v_k already, gets it once more.
         path.register_hook(lambda gradient: gradient * _like_samples(normalized, gradient))
@@ -181,7 +184,7 @@ def score_function(
     mu: Tensor,
     logvar: Scale = None,
     *,
-    num_samples: int = 1,
+    num_samples: int,
     baseline: str | None = "leave-one-out",
     reduction: str = "none",
     **options: Any,
@@ -189,10 +192,12 @@ def score_function(
     """The value of :func:`sgvb_a`, with the score-function gradient: 1/K sum_k (ln w_k - b_k) d/dphi ln q(z_k; phi).
 
     Williams 1992 ("REINFORCE"); Ranganath, Gerrish & Blei 2014 ("Black Box Variational Inference"). It never
-    differentiates ln p(x|z) by z, so that the decoder may be anything at all: a simulator, a table, a discrete choice.
+    differentiates ln p(x|z) by z, so that the decoder may be anything at all: a simulator, a table, a discrete choice; but
+    where ln p(x|z) is -inf for a sample the ELBO is -inf, and there is no gradient to estimate (inf or NaN comes).
     The trade-off: its variance is larger than that of the reparameterized gradients, usually by orders of magnitude, and
     grows with the number of latent dimensions. With the baseline it vanishes at the posterior, where the weights are all
-    the same. Decoder and prior get their ordinary gradients.
+    the same. Decoder and prior get their ordinary gradients. Second
+    derivatives are not the bound's.
 
     Args:
         baseline: what is subtracted from ln w_k, without a bias, to lower the variance: "leave-one-out", the mean of the
@@ -201,7 +206,10 @@ def score_function(
     """
     if baseline is not None:
         arguments.one_of("baseline", baseline, ("leave-one-out",))
-        arguments.count("num_samples with a baseline", num_samples, low=2)
+        if arguments.count("num_samples", num_samples) < 2:
+            raise ValueError(
+                f"num_samples must be at least 2 with baseline='leave-one-out', got {num_samples}; or pass baseline=None"
+            )
     z, log_q, log_p = _draw(mu, logvar, num_samples, options, "score")
     log_joint = _of_samples(log_likelihood, z, log_p) + log_p
     log_weights = (log_joint - log_q).detach()
@@ -226,10 +234,10 @@ def _of_samples(log_likelihood: LogLikelihood, z: Tensor, samples: Tensor) -> Te
     """log_likelihood(z), which must have one number for each of ``samples``."""
     if not callable(log_likelihood):
         raise TypeError(f"log_likelihood must be a function of z, got {type(log_likelihood).__name__}")
-    value = arguments.tensor("what log_likelihood returns", log_likelihood(z))
+    value = arguments.tensor("log_likelihood(z)", log_likelihood(z))
     if value.shape != samples.shape:
         raise ValueError(
-            f"log_likelihood must return one number for each sample and example, shape {tuple(samples.shape)}, "
+            f"log_likelihood(z) must be one number for each sample and example, shape {tuple(samples.shape)}, "
             f"got {tuple(value.shape)}"
         )
     return value

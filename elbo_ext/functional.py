@@ -4,7 +4,9 @@ Conventions, the same in every function:
 
 **Scales.** The scale of a Gaussian is passed as ``logvar`` = ln sigma^2, or by exactly one of the keywords
 ``log_std``, ``std``, ``var`` in its place (``prior_...`` for the prior, ``recon_...`` for the likelihood). It is a
-tensor that broadcasts to the mean (one number, one per channel, one per element) or a Python number.
+tensor that broadcasts to the mean (one number, one per channel, one per element) or a Python number. The values of a
+tensor are not looked at, which would have to wait for its device: where ``std`` or ``var`` is not above zero, NaN or
+numbers without a meaning come.
 
 **Shapes.** Operands broadcast to a joint shape. Its ``batch_dims`` leading dimensions index examples, the others are
 summed; ``batch_dims`` = number of dimensions means no sum: one value per element.
@@ -198,6 +200,8 @@ def rsample_with_log_prob(
             - "sticking_the_landing": z alone. What is left out, the score, has mean zero (Roeder, Wu & Duvenaud 2017);
             - "score": the direct dependence alone, eps / sigma for mu and (eps^2 - 1) / 2 for ln sigma^2 (Williams
               1992). z is then a constant, also to ln p and to the caller.
+
+            The last two leave something out of the first derivative, so that second ones are not those of ln q's mean.
 
     Returns:
         ``(z, log_q, log_p)``: z as from :func:`rsample`, of the joint shape of all four; log_q and log_p in nats, of the

@@ -163,7 +163,8 @@ def free_bits(kl: Tensor, nats: Tensor | float, *, per: str, batch_dims: int = 1
         ``[*batch]`` per example, a scalar per batch, in nats; either may be the ``kl`` of :func:`elbo_ext.elbo_loss`.
 
     Raises:
-        ValueError, TypeError: for a ``per`` that does not exist, negative ``nats``, and as
+        ValueError, TypeError: for a ``per`` that does not exist, a negative number for ``nats`` (a tensor's are not
+            looked at), and as
             :func:`elbo_ext.gaussian_kl`.
     """
     kl = _kls(kl, per)

@@ -162,7 +162,7 @@ class LinearGaussian:
         var: Scale = None,
         covariance: Tensor | None = None,
     ) -> Tensor:
-        """KL(q || p(z|x)) = ln p(x) - ELBO, from its own formula and not as that difference: >= 0, exact near 0."""
+        """KL(q || p(z|x)) = ln p(x) - ELBO, from its own formula and not as that difference: >= 0, and exact near 0 in float64."""
         mu, q = self._posterior(mu, (logvar, log_std, std, var), covariance)
         if covariance is None:
             q = torch.diag_embed(standard_deviation(*q).square().expand(*q[0].shape[:-1], mu.shape[-1]))
@@ -179,7 +179,14 @@ class LinearGaussian:
     def _precision_root(self) -> Tensor:
         """The Cholesky factor R of M = R R^T, the posterior's precision."""
         scaled = self._scaled_weight()
-        return torch.linalg.cholesky(scaled.mT @ scaled + torch.eye(scaled.shape[1]).to(scaled))
+        root, failed = torch.linalg.cholesky_ex(scaled.mT @ scaled + torch.eye(scaled.shape[1]).to(scaled))
+        if bool(failed):
+            name = str(self.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"the posterior's precision I + W^T diag(sigma^-2) W is not positive definite in {name}: "
+                "weight and scale must be finite, and far from singular or in float64"
+            )
+        return root
 
     def _vectors(self, name: str, value: Any, side: int) -> Tensor:
         """Data (side 0) or latent vectors (side 1)."""
@@ -205,6 +212,8 @@ class LinearGaussian:
             self._on_device(name, scale)
             arguments.broadcast({"mu": mu, name: scale})
             scale = self._tensor(scale)
+            if not bool((standard_deviation(scale, name) > 0).all()):
+                raise ValueError(f"{name} must stand for a sigma above zero in every dimension of z, got {scale}")
             return mu, (scale if scale.dim() else scale.unsqueeze(-1), name)
         for name, scale in zip(arguments.SCALES, scales, strict=True):
             if scale is not None:
@@ -213,7 +222,9 @@ class LinearGaussian:
         size = mu.shape[-1]
         if covariance.dim() < 2 or covariance.shape[-2] != size:
             raise ValueError(f"covariance must have shape [..., {size}, {size}], got {tuple(covariance.shape)}")
-        symmetric = torch.allclose(covariance, covariance.mT)
+        variance = covariance.diagonal(dim1=-2, dim2=-1)
+        size_of_each = (variance.unsqueeze(-1) * variance.unsqueeze(-2)).sqrt()  # NaN, and so refused, if one is negative
+        symmetric = bool(((covariance - covariance.mT).abs() <= 1e-5 * size_of_each).all())
         if not symmetric or bool(torch.linalg.cholesky_ex(covariance.detach()).info.any()):
             raise ValueError("covariance must be symmetric positive definite, got one that is not")
         return mu, covariance

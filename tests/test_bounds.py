@@ -78,6 +78,29 @@ def test_iwae_of_samples_without_weight() -> None:
     assert iwae_bound(torch.tensor([math.nan, 0.0])).isnan()
 
 
+@pytest.mark.parametrize("mode", ["eager", "create_graph", "torch.func", "compiled"])
+def test_an_example_without_weight_moves_nothing(mode: str) -> None:
+    """Nor does it disturb the others: its gradient is 0, not 0 / 0."""
+    log_weights = torch.tensor([[-INF, 0.0], [-INF, 1.0]], dtype=DOUBLE)
+
+    def total(v: Tensor) -> Tensor:
+        bound = iwae_bound(v)
+        return torch.where(bound.isinf(), 0.0, bound).sum()
+
+    if mode == "torch.func":
+        gradient = torch.func.grad(total)(log_weights)
+    else:
+        function = torch.compile(total, backend="aot_eager", fullgraph=True) if mode == "compiled" else total
+        leaf = log_weights.requires_grad_()
+        (gradient,) = torch.autograd.grad(function(leaf), leaf, create_graph=mode == "create_graph")
+        if mode == "create_graph":
+            assert_close(torch.autograd.grad(gradient.square().sum(), leaf)[0][:, 0], torch.zeros(2, dtype=DOUBLE))
+    weight = 1 / (1 + math.e)
+    assert_close(gradient.detach(), torch.tensor([[0.0, weight], [0.0, 1 - weight]], dtype=DOUBLE))
+    one = torch.full((5, 1), -INF, requires_grad=True)  # an example by itself is a kernel by itself
+    assert_close(torch.autograd.grad(iwae_bound(one).sum(), one)[0], torch.zeros(5, 1))
+
+
 def test_iwae_gradient_is_the_normalized_weights() -> None:
     log_weights = numbers(4, 3).requires_grad_()
     (gradient,) = torch.autograd.grad(iwae_bound(log_weights).sum(), log_weights)

@@ -344,6 +344,11 @@ def test_aggregate_posterior_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
             TypeError,
             "batch_dims is not an argument here",
         ),
+        (
+            lambda: aggregate_posterior(torch.zeros(4, 3), 0.0, prior_mu=torch.zeros(4, 3)),
+            ValueError,
+            r"prior_mu of shape \(4, 3\) does not broadcast to the shape of one z, \(1, 3\)",
+        ),
     ],
 )
 def test_errors_of_the_latent_dimensions(call: Any, error: type[Exception], message: str) -> None:
@@ -368,6 +373,15 @@ def test_amortization_gap_of_the_exact_model() -> None:
         lambda mu, logvar: MODEL.elbo(X, mu, logvar), best_mu, best_logvar.expand(6, 3), steps=50, learning_rate=1e-3
     )
     assert_close(again.gap, torch.zeros(6, dtype=DOUBLE), 1e-6)  # nothing is left to gain
+
+
+def test_amortization_gap_in_inference_mode() -> None:
+    """Where its results are used: it differentiates all the same."""
+    elbo = lambda mu, logvar: MODEL.elbo(X, mu, logvar)  # noqa: E731
+    expected = amortization_gap(elbo, MU, LOGVAR.expand(6, 3), steps=20)
+    with torch.inference_mode():
+        result = amortization_gap(elbo, MU.clone(), LOGVAR.expand(6, 3).clone(), steps=20)
+    assert_close(result.gap, expected.gap)
 
 
 def test_amortization_gap_takes_one_draw() -> None:
@@ -419,6 +433,13 @@ def test_amortization_gap_leaves_everything_else_alone() -> None:
             ValueError,
             "elbo must return a tensor that depends on mu and logvar",
         ),
+        (
+            dict(elbo=lambda mu, logvar: MODEL.elbo(X, mu, logvar).sum()),
+            ValueError,
+            r"elbo must return one bound for each example of mu, of shape \(6, 3\), got shape \(\)",
+        ),
+        (dict(elbo=lambda mu, logvar: MODEL.elbo(X, mu, logvar)[:2]), ValueError, r"got shape \(2,\)"),
+        (dict(elbo=lambda mu, logvar: 1.0), TypeError, r"elbo\(mu, logvar\) must be a torch.Tensor, got float"),
         (dict(logvar=torch.zeros(3)), ValueError, r"logvar must have the shape of mu, \(6, 3\), got \(3,\)"),
         (dict(mu=None), TypeError, "mu must be a torch.Tensor, got NoneType"),
         (dict(steps=0), ValueError, "steps must be at least 1, got 0"),

@@ -446,10 +446,10 @@ def likelihood(z: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (dict(num_samples=0), ValueError, "num_samples.* must be at least [12], got 0"),
-        (dict(num_samples=2.0), TypeError, "num_samples.* must be an int, got float"),
+        (dict(num_samples=0), ValueError, "num_samples must be at least 1, got 0"),
+        (dict(num_samples=2.0), TypeError, "num_samples must be an int, got float"),
         (dict(log_likelihood=3), TypeError, "log_likelihood must be a function of z, got int"),
-        (dict(log_likelihood=lambda z: 1.0), TypeError, "what log_likelihood returns must be a torch.Tensor, got float"),
+        (dict(log_likelihood=lambda z: 1.0), TypeError, r"log_likelihood\(z\) must be a torch.Tensor, got float"),
         (
             dict(log_likelihood=lambda z: z),
             ValueError,
@@ -473,7 +473,7 @@ def test_errors(name: str, change: dict[str, Any], error: type[Exception], messa
 
 
 def test_errors_of_the_baseline() -> None:
-    with pytest.raises(ValueError, match="num_samples with a baseline must be at least 2, got 1"):
-        score_function(likelihood, MU, MU)
+    with pytest.raises(ValueError, match="num_samples must be at least 2 with baseline='leave-one-out', got 1"):
+        score_function(likelihood, MU, MU, num_samples=1)
     with pytest.raises(ValueError, match="baseline must be 'leave-one-out', got 'mean'"):
         score_function(likelihood, MU, MU, num_samples=2, baseline="mean")

@@ -44,6 +44,11 @@ def test_paths_exist(path: str) -> None:
     assert (ROOT / path).exists()
 
 
+@pytest.mark.parametrize(("file", "test"), re.findall(r"`(test_\w+\.py)::(\w+)`", TEXT))
+def test_named_tests_exist(file: str, test: str) -> None:
+    assert re.search(rf"^def {test}\(", (ROOT / "tests" / file).read_text(encoding="utf-8"), re.MULTILINE)
+
+
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     commands = re.findall(r"^make (\w+)", "\n".join(source for _, source in blocks("sh")), re.MULTILINE)

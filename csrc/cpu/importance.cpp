@@ -51,7 +51,7 @@ void run_many(const ImportanceProblem& p, int64_t begin, int64_t end) {
       });
     for_each(0, [&](int r, int64_t i, int64_t count) { put(bound + i, log_mean_weight(sum[r], largest[r], log_count), count); });
     if (!weights) continue;
-    for (V& total : sum) total = V(R(1)) / total;
+    for (V& total : sum) total = normalizer(total);
     for (int64_t sample = 0; sample < p.samples; ++sample)
       for_each(sample, [&](int r, int64_t i, int64_t count) { put(weights + i, get(weights + i, count) * sum[r], count); });
   }
@@ -83,8 +83,9 @@ void run_one(const ImportanceProblem& p) {
   });
   const V total(static_cast<R>(sum_lanes(sum)));
   put(bound, log_mean_weight(total, reference, static_cast<R>(std::log(static_cast<double>(p.samples)))), 1);
+  const V over_total = normalizer(total);
   if (weights)
-    for_each([&](int64_t i, int64_t count) { put(weights + i, get(weights + i, count) / total, count); });
+    for_each([&](int64_t i, int64_t count) { put(weights + i, get(weights + i, count) * over_total, count); });
 }
 
 template <class R>

@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kThreads, 4) importance_kernel(const __grid_co
   if (inside && row == 0)
     static_cast<R*>(q.bound)[example] = log_mean_weight(sum, reference, static_cast<R>(p.log_samples));
   if (q.weights == nullptr) return;
-  const R over_sum = R(1) / sum;
+  const R over_sum = normalizer(sum);
   for_each([&](int64_t at) { weights[at] = exp(log_weights[at] - reference) * over_sum; });
 }
 

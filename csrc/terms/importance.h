@@ -22,6 +22,14 @@ ELBO_INLINE T finite_reference(T largest) {
   return select(abs(largest) > T(std::numeric_limits<R>::max()), T(R(0)), largest);
 }
 
+// 1 / sum_k w_k, given the sum of the weights relative to the reference: what normalizes them. Where all weights are zero,
+// 0, so that no sample has one; the limit depends on how they got there.
+template <class T>
+ELBO_INLINE T normalizer(T sum) {
+  using R = Real<T>;
+  return select(abs(sum) > T(R(0)), T(R(1)) / sum, sum);
+}
+
 // log 1/K sum_k w_k, given the sum of the weights relative to the reference. No weight at all is log 0.
 template <class T>
 ELBO_INLINE T log_mean_weight(T sum, T reference, Real<T> log_count) {
