@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 ARGS ?=
+# The CUDA library: warnings, spilled registers and local memory are errors. 0 for a compiler that sees it differently.
+export ELBO_EXT_STRICT ?= 1
 # A file that takes pytest's exit status in the place of make (.ci/run).
 STATUS ?=
 

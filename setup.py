@@ -10,7 +10,7 @@ Environment:
   MAX_JOBS              how many compilers may run at once
   ELBO_EXT_CUDA         0: no CUDA library; 1: stop if there is no nvcc; unset: whether there is one decides
   CUDA_HOME             where CUDA is installed, if nvcc is not on the PATH
-  TORCH_CUDA_ARCH_LIST  the GPUs to compile for, as for torch: "8.0;9.0+PTX"
+  TORCH_CUDA_ARCH_LIST  the GPUs to compile for, by number: "8.0;9.0+PTX"
   ELBO_EXT_STRICT       1: warnings, and local memory in a CUDA kernel, are errors (make build)
 """
 
@@ -21,6 +21,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -83,9 +84,10 @@ def find_compiler() -> str:
 # ---- CUDA ----
 
 OLDEST_CUDA = (12, 0)  # the first that knows C++20
-# The first of each generation, whose code runs on the others as well; PTX of the last is what newer GPUs compile. All of
-# these that nvcc knows.
+# The first of each generation, whose code runs on the others as well, of those that nvcc knows; and PTX of 9.0, which
+# every newer GPU compiles for itself, 11.0 and those to come among them.
 DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0", "12.0")
+PTX = {"9.0": "+PTX"}
 CUDA_FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra,"
               "-Wno-unknown-pragmas"]  # the pragmas are for device code
 # Spilled registers and arrays in local memory would cost a kernel the bandwidth that it is for.
@@ -120,20 +122,25 @@ def cuda_architectures(nvcc: str) -> dict[str, str]:
     wish = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
     if not wish:
         known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
-        wish = ";".join(a for a in DEFAULT_ARCHITECTURES if f"sm_{a.replace('.', '')}" in known) + "+PTX"
-    generate = {}
-    for item in re.split(r"[;,\s]+", wish):
+        wish = ";".join(a + PTX.get(a, "") for a in DEFAULT_ARCHITECTURES if f"sm_{a.replace('.', '')}" in known)
+    generate, too_old = {}, []
+    for item in filter(None, re.split(r"[;,\s]+", wish)):
         match = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", item)
         if match is None:
             stop(f"TORCH_CUDA_ARCH_LIST has '{item}'; numbers such as 9.0 or 9.0+PTX are understood.")
         major, minor, variant, ptx = match.groups()
         number = f"{major}{minor}{variant}"
         if int(major) < 8:
-            stop(f"TORCH_CUDA_ARCH_LIST has {item}; the kernels need compute capability 8.0 or newer. "
-                 "ELBO_EXT_CUDA=0 builds without CUDA.")
+            too_old.append(item)
+            continue
         generate[f"sm_{number}"] = f"-gencode=arch=compute_{number},code=sm_{number}"
         if ptx:
             generate[f"compute_{number}"] = f"-gencode=arch=compute_{number},code=compute_{number}"
+    if too_old:
+        reason = f"TORCH_CUDA_ARCH_LIST has {', '.join(too_old)}; the kernels need compute capability 8.0 or newer."
+        if not generate:
+            stop(f"{reason} ELBO_EXT_CUDA=0 builds without CUDA.")
+        print(f"elbo_ext: {reason} Building for the others.", file=sys.stderr)
     return generate
 
 
@@ -180,6 +187,12 @@ class Build(build_ext):
         # The CUDA library is no Python module, and serves any Python.
         return os.path.join(*name.split(".")) + ".so" if name.endswith("_cuda") else super().get_ext_filename(name)
 
+    def run(self) -> None:
+        if NVCC is None:  # a CUDA library of an earlier build would not be left out
+            for folder in (Path(self.build_lib), *([ROOT] if self.inplace else [])):
+                (folder / "elbo_ext" / "_cuda.so").unlink(missing_ok=True)
+        super().run()
+
     def build_extension(self, ext: Extension) -> None:
         require("ninja")
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
@@ -208,7 +221,8 @@ class Build(build_ext):
         )
         for source in OPERATOR_SOURCES:
             flags = [f"-DTORCH_TARGET_VERSION={STABLE_ABI}", *(f"-DELBO_HAVE_{name}" for name in sets)]
-            ninja.compile(source, source.replace("/", "_") + ".o", flags + (about if source == "module.cpp" else []))
+            own = {"module.cpp": about, "ops/cuda_device.cpp": [INTERFACE]}.get(source, [])
+            ninja.compile(source, source.replace("/", "_") + ".o", flags + own)
         for name, options in {"DEFAULT": [], **sets}.items():
             for source in KERNEL_SOURCES:
                 flags = [f"-DCPU_CAPABILITY={name}", f"-DCPU_CAPABILITY_{name}", *options, *KERNEL_WARNINGS]
@@ -228,12 +242,15 @@ class Build(build_ext):
             for real in ("float", "double"):
                 ninja.compile(f"cuda/{name}.cu", f"{name}.{real}.o", [f"-DELBO_REAL={real}"])
         names = " ".join(ARCHITECTURES)
-        ninja.compile("cuda/library.cu", "library.o", [f"'-DELBO_CUDA_ARCHITECTURES=\"{names}\"'"])
+        ninja.compile("cuda/library.cu", "library.o", [f"'-DELBO_CUDA_ARCHITECTURES=\"{names}\"'", INTERFACE])
         ninja.run(target, " ELBO_EXT_CUDA=0 builds without CUDA.")
 
 
 # `depends` puts the sources into the sdist.
 DEPENDS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*"))
+# What tells two builds of the two libraries apart that would not understand each other.
+INTERFACE = "-DELBO_INTERFACE=" + str(zlib.crc32(b"".join(
+    (ROOT / "csrc" / name).read_bytes() for name in ("ops/problem.h", "cuda/interface.h"))))
 NVCC = find_nvcc()
 ARCHITECTURES = cuda_architectures(NVCC) if NVCC else {}
 LIBRARIES = ["elbo_ext._C", *(["elbo_ext._cuda"] if NVCC else [])]

@@ -85,7 +85,7 @@ def _term_in_torch(spec: TermSpec, *operands: Tensor | None) -> Tensor:
     device = next(t.device for t in operands if t is not None)
     *inputs, weight = (None if t is None else t.to(dtype) for t in operands)
     inputs = [
-        torch.tensor(constant, dtype=dtype, device=device) if t is None else t
+        torch.full((), constant, dtype=dtype, device=device) if t is None else t
         for t, constant in zip(inputs, spec.constants, strict=True)
     ]
     name = _TERM_NAMES[spec.term]
@@ -102,7 +102,7 @@ def _latent_in_torch(spec: LatentSpec, seed: Tensor | None, noise: Tensor | None
     dtype = value_dtype(*inputs)
     device = next(t.device for t in inputs if t is not None)
     mu, scale, *prior = (
-        torch.tensor(constant, dtype=dtype, device=device) if t is None else t.to(dtype)
+        torch.full((), constant, dtype=dtype, device=device) if t is None else t.to(dtype)
         for t, constant in zip(inputs, spec.constants, strict=True)
     )
     shape = torch.broadcast_shapes(*(t.shape for t in inputs if t is not None))

@@ -41,26 +41,26 @@ WITH_LOG_PROB = {"pathwise": 2, "sticking_the_landing": 3, "score": 4}
 TERM_NUMBERS: dict[str, int] = _C.terms()
 
 
-def _load_cuda_library() -> list[str]:
-    """The architectures of the CUDA library, which is loaded if torch has CUDA, with a GPU or without.
+def _load_cuda_library() -> tuple[list[str], str]:
+    """The architectures of the CUDA library, which is loaded if torch has CUDA, with a GPU or without; and its state.
 
     Without it the package works on CPU tensors; CUDA tensors raise an error that says what is missing.
     """
-    if torch.version.cuda is None:
-        return []
     library = Path(__file__).with_name("_cuda.so")
+    if torch.version.cuda is None:
+        return [], f"{'built, but not loaded' if library.exists() else 'not built'}: this torch has no CUDA"
     advice = "reinstall it with 'pip install .' from the source folder where nvcc, CUDA's compiler, is on the PATH"
     if not library.exists():
         _C.set_cuda_absence(f"it was built without CUDA; {advice}")
-        return []
+        return [], "not built"
     try:
-        return _C.load_cuda_library(str(library)).split()
+        return _C.load_cuda_library(str(library)).split(), "loaded"
     except RuntimeError as error:
         _C.set_cuda_absence(f"its CUDA library could not be loaded with torch {torch.__version__} ({error}); {advice}")
-        return []
+        return [], f"could not be loaded: {error}"
 
 
-CUDA_ARCHITECTURES = _load_cuda_library()
+CUDA_ARCHITECTURES, _CUDA_LIBRARY = _load_cuda_library()
 
 
 def build_info() -> dict[str, object]:
@@ -69,8 +69,8 @@ def build_info() -> dict[str, object]:
     Returns:
         A dict with ``version`` of the package, ``compiler``, ``flags``, ``instruction_sets`` compiled in and
         ``instruction_set`` in use (the widest the machine has, bounded by torch's ATEN_CPU_CAPABILITY),
-        ``cuda_architectures`` of the CUDA library (empty: there is none), ``torch_built_against`` and
-        ``torch_running``.
+        ``cuda_library``, whether it is loaded or why it is not, its ``cuda_architectures`` (empty: not loaded),
+        ``torch_built_against`` and ``torch_running``.
     """
     from importlib.metadata import PackageNotFoundError, version
 
@@ -84,6 +84,7 @@ def build_info() -> dict[str, object]:
         "flags": _C.flags,
         "instruction_sets": _C.instruction_sets(),
         "instruction_set": _C.instruction_set(),
+        "cuda_library": _CUDA_LIBRARY,
         "cuda_architectures": CUDA_ARCHITECTURES,
         "torch_built_against": _C.torch_built_against,
         "torch_running": torch.__version__,

@@ -124,6 +124,14 @@ def test_iwae_of_every_number_of_examples(examples: int, samples: int, device: s
         assert torch.equal(iwae_bound(log_weights.detach()), bound.detach())
 
 
+@pytest.mark.parametrize("examples", [1, 2])
+def test_iwae_of_very_many_samples(examples: int) -> None:
+    """20 million equal weights: float32 stops counting at 2^24."""
+    count = 20_000_000
+    bound = iwae_bound(torch.full((count, 1), 0.25).expand(count, examples))
+    assert_close(bound, torch.full((examples,), 0.25), 1e-6)
+
+
 def test_iwae_in_every_layout() -> None:
     log_weights = numbers(6, 4, 5, 2)
     for layout in LAYOUTS.values():

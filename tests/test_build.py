@@ -47,6 +47,7 @@ def test_keys() -> None:
         "flags",
         "instruction_sets",
         "instruction_set",
+        "cuda_library",
         "cuda_architectures",
         "torch_built_against",
         "torch_running",

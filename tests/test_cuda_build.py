@@ -204,8 +204,8 @@ def test_no_nvcc(tmp_path: Path) -> None:
     ("wish", "sentence"),
     [
         ("Hopper", "TORCH_CUDA_ARCH_LIST has 'Hopper'; numbers such as 9.0 or 9.0+PTX are understood."),
-        ("8.0;7.5", "TORCH_CUDA_ARCH_LIST has 7.5; the kernels need compute capability 8.0 or newer. "
-                    "ELBO_EXT_CUDA=0 builds without CUDA."),
+        ("7.0;7.5;", "TORCH_CUDA_ARCH_LIST has 7.0, 7.5; the kernels need compute capability 8.0 or newer. "
+                     "ELBO_EXT_CUDA=0 builds without CUDA."),
     ],
 )  # fmt: skip
 def test_unknown_architectures(tmp_path: Path, wish: str, sentence: str) -> None:

@@ -181,6 +181,21 @@ def test_gradients_as_a_whole(function: str, dtype: torch.dtype) -> None:
         assert abs((got - exact).dot(exact.sign())) <= bias * exact.abs().sum(), name
 
 
+@pytest.mark.parametrize("device", devices())
+def test_many_samples(device: str) -> None:
+    """100,000 equal contributions: a sum of them in float32, one after the other, is off by 5e-4."""
+    count = 100_000
+    mu, logvar = (torch.full((1, 3), value, device=device, requires_grad=True) for value in (0.2, -0.3))
+    z = elbo_ext.rsample(mu, logvar, num_samples=count)
+    _, log_q, _ = elbo_ext.rsample_with_log_prob(mu, logvar, num_samples=count)
+    of_mu, of_logvar = torch.autograd.grad(z.mean(0).sum() - log_q.mean(), (mu, logvar))
+    torch.testing.assert_close(of_mu, torch.ones_like(of_mu), rtol=1e-6, atol=0)
+    bound = 5 / (2 * count**0.5)  # of logvar: 1/2, and sigma/2 times the mean of the noise
+    torch.testing.assert_close(of_logvar, torch.full_like(of_logvar, 0.5), rtol=0, atol=bound)
+    of_logvar = torch.autograd.grad(-elbo_ext.rsample_with_log_prob(mu, logvar, num_samples=count)[1].mean(), logvar)[0]
+    torch.testing.assert_close(of_logvar, torch.full_like(of_logvar, 0.5), rtol=1e-6, atol=0)
+
+
 # ---- parts of the gradients ----
 
 

@@ -17,6 +17,9 @@ void put(R* to, Vec<R> numbers, int64_t count) {
   count >= Vec<R>::size() ? numbers.store(to) : numbers.store(to, count);
 }
 
+// So many weights are added up in the compute type before they are added to a sum in double.
+constexpr int64_t kSamplesAtOnce = 64;
+
 // Examples that are worked on at once, so that neighbouring memory is read in one go: a cache line or more of each sample.
 constexpr int kRegisters = 4;
 
@@ -36,22 +39,31 @@ void run_many(const ImportanceProblem& p, int64_t begin, int64_t end) {
       }
     };
     V largest[kRegisters], sum[kRegisters];
-    for (int r = 0; r < kRegisters; ++r) {
-      largest[r] = V(-std::numeric_limits<R>::infinity());
-      sum[r] = V(R(0));
-    }
+    double total[kRegisters * V::size()] = {};
+    for (V& number : largest) number = V(-std::numeric_limits<R>::infinity());
     for (int64_t sample = 0; sample < p.samples; ++sample)
       for_each(sample, [&](int r, int64_t i, int64_t count) { largest[r] = larger(get(log_weights + i, count), largest[r]); });
     for (V& reference : largest) reference = finite_reference(reference);
-    for (int64_t sample = 0; sample < p.samples; ++sample)
-      for_each(sample, [&](int r, int64_t i, int64_t count) {
-        const V weight = exp(get(log_weights + i, count) - largest[r]);
-        sum[r] = sum[r] + weight;
-        if (weights) put(weights + i, weight, count);
-      });
-    for_each(0, [&](int r, int64_t i, int64_t count) { put(bound + i, log_mean_weight(sum[r], largest[r], log_count), count); });
+    for (int64_t begin_at = 0; begin_at < p.samples; begin_at += kSamplesAtOnce) {
+      for (V& number : sum) number = V(R(0));
+      for (int64_t sample = begin_at; sample < std::min(begin_at + kSamplesAtOnce, p.samples); ++sample)
+        for_each(sample, [&](int r, int64_t i, int64_t count) {
+          const V weight = exp(get(log_weights + i, count) - largest[r]);
+          sum[r] = sum[r] + weight;
+          if (weights) put(weights + i, weight, count);
+        });
+      R lane[kRegisters * V::size()];
+      for (int r = 0; r < kRegisters; ++r) sum[r].store(lane + r * V::size());
+      for (int i = 0; i < kRegisters * V::size(); ++i) total[i] += lane[i];
+    }
+    R lane[kRegisters * V::size()];
+    for (int i = 0; i < kRegisters * V::size(); ++i) lane[i] = static_cast<R>(total[i]);
+    for (int r = 0; r < kRegisters; ++r) sum[r] = V::loadu(lane + r * V::size());
+    for_each(0, [&](int r, int64_t i, int64_t count) {
+      put(bound + i, log_mean_weight(sum[r], largest[r], log_count), count);
+    });
     if (!weights) continue;
-    for (V& total : sum) total = normalizer(total);
+    for (V& of_samples : sum) of_samples = normalizer(of_samples);
     for (int64_t sample = 0; sample < p.samples; ++sample)
       for_each(sample, [&](int r, int64_t i, int64_t count) { put(weights + i, get(weights + i, count) * sum[r], count); });
   }
@@ -76,12 +88,17 @@ void run_one(const ImportanceProblem& p) {
   R lane[V::size()];
   largest.store(lane);
   const V reference = finite_reference(V(*std::max_element(lane, lane + V::size())));
+  double in_double = 0.0;
   for_each([&](int64_t i, int64_t count) {
     const V weight = exp(get(log_weights + i, count) - reference);
     sum = sum + inside(V(R(0)), weight, count);
     if (weights) put(weights + i, weight, count);
+    if (i / V::size() % kSamplesAtOnce == kSamplesAtOnce - 1) {
+      in_double += sum_lanes(sum);
+      sum = V(R(0));
+    }
   });
-  const V total(static_cast<R>(sum_lanes(sum)));
+  const V total(static_cast<R>(in_double + sum_lanes(sum)));
   put(bound, log_mean_weight(total, reference, static_cast<R>(std::log(static_cast<double>(p.samples)))), 1);
   const V over_total = normalizer(total);
   if (weights)

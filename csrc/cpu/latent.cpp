@@ -47,7 +47,8 @@ template <class R>
 void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
   using V = Vec<R>;
   Buffer<R> buffer[kMaxInputs], upstream_buffer, grad_z_buffer, noise_gradient_buffer;
-  Buffer<R> grad_sum, grad_eps_sum;  // over the samples: gz and gz * eps
+  Buffer<R> grad, grad_eps;  // gz and gz * eps of a sample, in the end of all
+  SampleSum<R> grad_sum, grad_eps_sum;
   Noise<R> noise;
   TermTile<R> t;
   const bool samples = p.grad_z.present();
@@ -72,11 +73,14 @@ void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
             const Lane<R> gz = load(p.space, grad_z, tile, grad_z_buffer);
             const Lane<R> eps = scale_needed ? noise.load(p, tile, sample) : gz;
             for_each_register<R>(t.size, [&](int64_t i, int64_t count) {
-              const V g = get(gz, i, count), ge = g * get(eps, i, count);
-              const bool more = sample > 0;
-              (more ? V::loadu(grad_sum.data + i) + g : g).store(grad_sum.data + i);
-              (more ? V::loadu(grad_eps_sum.data + i) + ge : ge).store(grad_eps_sum.data + i);
+              const V g = get(gz, i, count);
+              g.store(grad.data + i);
+              (g * get(eps, i, count)).store(grad_eps.data + i);
             });
+            if (p.samples > 1) {
+              grad_sum.add(grad, t.size, sample == 0);
+              grad_eps_sum.add(grad_eps, t.size, sample == 0);
+            }
             if (p.noise_gradient.data != nullptr) {
               View view = p.noise_gradient;
               view.data = Noise<R>::advance(view, sample * p.noise_gradient_sample_stride);
@@ -87,12 +91,16 @@ void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
               finish_store(p.space, view, tile, out, noise_gradient_buffer);
             }
           }
+          if (p.samples > 1) {
+            grad_sum.finish(grad, t.size);
+            grad_eps_sum.finish(grad_eps, t.size);
+          }
           deliver(t.gradient[kMu], t.size, p.with_kl, [&](int64_t i, int64_t) {  // dz/dmu = 1
-            return V::loadu(grad_sum.data + i);
+            return V::loadu(grad.data + i);
           });
           deliver(t.gradient[kScale], t.size, p.with_kl, [&](int64_t i, int64_t count) {  // dz/dscale = eps dsigma/dscale
             const V sigma = standard_deviation(p.form, get(t.input[kScale], i, count));
-            return V::loadu(grad_eps_sum.data + i) * standard_deviation_slope(p.form, sigma);
+            return V::loadu(grad_eps.data + i) * standard_deviation_slope(p.form, sigma);
           });
         }
         for (int k = 0; k < inputs; ++k) t.gradient[k].finish(p.space, p.gradient[k], tile, group);

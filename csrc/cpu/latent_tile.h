@@ -31,6 +31,19 @@ struct Noise {
   }
 };
 
+// A sum over samples, element by element, in double: there may be many thousands of them.
+template <class R>
+struct SampleSum {
+  double total[kTile];
+
+  void add(const Buffer<R>& numbers, int64_t size, bool first) {
+    for (int64_t i = 0; i < size; ++i) total[i] = (first ? 0.0 : total[i]) + numbers.data[i];
+  }
+  void finish(Buffer<R>& to, int64_t size) const {
+    for (int64_t i = 0; i < size; ++i) to.data[i] = static_cast<R>(total[i]);
+  }
+};
+
 // Applies body(i, count) to the registers of a tile; the last one may be partly filled.
 template <class R, class Body>
 ELBO_INLINE void for_each_register(int64_t size, Body&& body) {

@@ -77,7 +77,8 @@ template <class R>
 void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
   using V = Vec<R>;
   Buffer<R> buffer[kMaxInputs], z_buffer, q_buffer, p_buffer, noise_gradient_buffer;
-  Buffer<R> sum[kMaxInputs];  // the gradients, over the samples
+  Buffer<R> sum[kMaxInputs];  // the gradients of a sample, in the end of all
+  SampleSum<R> total[kMaxInputs];
   Noise<R> noise;
   TermTile<R> t;
 
@@ -103,11 +104,13 @@ void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
                                   get(eps, i, count), get(of_z, i, count), get(of_q, i, count), get(of_p, i, count));
         const V gradient[kMaxInputs] = {d.mu, d.scale, d.prior_mu, d.prior_scale};
         for (int k = 0; k < kMaxInputs; ++k)
-          if (to[k]) put(to[k] + i, sample > 0 ? get(Lane<R>{to[k], 1}, i, count) + gradient[k] : gradient[k], count);
+          if (to[k]) put(to[k] + i, gradient[k], count);
         if (out) put(out + i, d.eps, count);
       });
     });
     if (out) finish_store(p.space, view, tile, out, noise_gradient_buffer);
+    for (int k = 0; k < kMaxInputs && p.samples > 1; ++k)
+      if (to[k]) total[k].add(sum[k], t.size, sample == 0);
   };
 
   for (int64_t group = begin; group < end; ++group) {
@@ -124,6 +127,7 @@ void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
         }
         for (int64_t sample = 0; sample < p.samples; ++sample) add_sample(tile, sample, to);
         for (int k = 0; k < kMaxInputs; ++k) {
+          if (to[k] && p.samples > 1) total[k].finish(sum[k], t.size);
           if (to[k] == sum[k].data)
             deliver(t.gradient[k], t.size, false, [&](int64_t i, int64_t) { return V::loadu(sum[k].data + i); });
           t.gradient[k].finish(p.space, p.gradient[k], tile, group);

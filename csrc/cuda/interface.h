@@ -36,10 +36,11 @@ struct CudaKernels {
   const char* (*stored_gradients)(const StoredGradients&, const CudaCall&);
 };
 
-// The one function that _cuda exports. `version` tells two builds with different structs apart; null: not this one.
+// The one function that _cuda exports. `version` tells two builds apart that would not understand each other; null: not this one.
 constexpr const char* kCudaEntry = "elbo_ext_cuda_kernels";
 using CudaEntry = const CudaKernels*(int64_t version);
-constexpr int64_t kCudaVersion =
-    sizeof(TermSumProblem) + 4096 * sizeof(LatentProblem) + (int64_t{1} << 32) * sizeof(CudaKernels);
+#if defined(ELBO_INTERFACE)  // made from this file and problem.h, by setup.py
+constexpr int64_t kCudaVersion = ELBO_INTERFACE;
+#endif
 
 }  // namespace elbo_ext

@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) backward_kernel(
       const unsigned mask = Reader::members(n, first, end);
       T in[kMaxInputs];
       inputs.read(p.layout, n, mask, in);
-      T sum_g(R(0)), sum_g_eps(R(0));
+      double total_g[kGroup<R>] = {}, total_g_eps[kGroup<R>] = {};  // over the samples: there may be many thousands
       if (c.with_samples) {
         for (int64_t sample = 0; sample < c.samples; ++sample) {
           T g, eps;
@@ -98,13 +98,22 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) backward_kernel(
           reader.begin(p.layout, kGradZ, n, mask, sample * c.grad_z_step);
           if (c.scale_needed) noise<kDense>(c, p.layout, seed, sample, n, mask, eps.x);
           reader.finish(p.layout, kGradZ, mask, g.x, grad_z_of_all);
-          sum_g = sum_g + g;
-          if (c.scale_needed) sum_g_eps = sum_g_eps + g * eps;
+          ELBO_UNROLL
+          for (int i = 0; i < kGroup<R>; ++i) {
+            total_g[i] += static_cast<double>(g.x[i]);
+            if (c.scale_needed) total_g_eps[i] += static_cast<double>(g.x[i] * eps.x[i]);
+          }
           if (!kDense && p.layout.place[kNoiseGradient] != kAbsent) {
             const T of_noise = g * standard_deviation(form, in[kScale]);  // dz/deps = sigma
             Reader::store(p.layout, kNoiseGradient, n, mask, of_noise.x, sample * p.noise_gradient_step);
           }
         }
+      }
+      T sum_g, sum_g_eps;
+      ELBO_UNROLL
+      for (int i = 0; i < kGroup<R>; ++i) {
+        sum_g.x[i] = static_cast<R>(total_g[i]);
+        sum_g_eps.x[i] = static_cast<R>(total_g_eps[i]);
       }
       T d[kMaxInputs] = {T(R(0)), T(R(0)), T(R(0)), T(R(0))};
       if (c.with_kl) {
@@ -152,15 +161,15 @@ struct GatherLatent {
       for (int k = 0; k < kMaxInputs; ++k) d[k] *= upstream;
     }
     if (c.with_samples) {
-      R sum_g = R(0), sum_g_eps = R(0);
+      double sum_g = 0.0, sum_g_eps = 0.0;
       for (int64_t sample = 0; sample < c.samples; ++sample) {
         const R g = read<R>(array[kGradZ], sample * c.grad_z_step + offset[kGradZ]);
         const R eps = c.seed == nullptr ? read<R>(array[kNoise], sample * c.noise_step + offset[kNoise])
                                         : normal<R>(__ldg(c.seed), sample * c.elements + offset[kNumber]);
-        sum_g += g;
-        sum_g_eps += g * eps;
+        sum_g += static_cast<double>(g);
+        sum_g_eps += static_cast<double>(g * eps);
       }
-      add_samples(c.form, x[kScale], sum_g, sum_g_eps, d);
+      add_samples(c.form, x[kScale], static_cast<R>(sum_g), static_cast<R>(sum_g_eps), d);
     }
     ELBO_UNROLL
     for (int k = 0; k < kMaxInputs; ++k) sum[k] += static_cast<double>(d[k]);
@@ -201,7 +210,8 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
 
 template <class R>
 const char* run_backward(const LatentProblem& p, const CudaCall& call) {
-  BackwardCommon common{common_of(p, p.with_kl)};
+  BackwardCommon common{};
+  static_cast<LatentCommon&>(common) = common_of(p, p.with_kl);
   common.with_samples = p.grad_z.present();
   common.grad_z_step = p.grad_z_sample_stride;
   common.upstream_constant = p.upstream_kl.constant;

@@ -44,7 +44,8 @@ const char* normal_noise(const NoiseProblem& p, const CudaCall& call) {
 // ---- the importance-weighted bound ----
 
 // A block has `columns` examples side by side, neighbours in memory, and shares the samples of each among the threads that
-// are left: few examples of many samples fill it as well as many of few.
+// are left, so that few examples of many samples fill a block as well as many of few; but they do not fill a device, as the
+// samples of one example never leave their block.
 struct ImportanceParams {
   int columns;
   double log_samples;
@@ -53,20 +54,21 @@ struct ImportanceParams {
 
 // Combines the numbers of the threads of a column, for all of them.
 template <class R, class Combine>
-__device__ __forceinline__ R over_column(R number, int columns, R* of_thread, Combine&& combine) {
+__device__ __forceinline__ R over_column(R number, int columns, double* of_thread, Combine&& combine) {
   __syncthreads();  // the numbers before these have been read
   of_thread[threadIdx.x] = number;
   for (int half = kThreads / 2; half >= columns; half /= 2) {
     __syncthreads();
-    if (threadIdx.x < half) of_thread[threadIdx.x] = combine(of_thread[threadIdx.x], of_thread[threadIdx.x + half]);
+    if (threadIdx.x < half)
+      of_thread[threadIdx.x] = combine(static_cast<R>(of_thread[threadIdx.x]), static_cast<R>(of_thread[threadIdx.x + half]));
   }
   __syncthreads();
-  return of_thread[threadIdx.x % columns];
+  return static_cast<R>(of_thread[threadIdx.x % columns]);
 }
 
 template <class R>
 __global__ void __launch_bounds__(kThreads, 4) importance_kernel(const __grid_constant__ ImportanceParams p) {
-  __shared__ R of_thread[kThreads];
+  __shared__ double of_thread[kThreads];
   const ImportanceProblem& q = p.problem;
   const int64_t example = static_cast<int64_t>(blockIdx.x) * p.columns + threadIdx.x % p.columns;
   const bool inside = example < q.examples;
@@ -82,9 +84,9 @@ __global__ void __launch_bounds__(kThreads, 4) importance_kernel(const __grid_co
   for_each([&](int64_t at) { largest = larger(log_weights[at], largest); });
   const R reference =
       finite_reference(over_column(largest, p.columns, of_thread, [](R a, R b) { return larger(a, b); }));
-  R sum = R(0);
-  for_each([&](int64_t at) { sum += exp(log_weights[at] - reference); });
-  sum = over_column(sum, p.columns, of_thread, [](R a, R b) { return a + b; });
+  double in_double = 0.0;
+  for_each([&](int64_t at) { in_double += static_cast<double>(exp(log_weights[at] - reference)); });
+  const R sum = static_cast<R>(over_column(in_double, p.columns, of_thread, [](double a, double b) { return a + b; }));
   if (inside && row == 0)
     static_cast<R*>(q.bound)[example] = log_mean_weight(sum, reference, static_cast<R>(p.log_samples));
   if (q.weights == nullptr) return;

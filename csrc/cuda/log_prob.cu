@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, 1) log_prob_backward_kernel(
       inputs.read(p.layout, n, mask, in);
       const Deviation<T> q = make_deviation(form, in[kScale]);
       const Scale<T> prior = make_scale(prior_form, in[kPriorScale]);
-      T d[kMaxInputs] = {T(R(0)), T(R(0)), T(R(0)), T(R(0))};
+      double total[kMaxInputs][kGroup<R>] = {};  // over the samples, of which there may be many thousands
       for (int64_t sample = 0; sample < c.samples; ++sample) {
         Reader z_reader;
         AnyGroup<R, kGroup<R>, kBackwardSlots> q_reader, p_reader;  // one number for each example: not dense
@@ -92,12 +92,21 @@ __global__ void __launch_bounds__(kThreads, 1) log_prob_backward_kernel(
         q_reader.finish(p.layout, kUpstreamQ, mask, of_q.x, of_all_q);
         p_reader.finish(p.layout, kUpstreamP, mask, of_p.x, of_all_p);
         const SampleGradient<T> by(c.results, q, prior, in[kMu], in[kPriorMu], eps, of_z, of_q, of_p);
-        d[kMu] = d[kMu] + by.mu;
-        d[kScale] = d[kScale] + by.scale;
-        d[kPriorMu] = d[kPriorMu] + by.prior_mu;
-        d[kPriorScale] = d[kPriorScale] + by.prior_scale;
+        ELBO_UNROLL
+        for (int i = 0; i < kGroup<R>; ++i) {
+          total[kMu][i] += static_cast<double>(by.mu.x[i]);
+          total[kScale][i] += static_cast<double>(by.scale.x[i]);
+          total[kPriorMu][i] += static_cast<double>(by.prior_mu.x[i]);
+          total[kPriorScale][i] += static_cast<double>(by.prior_scale.x[i]);
+        }
         if (!kDense && p.layout.place[kNoiseGradient] != kAbsent)
           Reader::store(p.layout, kNoiseGradient, n, mask, by.eps.x, sample * p.noise_gradient_step);
+      }
+      T d[kMaxInputs];
+      ELBO_UNROLL
+      for (int k = 0; k < kMaxInputs; ++k) {
+        ELBO_UNROLL
+        for (int i = 0; i < kGroup<R>; ++i) d[k].x[i] = static_cast<R>(total[k][i]);
       }
       deliver<Reader>(p.layout, p.sums, n, mask, d, sum);
     }
@@ -124,20 +133,17 @@ struct GatherLogProb {
     const R mu = number(kMu, 0, c.constant[kMu]), prior_mu = number(kPriorMu, 0, c.constant[kPriorMu]);
     const Deviation<R> q = make_deviation(c.form, number(kScale, 0, c.constant[kScale]));
     const Scale<R> prior = make_scale(c.prior_form, number(kPriorScale, 0, c.constant[kPriorScale]));
-    R d[kMaxInputs] = {};
     for (int64_t sample = 0; sample < c.samples; ++sample) {
       const R eps = c.seed == nullptr ? number(kNoise, sample * c.noise_step, 0.0)
                                       : normal<R>(__ldg(c.seed), sample * c.elements + offset[kNumber]);
       const SampleGradient<R> by(c.results, q, prior, mu, prior_mu, eps, number(kGradZ, sample * c.grad_z_step, 0.0),
                                  number(kUpstream, sample * c.upstream_q_step, 0.0),
                                  number(kUpstream + 1, sample * c.upstream_p_step, 0.0));
-      d[kMu] += by.mu;
-      d[kScale] += by.scale;
-      d[kPriorMu] += by.prior_mu;
-      d[kPriorScale] += by.prior_scale;
+      sum[kMu] += static_cast<double>(by.mu);
+      sum[kScale] += static_cast<double>(by.scale);
+      sum[kPriorMu] += static_cast<double>(by.prior_mu);
+      sum[kPriorScale] += static_cast<double>(by.prior_scale);
     }
-    ELBO_UNROLL
-    for (int k = 0; k < kMaxInputs; ++k) sum[k] += static_cast<double>(d[k]);
   }
 };
 
@@ -169,7 +175,8 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
 
 template <class R>
 const char* run_backward(const LatentProblem& p, const CudaCall& call) {
-  BackwardCommon common{common_of(p, /*with_kl=*/false)};
+  BackwardCommon common{};
+  static_cast<LatentCommon&>(common) = common_of(p, /*with_kl=*/false);
   common.results = p.results;
   common.grad_z_step = p.grad_z_sample_stride;
   common.upstream_q_step = p.upstream_q_sample_stride;

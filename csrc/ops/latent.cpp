@@ -31,7 +31,7 @@ struct Call {
       if (inputs[k]) tensors.push_back(&*inputs[k]);
       problem.input[k].constant = constants[k];
     }
-    STD_TORCH_CHECK(!tensors.empty(), "elbo_ext: latent needs a tensor");
+    STD_TORCH_CHECK(inputs[0] || inputs[1], "elbo_ext: latent needs a tensor for mu or its scale");
     like = tensors.front();
     shape = broadcast_shape(tensors);
     STD_TORCH_CHECK(0 <= batch_dims && batch_dims <= static_cast<int64_t>(shape.size()), "elbo_ext: batch_dims is ",
@@ -167,6 +167,9 @@ std::vector<Tensor> latent_backward(OptionalTensors inputs, std::vector<double> 
   }
   if (problem.samples == 0)  // of no samples
     for (std::optional<Tensor>* grad : {&grad_z, &grad_log_q, &grad_log_p}) grad->reset();
+  if (grad_z)
+    STD_TORCH_CHECK(grad_z->dim() == static_cast<int64_t>(call.sample_shape.size()), "elbo_ext: grad_z has ",
+                    grad_z->dim(), " dimensions, not ", call.sample_shape.size());
   if (grad_z) problem.grad_z_sample_stride = call.enter_samples(problem.grad_z, *grad_z, builder);
   problem.with_kl = grad_kl.has_value();
   if (grad_kl) enter_upstream(problem.upstream_kl, *grad_kl, call.shape, batch_dims, reduction, builder);
