@@ -30,7 +30,7 @@ step() {
 }
 
 : > "$folder/steps.txt"
-step build 900 env ELBO_EXT_CUDA=1 "$python" setup.py -q egg_info build_ext --inplace
+step build 900 env ELBO_EXT_CUDA=1 ELBO_EXT_STRICT=1 "$python" setup.py -q egg_info build_ext --inplace
 step info 60 "$python" -m elbo_ext info
 # Four workers of pytest-xdist where it is installed; else one process.
 workers=(-o addopts=)
