@@ -32,14 +32,14 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) forward_kernel(const
       const unsigned mask = Reader::members(n, first, end);
       T in[kMaxInputs];
       inputs.read(p.layout, n, mask, in);
-      if (c.with_kl) {
+      if (c.with_kl && blockIdx.y == 0) {
         T kl = GaussianKL<T>::value(GaussianKL<T>::share(in, form, prior_form), in);
         ELBO_UNROLL
         for (int i = 0; i < kGroup<R>; ++i) kl.x[i] = mask >> i & 1 ? kl.x[i] : R(0);
         sum[0] += static_cast<double>(sum_of(kl));
       }
       const T sigma = standard_deviation(form, in[kScale]);
-      for (int64_t sample = 0; sample < c.samples; ++sample) {
+      for (int64_t sample = blockIdx.y; sample < c.samples; sample += gridDim.y) {
         T eps;
         noise<kDense>(c, p.layout, seed, sample, n, mask, eps.x);
         const T z = sigma * eps + in[kMu];
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) forward_kernel(const
       }
     }
   });
-  total_sums<1u>(p.kl, sum);
+  if (blockIdx.y == 0) total_sums<1u>(p.kl, sum);
 }
 
 // ---- backward ----
@@ -204,7 +204,11 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
   const auto kernel = choose_kernel<R>(is_dense<R>(params.layout, p, cols), p, [](auto dense, auto forms) {
     return forward_kernel<R, decltype(dense)::value, decltype(forms)::value>;
   });
-  if (error == nullptr) error = launch(kernel, dim3(static_cast<unsigned>(work.blocks)), kThreads, params, call);
+  // Where the elements of one sample do not fill the device, the rows of the grid share the samples.
+  const int64_t most = multiprocessors(call.device) * kBlocksPerMultiprocessor;
+  const int64_t rows_of_grid = std::clamp<int64_t>(most / work.blocks, 1, std::clamp<int64_t>(p.samples, 1, 65535));
+  const dim3 grid(static_cast<unsigned>(work.blocks), static_cast<unsigned>(rows_of_grid));
+  if (error == nullptr) error = launch(kernel, grid, kThreads, params, call);
   return error == nullptr ? unit_sums.finish() : error;
 }
 

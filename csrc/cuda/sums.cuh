@@ -87,7 +87,7 @@ __device__ __forceinline__ void for_each_unit(const Units& units, const SumPlan<
       const int64_t begin = piece * units.piece_cols, end = minimum(begin + units.piece_cols, units.cols);
       body(row * units.cols + begin, row * units.cols + end, lane, lanes);
     }
-    if (!by_unit) continue;
+    if (!by_unit || blockIdx.y != 0) continue;  // the rows of a grid share samples, not what is summed
     ELBO_UNROLL
     for (int k = 0; k < kSums; ++k) {
       if (!(used >> k & 1) || plan.kind[k] != kUnitSum) continue;
