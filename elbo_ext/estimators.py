@@ -176,7 +176,8 @@ def dreg(
     of_prior = _log_prior(z.detach(), options)
     if of_prior is not None:
         surrogate = surrogate + normalized * of_prior
-    return with_gradient_of(iwae_bound(log_weights, reduction=reduction), _reduce(surrogate.sum(0), arguments.reduction(reduction)))
+    surrogate = _reduce(surrogate.sum(0), arguments.reduction(reduction))
+    return with_gradient_of(iwae_bound(log_weights, reduction=reduction), surrogate)
 
 
 def score_function(
@@ -196,8 +197,7 @@ def score_function(
     where ln p(x|z) is -inf for a sample the ELBO is -inf, and there is no gradient to estimate (inf or NaN comes).
     The trade-off: its variance is larger than that of the reparameterized gradients, usually by orders of magnitude, and
     grows with the number of latent dimensions. With the baseline it vanishes at the posterior, where the weights are all
-    the same. Decoder and prior get their ordinary gradients. Second
-    derivatives are not the bound's.
+    the same. Decoder and prior get their ordinary gradients. Second derivatives are not the bound's.
 
     Args:
         baseline: what is subtracted from ln w_k, without a bias, to lower the variance: "leave-one-out", the mean of the
