@@ -5,6 +5,7 @@ Values, gradients, noise, numerics and reproducibility are tested on a GPU where
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,7 +80,9 @@ def test_no_synchronization() -> None:
         per_example = elbo_ext.gaussian_log_prob(step.x, recon, recon_logvar.mean(0), weight=weight)
         kl = elbo_ext.gaussian_kl(mu, log_std=logvar, prior_mu=mu.mean(0), prior_std=2.0)
         z = elbo_ext.rsample(mu, std=logvar.exp(), num_samples=3)
-        torch.autograd.grad([per_example.sum(), kl.mean(), z.sum()], step.leaves)
+        _, log_q, log_p = elbo_ext.rsample_with_log_prob(mu, logvar, num_samples=3, gradient="sticking_the_landing")
+        bound = elbo_ext.bounds.iwae_bound(log_p - log_q)
+        torch.autograd.grad([per_example.sum(), kl.mean(), z.sum(), bound.sum()], step.leaves)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -153,18 +156,50 @@ def test_noise_is_the_cpus(dtype: torch.dtype) -> None:
 # ---- CUDA graphs ----
 
 
-def test_graph_of_a_step() -> None:
-    """A captured step computes what an eager one does, and draws fresh noise on every replay."""
-    step = Step()
+def captured(function: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A graph of a call, warmed up as torch asks for, and what the call returned: memory that each replay writes."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
-            step()
+            function()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        loss, z, gradients = step()
+        results = function()
+    return graph, results
+
+
+def importance_weighted(
+    module: Any, mu: Tensor, logvar: Tensor, noise: Tensor | None
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """z of 8 samples, the bound on the prior's evidence, and its gradients."""
+    z, log_q, log_p = module.rsample_with_log_prob(mu, logvar, num_samples=8, noise=noise)
+    bound = elbo_ext.bounds.iwae_bound(log_p - log_q)
+    return z, bound, torch.autograd.grad(bound.sum(), (mu, logvar))
+
+
+def test_graph_of_an_importance_weighted_bound() -> None:
+    m = Maker(torch.float32, "cuda", 0)
+    leaves = m.normal(64, 16).requires_grad_(), m.scale("logvar", 64, 16).requires_grad_()
+    graph, (z, bound, gradients) = captured(lambda: importance_weighted(elbo_ext, *leaves, None))
+    mu, logvar = (leaf.detach().double().requires_grad_() for leaf in leaves)
+    samples = []
+    for _ in range(3):
+        graph.replay()
+        samples.append(z.clone())
+        noise = ((z.detach().double() - mu) / torch.exp(logvar / 2)).detach()
+        _, exact, exact_gradients = importance_weighted(reference, mu, logvar, noise)
+        torch.testing.assert_close(bound.double(), exact, rtol=1e-4, atol=1e-4)
+        for gradient, truth in zip(gradients, exact_gradients, strict=True):
+            torch.testing.assert_close(gradient.double(), truth, rtol=1e-3, atol=1e-3)
+    assert not torch.equal(samples[0], samples[1]) and not torch.equal(samples[1], samples[2])
+
+
+def test_graph_of_a_step() -> None:
+    """A captured step computes what an eager one does, and draws fresh noise on every replay."""
+    step = Step()
+    graph, (loss, z, gradients) = captured(step)
 
     recon, recon_logvar, mu, logvar = (leaf.detach().double() for leaf in step.leaves)
     kl = reference.gaussian_kl(mu, logvar)
