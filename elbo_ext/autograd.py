@@ -119,7 +119,7 @@ def _latent_in_torch(spec: LatentSpec, seed: Tensor | None, noise: Tensor | None
         return rounded, _term_in_torch(kl, *inputs, None)
     log_p = reference.TERMS["gaussian"](z, *prior, _FORM_NAMES[spec.prior_form])
     batch = shape[: spec.batch_dims + spec.sample_axes]
-    return rounded, *(t.expand(shape).reshape(*batch, -1).sum(-1) for t in (log_q, log_p))
+    return rounded, *(t.expand(shape).reshape(*batch, math.prod(shape[len(batch) :])).sum(-1) for t in (log_q, log_p))
 
 
 def _sample_dtype(inputs: Operands) -> torch.dtype:
@@ -130,7 +130,7 @@ def _sample_dtype(inputs: Operands) -> torch.dtype:
 def _explicit_noise(seed: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """What the kernels make from each of the seeds ``[n]``: ``[n, *shape]``."""
     noise = _ops.normal_noise(seed.reshape(-1), math.prod(shape), dtype == torch.float64)
-    return noise.reshape(-1, *shape)
+    return noise.reshape(seed.numel(), *shape)  # no -1: there may be no element
 
 
 def _reduce(examples: Tensor, reduction: int) -> Tensor:

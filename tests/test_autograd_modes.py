@@ -20,7 +20,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, line
 from torch.utils.checkpoint import checkpoint
 
 import elbo_ext
-from elbo_ext import elbo_loss, gaussian_kl, gaussian_log_prob, reference, rsample, rsample_kl
+from elbo_ext import elbo_loss, gaussian_kl, gaussian_log_prob, reference, rsample, rsample_kl, rsample_with_log_prob
 
 DOUBLE = torch.float64
 
@@ -655,6 +655,17 @@ def test_no_grad_and_inference_mode(sample: Sample) -> None:
         assert_close(results, truth)
         from_inference = as_tuple(function(*(v.clone() for v in values)))
         assert_close(from_inference, truth)
+
+
+@pytest.mark.parametrize("num_samples", [None, 2])
+def test_forward_mode_without_elements(num_samples: int | None) -> None:
+    """Examples without a latent dimension have ln q = ln p = 0, whose derivative is 0."""
+    empty, zeros = torch.zeros(3, 0, dtype=DOUBLE), torch.zeros(*([2] if num_samples else []), 3, dtype=DOUBLE)
+    values, tangents = torch.func.jvp(
+        lambda v: rsample_with_log_prob(v, v, num_samples=num_samples)[1:], (empty,), (empty,)
+    )
+    for result in (*values, *tangents):
+        assert torch.equal(result, zeros)
 
 
 def test_one_tensor_as_several_operands() -> None:

@@ -58,8 +58,8 @@ Lane<R> load_sample(const Space& space, Operand operand, int64_t offset, const T
   return load(space, operand, tile, buffer);
 }
 
-// Calls body(usual, results) with what does not change from register to register as constants: a loop without the branches
-// for all else takes half the time. The usual scales are logvar.
+// Calls body(usual, results) with what does not change from register to register as constants, for a loop without the
+// branches for all else (benchmarks/NOTES.md). The usual scales are logvar.
 template <class Body>
 void with_constants(const LatentProblem& p, Body&& body) {
   const auto with_results = [&](auto usual) {
