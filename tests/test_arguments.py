@@ -504,6 +504,24 @@ def test_arguments_nobody_knows() -> None:
         ELBOLoss()(A, A, kl=ROWS, sigma=1.0)
 
 
+# ---- memory ----
+
+
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_more_memory_than_there_is(contiguous: bool) -> None:
+    """The words by which accelerate and Lightning, looking for the largest batch that fits, know such an error."""
+    count = 2**45  # x 6 float32: more than a process can address, however generous the system
+    with pytest.raises(RuntimeError) as raised:
+        if contiguous:
+            rsample(A, A, num_samples=count)
+        else:
+            rsample(torch.zeros(()).expand(count, 2, 3), 0.0)
+    (message,) = raised.value.args
+    assert f"elbo_ext could not allocate 786432 GiB on the CPU, for float32 of shape [{count}, 2, 3]: " in message
+    assert " out of memory." in message
+    assert "DefaultCPUAllocator: can't allocate memory" in message
+
+
 # ---- nothing happens before the error ----
 
 

@@ -36,12 +36,6 @@ CurrentStream* find_current_stream() {
   return reinterpret_cast<CurrentStream*>(function);
 }
 
-std::string text_of(const Dims& shape) {
-  std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
-  return text + "]";
-}
-
 class CudaDevice final : public Device {
  public:
   void term_sum(const Site& site, TermSumProblem& problem) const override {

@@ -6,6 +6,12 @@
 
 namespace elbo_ext {
 
+std::string text_of(const Dims& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+  return text + "]";
+}
+
 Dims broadcast_shape(const std::vector<const Tensor*>& tensors) {
   Dims shape;
   for (const Tensor* tensor : tensors) {

@@ -1,6 +1,7 @@
 // From tensors to a Space: broadcasting, the order in which elements are visited, and the joining of dimensions.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include <torch/csrc/stable/tensor.h>
@@ -11,6 +12,8 @@ namespace elbo_ext {
 
 using torch::stable::Tensor;
 using Dims = std::vector<int64_t>;
+
+std::string text_of(const Dims& shape);  // "[2, 3]"
 
 // The shape that all of these broadcast to.
 Dims broadcast_shape(const std::vector<const Tensor*>& tensors);

@@ -11,6 +11,9 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 
+// What went wrong in the call of torch that failed last. Part of torch's stable C interface from 2.13 on; null before.
+extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
+
 namespace elbo_ext {
 namespace {
 
@@ -44,12 +47,33 @@ Tensor on_huge_pages(Tensor tensor) {
   return tensor;
 }
 
+// An allocation of torch has ended with `error`. The stable interface loses the type of torch's exception, so that its
+// words have to do: programs that look for the largest batch that fits know a failed one by "CUDA out of memory.", or by
+// "DefaultCPUAllocator: can't allocate memory". On CUDA torch may as well have met the error of an earlier kernel.
+void check_allocation(AOTITorchError error, int64_t ndim, const int64_t* shape, const int64_t* strides, DType dtype,
+                      const Tensor& like) {
+  if (error == AOTI_TORCH_SUCCESS) return;
+  const bool cpu = like.is_cpu();
+  const char* words = torch_exception_get_what_without_backtrace != nullptr ? torch_exception_get_what_without_backtrace()
+                      : cpu ? "DefaultCPUAllocator: can't allocate memory"
+                            : "CUDA out of memory.";
+  static const char* const names[] = {"float32", "float64", "bfloat16", "float16", "bool"};  // in the order of DType
+  double elements = 1.0;  // in double, because the product may be beyond int64
+  for (int64_t i = 0; i < ndim; ++i) elements += static_cast<double>(shape[i] - 1) * static_cast<double>(strides[i]);
+  const double bytes = elements * static_cast<double>(aoti_torch_dtype_element_size(code_of(dtype)));
+  STD_TORCH_CHECK(false, "elbo_ext could not allocate ", bytes / (int64_t{1} << 30), " GiB on ",
+                  cpu ? "the CPU" : "CUDA device " + std::to_string(like.get_device_index()), ", for ",
+                  names[static_cast<int>(dtype)], " of shape ", text_of(Dims(shape, shape + ndim)),
+                  cpu ? ": out of memory. " : ": ", words);
+}
+
 Tensor empty_strided(int64_t ndim, const int64_t* shape, const int64_t* strides, DType dtype, const Tensor& like) {
   int32_t device_type;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(ndim, shape, strides, code_of(dtype), device_type,
-                                                         like.get_device_index(), &handle));
+  check_allocation(aoti_torch_empty_strided(ndim, shape, strides, code_of(dtype), device_type, like.get_device_index(),
+                                            &handle),
+                   ndim, shape, strides, dtype, like);
   return on_huge_pages(Tensor(handle));
 }
 
@@ -103,7 +127,9 @@ Tensor empty_like(const Tensor& like, std::optional<DType> dtype) {
                                                             : ScalarType::Half;
   StableIValue stack[] = {from(like),         from(std::optional(scalar_type)), from(std::nullopt),
                           from(std::nullopt), from(std::nullopt),               from(std::nullopt)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack, TORCH_ABI_VERSION));
+  const Dims shape(like.sizes().begin(), like.sizes().end());
+  check_allocation(torch_call_dispatcher("aten::empty_like", "", stack, TORCH_ABI_VERSION), like.dim(), shape.data(),
+                   row_major(shape).data(), type, like);
   return on_huge_pages(torch::stable::detail::to<Tensor>(stack[0]));
 }
 
