@@ -160,6 +160,18 @@ def test_a_broken_library_is_named(tmp_path: Path) -> None:
             _C.load_cuda_library(str(broken))
 
 
+@linux_only
+@pytest.mark.parametrize("part", [0.02, 0.5, 0.99])
+def test_a_library_that_was_cut_off_is_named(tmp_path: Path, part: float) -> None:
+    """By an interrupted copy: to open it would kill the process. Any library will do; it is not opened."""
+    whole = Path(_C.__file__).read_bytes()
+    broken = tmp_path / "_cuda.so"
+    broken.write_bytes(whole[: int(part * len(whole))])
+    message = f"{broken} is cut off: {int(part * len(whole))} of "
+    with pytest.raises(RuntimeError, match=rf"^{re.escape(message)}\d+ bytes$"):
+        _C.load_cuda_library(str(broken))
+
+
 @pytest.mark.skipif(bool(build_info()["cuda_architectures"]), reason="the CUDA library is loaded")
 def test_cuda_tensors_without_the_library() -> None:
     """A meta tensor stands in for one on a GPU: neither is on the CPU."""

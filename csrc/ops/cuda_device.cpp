@@ -2,7 +2,11 @@
 #include "device.h"
 
 #include <dlfcn.h>
+#include <elf.h>
 
+#include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <stdexcept>
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -34,6 +38,18 @@ CurrentStream* find_current_stream() {
   void* function = dlsym(torch_cuda, "aoti_torch_get_current_cuda_stream");
   if (function == nullptr) throw std::runtime_error(last_dl_error());
   return reinterpret_cast<CurrentStream*>(function);
+}
+
+// dlopen maps as much of a file as the file's header says, and the process dies of SIGBUS where an interrupted download or
+// copy has left less. The table of sections stands at the end; of a file that is no ELF file dlopen says so.
+void check_whole(const std::string& path) {
+  Elf64_Ehdr header{};
+  std::ifstream(path, std::ios::binary).read(reinterpret_cast<char*>(&header), sizeof header);
+  if (std::memcmp(header.e_ident, ELFMAG, SELFMAG) != 0) return;
+  const uint64_t whole = header.e_shoff + uint64_t{header.e_shentsize} * header.e_shnum;
+  const uint64_t size = std::filesystem::file_size(path);
+  if (size < whole)
+    throw std::runtime_error(path + " is cut off: " + std::to_string(size) + " of " + std::to_string(whole) + " bytes");
 }
 
 class CudaDevice final : public Device {
@@ -89,6 +105,7 @@ class CudaDevice final : public Device {
 }  // namespace
 
 std::string load_cuda_library(const std::string& path) {
+  check_whole(path);
   CurrentStream* const stream = find_current_stream();
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) throw std::runtime_error(last_dl_error());
