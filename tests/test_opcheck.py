@@ -132,6 +132,40 @@ def test_draw_seed() -> None:
     assert torch.Tag.nondeterministic_seeded in torch.ops.elbo_ext.draw_seed.default.tags
 
 
+@pytest.mark.parametrize("number", [-1, 9])
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("term", "there is no term {}"),
+        ("form", "there is no form {}"),
+        ("prior_form", "there is no form {}"),
+        ("batch_dims", r"batch_dims is {} for \d dimensions"),
+        ("reduction", "there is no reduction {}"),
+        ("results", "latent has no results {}"),
+    ],
+)
+def test_numbers_that_mean_nothing(name: str, sentence: str, number: int) -> None:
+    """Each operator that takes a number of the schema refuses one that stands for nothing."""
+
+    def place(operator: str) -> int | None:
+        arguments = getattr(torch.ops.elbo_ext, operator.removeprefix("elbo_ext::")).default._schema.arguments
+        return next((place for place, argument in enumerate(arguments) if argument.name == name), None)
+
+    left = {operator for operator in OPERATORS if place(operator) is not None}
+    assert left
+    for sample in CORE:
+        for operator, args, kwargs in calls_of(sample, torch.float32):
+            at = place(operator._schema.name)
+            if at is None:
+                continue
+            with pytest.raises(RuntimeError, match=f"elbo_ext: {sentence.format(number)}$"):
+                operator(*args[:at], number, *args[at + 1 :], **kwargs)
+            left.discard(operator._schema.name)
+        if not left:
+            break
+    assert not left
+
+
 @pytest.mark.parametrize("double_precision", [False, True])
 @pytest.mark.parametrize("count", [0, 1, 7])
 @pytest.mark.parametrize("seeds", [0, 1, 3])

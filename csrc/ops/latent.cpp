@@ -20,7 +20,7 @@ struct Call {
 
   Call(const OptionalTensors& inputs, const std::vector<double>& constants, int64_t form, int64_t prior_form,
        const std::optional<Tensor>& seed, const std::optional<Tensor>& noise, std::optional<int64_t> num_samples,
-       int64_t results, int64_t batch_dims)
+       int64_t results, int64_t batch_dims, int64_t reduction)
       : inputs(inputs), noise(noise), num_samples(num_samples) {
     STD_TORCH_CHECK(kZAlone <= results && results <= kScore, "elbo_ext: latent has no results ", results);
     STD_TORCH_CHECK(inputs.size() == (results == kZAlone ? 2 : 4) && constants.size() == inputs.size(),
@@ -34,8 +34,7 @@ struct Call {
     STD_TORCH_CHECK(inputs[0] || inputs[1], "elbo_ext: latent needs a tensor for mu or its scale");
     like = tensors.front();
     shape = broadcast_shape(tensors);
-    STD_TORCH_CHECK(0 <= batch_dims && batch_dims <= static_cast<int64_t>(shape.size()), "elbo_ext: batch_dims is ",
-                    batch_dims, " for ", shape.size(), " dimensions");
+    check_numbers(form, prior_form, batch_dims, reduction, shape);
     problem.compute_double = any_double(tensors);
     problem.form = static_cast<int>(form);
     problem.prior_form = static_cast<int>(prior_form);
@@ -101,7 +100,7 @@ struct Call {
 std::vector<Tensor> latent(OptionalTensors inputs, std::vector<double> constants, int64_t form, int64_t prior_form,
                            std::optional<Tensor> seed, std::optional<Tensor> noise, std::optional<int64_t> num_samples,
                            int64_t results, int64_t batch_dims, int64_t reduction) {
-  Call call(inputs, constants, form, prior_form, seed, noise, num_samples, results, batch_dims);
+  Call call(inputs, constants, form, prior_form, seed, noise, num_samples, results, batch_dims, reduction);
   LatentProblem& problem = call.problem;
   const Tensor& mu = inputs[0] ? *inputs[0] : *call.like;
   // The layout of mu carries over to z (channels_last stays channels_last) where they have one shape.
@@ -147,7 +146,7 @@ std::vector<Tensor> latent_backward(OptionalTensors inputs, std::vector<double> 
                                     std::optional<Tensor> grad_log_q, std::optional<Tensor> grad_log_p,
                                     std::vector<bool> needs) {
   STD_TORCH_CHECK(needs.size() == inputs.size() + 1, "elbo_ext: needs has ", needs.size(), " flags");
-  Call call(inputs, constants, form, prior_form, seed, noise, num_samples, results, batch_dims);
+  Call call(inputs, constants, form, prior_form, seed, noise, num_samples, results, batch_dims, reduction);
   STD_TORCH_CHECK((results == kWithKL || !grad_kl) && (results >= kPathwise || (!grad_log_q && !grad_log_p)),
                   "elbo_ext: latent_backward got the gradient of a result that there is not");
   LatentProblem& problem = call.problem;

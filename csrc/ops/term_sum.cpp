@@ -2,12 +2,19 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "../terms/list.h"
 #include "device.h"
 #include "gradients.h"
 
 namespace elbo_ext {
 
 namespace {
+
+bool is_term(int64_t number) {
+#define ELBO_IS_TERM(known, Term, name) || number == known
+  return false ELBO_FOR_EACH_TERM(ELBO_IS_TERM);
+#undef ELBO_IS_TERM
+}
 
 // A term over its operands: what all three operators have in common.
 struct Call {
@@ -19,8 +26,9 @@ struct Call {
   TermSumProblem problem;
 
   Call(int64_t term, const OptionalTensors& inputs, const std::vector<double>& constants,
-       const std::optional<Tensor>& weight, int64_t form, int64_t prior_form, int64_t batch_dims)
+       const std::optional<Tensor>& weight, int64_t form, int64_t prior_form, int64_t batch_dims, int64_t reduction)
       : inputs(inputs), weight(weight), batch_dims(batch_dims) {
+    STD_TORCH_CHECK(is_term(term), "elbo_ext: there is no term ", term);
     STD_TORCH_CHECK(inputs.size() <= kMaxInputs && constants.size() == inputs.size(),
                     "elbo_ext: a term takes at most ", kMaxInputs, " inputs, each with a constant");
     std::vector<const Tensor*> tensors;
@@ -32,8 +40,7 @@ struct Call {
     if (weight) tensors.push_back(&*weight);
     like = tensors.front();
     shape = broadcast_shape(tensors);
-    STD_TORCH_CHECK(0 <= batch_dims && batch_dims <= static_cast<int64_t>(shape.size()), "elbo_ext: batch_dims is ",
-                    batch_dims, " for ", shape.size(), " dimensions");
+    check_numbers(form, prior_form, batch_dims, reduction, shape);
     problem.term = static_cast<int>(term);
     problem.form = static_cast<int>(form);
     problem.prior_form = static_cast<int>(prior_form);
@@ -73,7 +80,7 @@ struct Call {
 
 Tensor term_sum(int64_t term, OptionalTensors inputs, std::vector<double> constants, std::optional<Tensor> weight,
                 int64_t form, int64_t prior_form, int64_t batch_dims, int64_t reduction) {
-  Call call(term, inputs, constants, weight, form, prior_form, batch_dims);
+  Call call(term, inputs, constants, weight, form, prior_form, batch_dims, reduction);
   TermSumProblem& problem = call.problem;
   const Tensor result = empty_values(call.shape, batch_dims, reduction, problem.compute_double, *call.like);
   set_values(problem.values, result, reduction, call.examples());
@@ -92,7 +99,7 @@ Tensor term_sum(int64_t term, OptionalTensors inputs, std::vector<double> consta
 std::vector<Tensor> term_sum_backward(int64_t term, OptionalTensors inputs, std::vector<double> constants,
                                       std::optional<Tensor> weight, int64_t form, int64_t prior_form,
                                       int64_t batch_dims, int64_t reduction, Tensor grad, std::vector<bool> needs) {
-  Call call(term, inputs, constants, weight, form, prior_form, batch_dims);
+  Call call(term, inputs, constants, weight, form, prior_form, batch_dims, reduction);
   TermSumProblem& problem = call.problem;
   SpaceBuilder builder(call.shape, 0, /*any_order=*/true);
   Gradients gradients(call.shape);
@@ -137,7 +144,7 @@ std::vector<Tensor> term_sum_with_gradients(int64_t term, OptionalTensors inputs
                                             std::optional<Tensor> weight, int64_t form, int64_t prior_form,
                                             int64_t batch_dims, int64_t reduction, double factor,
                                             std::vector<bool> needs) {
-  Call call(term, inputs, constants, weight, form, prior_form, batch_dims);
+  Call call(term, inputs, constants, weight, form, prior_form, batch_dims, reduction);
   ValueAndGradients result(call, reduction, factor, needs);
   call.run("term_sum_with_gradients");
   return result.take({result.value});
@@ -147,7 +154,7 @@ std::vector<Tensor> elbo_with_gradients(int64_t term, OptionalTensors inputs, st
                                         std::optional<Tensor> weight, int64_t form, int64_t prior_form,
                                         int64_t batch_dims, int64_t reduction, Tensor kl, double beta,
                                         std::vector<bool> needs) {
-  Call call(term, inputs, constants, weight, form, prior_form, batch_dims);
+  Call call(term, inputs, constants, weight, form, prior_form, batch_dims, reduction);
   ValueAndGradients result(call, reduction, /*factor=*/-1.0, needs);
 
   const Tensor dense = kl.is_contiguous() ? kl : torch::stable::contiguous(kl);
