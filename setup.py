@@ -101,9 +101,15 @@ def find_nvcc() -> str | None:
         stop(f"ELBO_EXT_CUDA must be 0 or 1, got '{wish}'.")
     if wish == "0":
         return None
-    places = [os.environ.get(name, "") for name in ("CUDA_HOME", "CUDA_PATH")]
-    candidates = [*(f"{place}/bin/nvcc" for place in places if place), "nvcc", "/usr/local/cuda/bin/nvcc"]
-    nvcc = next(filter(None, map(shutil.which, candidates)), None)
+    named = {name: f"{os.environ[name]}/bin/nvcc" for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)}
+    nvcc = next(filter(None, map(shutil.which, [*named.values(), "nvcc", "/usr/local/cuda/bin/nvcc"])), None)
+    for name, place in named.items():
+        if nvcc == place:
+            break
+        sentence = f"{name} is '{os.environ[name]}', but there is no {place}."
+        if wish == "1":
+            stop(f"{sentence} Set it to where the CUDA toolkit is, or unset it.")
+        print(f"elbo_ext: {sentence} Building {f'with {nvcc}' if nvcc else 'without CUDA'}.", file=sys.stderr)
     if nvcc is None:
         if wish == "1":
             stop("ELBO_EXT_CUDA=1, but nvcc was not found; install the CUDA toolkit, or set CUDA_HOME to where it is.")

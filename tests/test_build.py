@@ -365,7 +365,8 @@ def build(tmp_path: Path, stub: tuple[str, str] | None = None, **environment: st
     for name, source in dict([("torch", "__version__ = '2.99.0'"), *([] if stub is None else [stub])]).items():
         (folder / name).mkdir(parents=True)
         (folder / name / "__init__.py").write_text(source + "\n")
-    env = {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(folder), **environment}
+    apart = {"PYTHONWARNINGS": "ignore", "CUDA_HOME": "", "CUDA_PATH": ""}  # from what this machine's environment adds
+    env = {**os.environ, **apart, "PYTHONPATH": str(folder), **environment}
     run = subprocess.run(
         [sys.executable, str(ROOT / "setup.py"), "build_ext", "--build-lib", str(tmp_path / "lib"),
          "--build-temp", str(tmp_path / "temp")],

@@ -12,7 +12,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_build import DT_NEEDED, DT_RPATH, DT_RUNPATH, PACKAGE, Elf, build, defined, linux_only, loaded_path, undefined
+from test_build import (
+    ADVICE,
+    DT_NEEDED,
+    DT_RPATH,
+    DT_RUNPATH,
+    PACKAGE,
+    Elf,
+    build,
+    defined,
+    linux_only,
+    loaded_path,
+    undefined,
+)
 
 import elbo_ext
 from elbo_ext import _C, build_info
@@ -195,6 +207,10 @@ def fake_nvcc(folder: Path, release: str) -> str:
     return str(folder)
 
 
+# What a build that gets past nvcc stops at in these tests.
+NO_COMPILER = f"elbo_ext: no C++ compiler: 'no-such-compiler' was not found; {ADVICE}"
+
+
 def test_an_old_nvcc(tmp_path: Path) -> None:
     home = fake_nvcc(tmp_path, "11.8")
     sentence = f"elbo_ext: {home}/bin/nvcc is of CUDA 11.8; 12.0 or newer is needed. ELBO_EXT_CUDA=0 builds without CUDA."
@@ -209,7 +225,28 @@ def test_a_wrong_wish(tmp_path: Path, value: str) -> None:
 @pytest.mark.skipif(shutil.which("nvcc", path="/usr/local/cuda/bin") is not None, reason="nvcc is where it always is")
 def test_no_nvcc(tmp_path: Path) -> None:
     sentence = "elbo_ext: ELBO_EXT_CUDA=1, but nvcc was not found; install the CUDA toolkit, or set CUDA_HOME to where it is."
-    assert build(tmp_path, ELBO_EXT_CUDA="1", CUDA_HOME="", CUDA_PATH="", PATH=str(tmp_path)) == (1, [sentence])
+    assert build(tmp_path, ELBO_EXT_CUDA="1", PATH=str(tmp_path)) == (1, [sentence])
+
+
+@pytest.mark.parametrize("name", ["CUDA_HOME", "CUDA_PATH"])
+@pytest.mark.parametrize("wish", ["", "1"])
+def test_a_home_without_nvcc(tmp_path: Path, name: str, wish: str) -> None:
+    """It is not passed over in silence. Another nvcc stands in for it, unless CUDA was insisted on."""
+    missing, path = str(tmp_path / "missing"), f"{fake_nvcc(tmp_path, '13.0')}/bin"
+    sentence = f"elbo_ext: {name} is '{missing}', but there is no {missing}/bin/nvcc. "
+    code, words = build(tmp_path, **{name: missing}, ELBO_EXT_CUDA=wish, CXX="no-such-compiler", PATH=path)
+    if wish == "1":
+        expected = [f"{sentence}Set it to where the CUDA toolkit is, or unset it."]
+    else:
+        expected = [f"{sentence}Building with {path}/nvcc.", NO_COMPILER]
+    assert (code, words) == (1, expected)
+
+
+def test_a_home_with_nvcc_is_enough(tmp_path: Path) -> None:
+    """CUDA_PATH is not looked at behind it."""
+    home = fake_nvcc(tmp_path, "13.0")
+    result = build(tmp_path, CUDA_HOME=home, CUDA_PATH="/nonexistent", ELBO_EXT_CUDA="", CXX="no-such-compiler")
+    assert result == (1, [NO_COMPILER])
 
 
 @pytest.mark.parametrize(
