@@ -117,6 +117,7 @@ def elbo_gap(log_weights: LogWeights, *, elbo: Tensor | None = None) -> Tensor:
     if elbo is None:
         return evidence.value - evidence.elbo
     arguments.broadcasts_to_batch("elbo of shape {}", arguments.tensor("elbo", elbo), evidence.value.shape)
+    arguments.broadcast({"log_weights": evidence.value, "elbo": elbo})  # for the device
     return evidence.value - elbo.detach()
 
 
@@ -403,7 +404,7 @@ def amortization_gap(
     Args:
         elbo: the bound of each example as a function of mu and logvar, ``[*batch]``, larger being better; it holds data
             and decoder, whose parameters are left alone. If it draws z, the bounds before and after are computed with
-            the same noise (of torch's default generators); average over many samples.
+            the same noise (of torch's default generators, the CPU's and mu's device's); average over many samples.
         mu, logvar: what the encoder gives, ``[*batch, *latent]`` both.
         steps: of the ascent.
         learning_rate: of Adam, at the first step.
@@ -436,8 +437,12 @@ def amortization_gap(
 
     @torch.no_grad()
     def with_the_same_noise(mu: Tensor, logvar: Tensor) -> Tensor:
-        with torch.random.fork_rng(devices=[mu.device] if mu.device.type == "cuda" else []):
-            torch.manual_seed(seed)
+        gpus = [mu.device] if mu.is_cuda else []
+        with torch.random.fork_rng(devices=gpus):
+            # Not by torch.manual_seed, which seeds every other GPU as well.
+            torch.default_generator.manual_seed(seed)
+            for gpu in gpus:
+                torch.cuda.default_generators[gpu.index].manual_seed(seed)
             return checked(elbo(mu, logvar))
 
     amortized = with_the_same_noise(mu.detach(), logvar.detach())

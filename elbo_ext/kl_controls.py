@@ -170,7 +170,7 @@ def free_bits(kl: Tensor, nats: Tensor | float, *, per: str, batch_dims: int = 1
     kl = _kls(kl, per)
     batch_dims = arguments.batch_dims(batch_dims, kl.shape)
     groups = kl.shape[batch_dims:]
-    nats = _nats(nats, groups, "shape of the groups,")
+    nats = _nats(nats, kl, groups, "shape of the groups,")
     if per == "batch":
         kl = kl.mean(tuple(range(batch_dims))) if batch_dims else kl
         batch_dims = 0
@@ -200,7 +200,7 @@ def capacity(kl: Tensor, nats: Tensor | float, *, per: str) -> Tensor:
     kl = _kls(kl, per)
     if per == "batch":
         kl = kl.mean()
-    return (kl - _nats(nats, kl.shape, "shape of the KL,")).abs()
+    return (kl - _nats(nats, kl, kl.shape, "shape of the KL,")).abs()
 
 
 def _kls(kl: Any, per: Any) -> Tensor:
@@ -209,10 +209,11 @@ def _kls(kl: Any, per: Any) -> Tensor:
     return kl.to(value_dtype(kl))
 
 
-def _nats(value: Any, shape: torch.Size, target: str) -> Tensor | float:
+def _nats(value: Any, kl: Tensor, shape: torch.Size, target: str) -> Tensor | float:
     if not isinstance(value, Tensor):
         return arguments.number("nats", value, low=0)
     arguments.broadcasts_to_batch("nats of shape {}", arguments.tensor("nats", value), shape, target)
+    arguments.broadcast({"kl": kl, "nats": value})  # for the device
     return value
 
 

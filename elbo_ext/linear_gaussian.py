@@ -179,7 +179,8 @@ class LinearGaussian:
     def _precision_root(self) -> Tensor:
         """The Cholesky factor R of M = R R^T, the posterior's precision."""
         scaled = self._scaled_weight()
-        root, failed = torch.linalg.cholesky_ex(scaled.mT @ scaled + torch.eye(scaled.shape[1]).to(scaled))
+        identity = torch.eye(scaled.shape[1], dtype=self.dtype, device=self.device)
+        root, failed = torch.linalg.cholesky_ex(scaled.mT @ scaled + identity)
         if bool(failed):
             name = str(self.dtype).removeprefix("torch.")
             raise ValueError(

@@ -40,28 +40,31 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float = 1e-12) -> None:
+    """Of results on any device."""
     if not isinstance(expected, (tuple, Tensor)):
         expected = torch.as_tensor(expected, dtype=DOUBLE)
-    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance, check_dtype=False)
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance, check_dtype=False, check_device=False)
 
 
 # ---- the importance-weighted bound ----
 
 
+@pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("dim", [0, 1, 2, -1, -3])
-def test_iwae_is_the_log_of_the_mean_weight_along_its_axis(dim: int) -> None:
+def test_iwae_is_the_log_of_the_mean_weight_along_its_axis(dim: int, device: str) -> None:
     log_weights = 30 * numbers(2, 3, 5)
     axis = dim % 3
     shape = log_weights.shape[:axis] + log_weights.shape[axis + 1 :]
     rows = log_weights.movedim(axis, -1).reshape(-1, log_weights.shape[axis]).tolist()
     with mpmath.workdps(40):
         exact = [float(mpmath.log(sum(mpmath.exp(w) for w in row) / len(row))) for row in rows]
-    assert_close(iwae_bound(log_weights, dim=dim), torch.tensor(exact, dtype=DOUBLE).reshape(shape))
+    assert_close(iwae_bound(log_weights.to(device), dim=dim), torch.tensor(exact, dtype=DOUBLE).reshape(shape))
 
 
-def test_iwae_by_hand() -> None:
+@pytest.mark.parametrize("device", devices())
+def test_iwae_by_hand(device: str) -> None:
     """Weights 1 and 3 have the mean 2, whatever they are multiplied with; one sample is its own bound."""
-    weights = torch.tensor([[1.0, 2.0], [3.0, 2.0]], dtype=DOUBLE).log()
+    weights = torch.tensor([[1.0, 2.0], [3.0, 2.0]], dtype=DOUBLE, device=device).log()
     for shift in (0.0, -1000.0, 1000.0):
         assert_close(iwae_bound(weights + shift), torch.full((2,), math.log(2) + shift, dtype=DOUBLE))
     assert torch.equal(iwae_bound(weights[:1]), weights[0])
@@ -69,19 +72,21 @@ def test_iwae_by_hand() -> None:
     assert_close(iwae_bound(weights, reduction="mean"), math.log(2))
 
 
-def test_iwae_of_samples_without_weight() -> None:
-    log_weights = torch.tensor([[0.0, -INF, -INF], [-INF, -INF, 2.0], [-INF, -INF, -INF]])
+@pytest.mark.parametrize("device", devices())
+def test_iwae_of_samples_without_weight(device: str) -> None:
+    log_weights = torch.tensor([[0.0, -INF, -INF], [-INF, -INF, 2.0], [-INF, -INF, -INF]], device=device)
     bound = iwae_bound(log_weights)
     assert_close(bound, torch.tensor([-math.log(3), -INF, 2 - math.log(3)]), 1e-6)  # a zero counts among the K
     assert iwae_bound(log_weights, reduction="mean") == -INF
-    assert iwae_bound(torch.tensor([INF, 0.0])) == INF
-    assert iwae_bound(torch.tensor([math.nan, 0.0])).isnan()
+    assert iwae_bound(torch.tensor([INF, 0.0], device=device)) == INF
+    assert iwae_bound(torch.tensor([math.nan, 0.0], device=device)).isnan()
 
 
+@pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("mode", ["eager", "create_graph", "torch.func", "compiled"])
-def test_an_example_without_weight_moves_nothing(mode: str) -> None:
+def test_an_example_without_weight_moves_nothing(mode: str, device: str) -> None:
     """Nor does it disturb the others: its gradient is 0, not 0 / 0."""
-    log_weights = torch.tensor([[-INF, 0.0], [-INF, 1.0]], dtype=DOUBLE)
+    log_weights = torch.tensor([[-INF, 0.0], [-INF, 1.0]], dtype=DOUBLE, device=device)
 
     def total(v: Tensor) -> Tensor:
         bound = iwae_bound(v)
@@ -97,7 +102,7 @@ def test_an_example_without_weight_moves_nothing(mode: str) -> None:
             assert_close(torch.autograd.grad(gradient.square().sum(), leaf)[0][:, 0], torch.zeros(2, dtype=DOUBLE))
     weight = 1 / (1 + math.e)
     assert_close(gradient.detach(), torch.tensor([[0.0, weight], [0.0, 1 - weight]], dtype=DOUBLE))
-    one = torch.full((5, 1), -INF, requires_grad=True)  # an example by itself is a kernel by itself
+    one = torch.full((5, 1), -INF, device=device, requires_grad=True)  # an example by itself is a kernel by itself
     assert_close(torch.autograd.grad(iwae_bound(one).sum(), one)[0], torch.zeros(5, 1))
 
 
@@ -124,16 +129,18 @@ def test_iwae_of_every_number_of_examples(examples: int, samples: int, device: s
         assert torch.equal(iwae_bound(log_weights.detach()), bound.detach())
 
 
+@pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("examples", [1, 2])
-def test_iwae_of_very_many_samples(examples: int) -> None:
+def test_iwae_of_very_many_samples(examples: int, device: str) -> None:
     """20 million equal weights: float32 stops counting at 2^24."""
     count = 20_000_000
-    bound = iwae_bound(torch.full((count, 1), 0.25).expand(count, examples))
+    bound = iwae_bound(torch.full((count, 1), 0.25, device=device).expand(count, examples))
     assert_close(bound, torch.full((examples,), 0.25), 1e-6)
 
 
-def test_iwae_in_every_layout() -> None:
-    log_weights = numbers(6, 4, 5, 2)
+@pytest.mark.parametrize("device", devices())
+def test_iwae_in_every_layout(device: str) -> None:
+    log_weights = numbers(6, 4, 5, 2).to(device)
     for layout in LAYOUTS.values():
         laid_out = layout(log_weights)
         for dim in range(4):
@@ -141,29 +148,33 @@ def test_iwae_in_every_layout() -> None:
     assert iwae_bound(torch.zeros(3, 0)).shape == (0,)
 
 
-def test_iwae_of_infinite_weights() -> None:
-    log_weights = torch.tensor([[INF, 0.0, math.nan], [0.0, -INF, 0.0]])
-    expected = torch.tensor([INF, -math.log(2), math.nan])
+@pytest.mark.parametrize("device", devices())
+def test_iwae_of_infinite_weights(device: str) -> None:
+    log_weights = torch.tensor([[INF, 0.0, math.nan], [0.0, -INF, 0.0]], device=device)
+    expected = torch.tensor([INF, -math.log(2), math.nan], device=device)
     torch.testing.assert_close(iwae_bound(log_weights), expected, equal_nan=True)
 
 
-def test_iwae_in_other_ways_of_differentiating() -> None:
-    log_weights = (3 * numbers(4, 3)).requires_grad_()
+@pytest.mark.parametrize("device", devices())
+def test_iwae_in_other_ways_of_differentiating(device: str) -> None:
+    log_weights = (3 * numbers(4, 3)).to(device).requires_grad_()
     assert torch.autograd.gradcheck(iwae_bound, log_weights, check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(iwae_bound, log_weights, check_batched_grad=True)
     hessian = torch.func.hessian(lambda v: iwae_bound(v, reduction="sum"))(log_weights.detach())
     assert_close(hessian, torch.autograd.functional.hessian(lambda v: iwae_bound(v).sum(), log_weights))
     compiled = torch.compile(iwae_bound, backend="aot_eager", fullgraph=True)
     assert_close(compiled(log_weights), iwae_bound(log_weights))
-    assert_close(torch.func.vmap(iwae_bound, in_dims=1)(numbers(4, 7, 3)), iwae_bound(numbers(4, 7, 3)))
+    mapped = numbers(4, 7, 3).to(device)
+    assert_close(torch.func.vmap(iwae_bound, in_dims=1)(mapped), iwae_bound(mapped))
 
 
+@pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize(
     ("dtype", "result"), [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (DOUBLE, DOUBLE)]
 )
-def test_iwae_dtype(dtype: torch.dtype, result: torch.dtype) -> None:
+def test_iwae_dtype(dtype: torch.dtype, result: torch.dtype, device: str) -> None:
     """Half precision is summed in float32: 1000 equal weights have the mean of each."""
-    bound = iwae_bound(torch.full((1000,), -3.0, dtype=dtype))
+    bound = iwae_bound(torch.full((1000,), -3.0, dtype=dtype, device=device))
     assert bound.dtype == result
     assert_close(bound, -3.0, 1e-6)
 
@@ -425,12 +436,14 @@ def test_no_free_bits(per: str) -> None:
     assert_close(gradient, torch.full((2, 3), 0.5))
 
 
-def test_free_bits_of_a_posterior() -> None:
+@pytest.mark.parametrize("device", devices())
+def test_free_bits_of_a_posterior(device: str) -> None:
     """The KL of each dimension from one kernel, and the result in the loss."""
-    kl = gaussian_kl(MU, LOGVAR, batch_dims=2)
+    recon, x, mu, logvar = (t.to(device) for t in (RECON, X, MU, LOGVAR))
+    kl = gaussian_kl(mu, logvar, batch_dims=2)
     assert_close(kl.sum(1), gaussian_kl(MU, LOGVAR))
     for per in ("example", "batch"):
-        loss, log_likelihood, controlled = elbo_loss(RECON, X, kl=free_bits(kl, 0.3, per=per), beta=0.5)
+        loss, log_likelihood, controlled = elbo_loss(recon, x, kl=free_bits(kl, 0.3, per=per), beta=0.5)
         floored = kl.clamp(min=0.3).sum(1).mean() if per == "example" else kl.mean(0).clamp(min=0.3).sum()
         assert_close(controlled, floored)
         assert_close(loss, 0.5 * floored - log_likelihood)
@@ -468,6 +481,16 @@ def test_capacity() -> None:
             r"nats of shape \(2, 1\) does not broadcast",
         ),
         (lambda: capacity(KL, torch.zeros(3), per="batch"), ValueError, r"nats of shape \(3,\) does not broadcast"),
+        (
+            lambda: free_bits(KL, torch.zeros(3, device="meta"), per="batch"),
+            ValueError,
+            "one device, got kl on cpu and nats on meta",
+        ),
+        (
+            lambda: capacity(KL, torch.zeros((), device="meta"), per="batch"),
+            ValueError,
+            "one device, got kl on cpu and nats on meta",
+        ),
         (lambda: free_bits(KL, 0.5, per="batch", batch_dims=3), ValueError, "batch_dims must be between 0 and 2"),
         (lambda: free_bits([0.5], 0.5, per="batch"), TypeError, "kl must be a torch.Tensor, got list"),
         (lambda: free_bits(KL, "1", per="batch"), TypeError, "nats must be a number, got str"),
@@ -494,16 +517,17 @@ def two_kls(q: list[Tensor], p: list[Tensor], form: str = "logvar", **options: A
     return 0.8 * kl([t.detach() for t in q], p) + 0.2 * kl(q, [t.detach() for t in p])
 
 
+@pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("form", FORMS)
-def test_balanced_kl(form: str, reduction: str) -> None:
-    q, p = ([mu.clone(), from_logvar(logvar, form)] for mu, logvar in (POSTERIOR, PRIOR))
+def test_balanced_kl(form: str, reduction: str, device: str) -> None:
+    q, p = ([mu.clone().to(device), from_logvar(logvar, form).to(device)] for mu, logvar in (POSTERIOR, PRIOR))
     leaves = [t.requires_grad_() for t in (*q, *p)]
-    options = {"reduction": reduction, "weight": numbers(6, seed=5).abs()}
+    options = {"reduction": reduction, "weight": numbers(6, seed=5).abs().to(device)}
     scales = {form: q[1], "prior_" + form: p[1]}
     value = balanced_kl(q[0], prior_mu=p[0], **scales, **WEIGHTS, **options)
     assert torch.equal(value, gaussian_kl(q[0], prior_mu=p[0], **scales, **options))
-    upstream = numbers(*value.shape, seed=6)
+    upstream = numbers(*value.shape, seed=6).to(device)
     actual = torch.autograd.grad(value, leaves, upstream)
     expected = torch.autograd.grad(two_kls(q, p, form, **options), leaves, upstream)
     assert all(g.abs().min() > 0 for g in expected)

@@ -9,6 +9,7 @@ import pytest
 import scipy.special
 import scipy.stats
 import torch
+from samples import devices, seeds_of_the_cpu
 from torch import Tensor
 
 from elbo_ext import diagnostics, elbo_loss, gaussian_kl, gaussian_log_prob, rsample, rsample_kl
@@ -33,8 +34,9 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float = 1e-12) -> None:
+    """Of results on any device."""
     expected = torch.as_tensor(expected, dtype=None if isinstance(expected, (Tensor, np.ndarray)) else DOUBLE)
-    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance, equal_nan=True, check_device=False)
 
 
 MODEL = LinearGaussian(numbers(5, 3), numbers(5, seed=1), std=0.9)
@@ -52,27 +54,30 @@ def log_weights(samples: int, seed: int) -> Tensor:
 # ---- the evidence ----
 
 
-def test_log_evidence_by_hand() -> None:
+@pytest.mark.parametrize("device", devices())
+def test_log_evidence_by_hand(device: str) -> None:
     """Weights 1, 2, 3: mean 2, sample variance 1, (1 + 2 + 3)^2 / (1 + 4 + 9) effective samples; at any size."""
     for shift in (0.0, -1000.0, 1000.0):
-        estimate = log_evidence(torch.tensor([1.0, 2.0, 3.0], dtype=DOUBLE).log() + shift)
+        estimate = log_evidence(torch.tensor([1.0, 2.0, 3.0], dtype=DOUBLE, device=device).log() + shift)
         assert_close(estimate.value, math.log(2) + shift)
         assert_close(estimate.standard_error, (1 / 3) ** 0.5 / 2)
         assert_close(estimate.effective_sample_size, 36 / 14)
         assert_close(estimate.elbo, math.log(6) / 3 + shift)
         assert estimate.num_samples == 3
+        assert all(t.device.type == device for t in estimate[:4])
 
 
+@pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize(
     "sizes", [[5000], [1, 4999], [4999, 1], [1] * 40 + [4960], [700] * 7 + [100]], ids=lambda s: f"{len(s)}-{s[0]}"
 )
-def test_chunks(sizes: list[int]) -> None:
+def test_chunks(sizes: list[int], device: str) -> None:
     """The same numbers however the samples are cut, at scales that rise, fall and jump; by NumPy."""
     samples = 3 * numbers(5000, 4, seed=4)
     samples[:, 1] += torch.linspace(-2000, 0, 5000)
     samples[:, 2] -= torch.linspace(-2000, 0, 5000)
     samples[::7, 3] = -INF
-    estimate = log_evidence(samples.split(sizes))
+    estimate = log_evidence(samples.to(device).split(sizes))
     log_sum = scipy.special.logsumexp(samples.numpy(), axis=0)
     effective = np.exp(2 * log_sum - scipy.special.logsumexp(2 * samples.numpy(), axis=0))
     weights = np.exp(samples.numpy() - log_sum)
@@ -80,7 +85,7 @@ def test_chunks(sizes: list[int]) -> None:
     assert_close(estimate.effective_sample_size, effective, 1e-9)
     assert_close(estimate.standard_error, weights.std(0, ddof=1) * 5000**0.5, 1e-9)
     assert_close(estimate.elbo, samples.mean(0), 1e-9)
-    assert_close(estimate.value, iwae_bound(samples))
+    assert_close(estimate.value, iwae_bound(samples.to(device)))
 
 
 def test_equal_weights_have_no_error() -> None:
@@ -92,13 +97,14 @@ def test_equal_weights_have_no_error() -> None:
     assert elbo_gap(torch.full((10,), -3.0)) == 0
 
 
-def test_weights_of_zero() -> None:
-    zero = torch.full((3, 2), -INF)
+@pytest.mark.parametrize("device", devices())
+def test_weights_of_zero(device: str) -> None:
+    zero = torch.full((3, 2), -INF, device=device)
     nothing = log_evidence([zero, zero])
     assert_close(nothing.value, torch.full((2,), -INF, dtype=DOUBLE))
     assert_close(nothing.effective_sample_size, torch.zeros(2, dtype=DOUBLE))
     assert nothing.standard_error.isnan().all()
-    one = torch.full((1, 2), -2000.0)
+    one = torch.full((1, 2), -2000.0, device=device)
     for chunks in ([zero, one], [one, zero], [torch.cat([zero, one])]):
         estimate = log_evidence(chunks)
         assert_close(estimate.value, torch.full((2,), -2000 - math.log(4), dtype=DOUBLE))
@@ -183,6 +189,11 @@ def test_the_gap_is_never_negative() -> None:
             ValueError,
             r"elbo of shape \(2,\) does not broadcast",
         ),
+        (
+            lambda: elbo_gap(torch.zeros(2, 3), elbo=torch.zeros(3, device="meta")),
+            ValueError,
+            "one device, got log_weights on cpu and elbo on meta",
+        ),
     ],
 )
 def test_log_weight_errors(call: Any, error: type[Exception], message: str) -> None:
@@ -193,19 +204,22 @@ def test_log_weight_errors(call: Any, error: type[Exception], message: str) -> N
 # ---- what the latent dimensions carry ----
 
 
-def test_kl_per_dimension() -> None:
+@pytest.mark.parametrize("device", devices())
+def test_kl_per_dimension(device: str) -> None:
     mu, logvar, prior_mu = numbers(4, 2, 3), numbers(4, 2, 3, seed=1), numbers(3, seed=2)
     std = (logvar / 2).exp().numpy()
     expected = -np.log(std) + (std**2 + (mu - prior_mu).numpy() ** 2 - 1) / 2
+    mu, logvar, prior_mu = (t.to(device) for t in (mu, logvar, prior_mu))
     assert_close(kl_per_dimension(mu, logvar, prior_mu=prior_mu), expected.mean(0))
     assert_close(kl_per_dimension(mu, log_std=logvar / 2, prior_mu=prior_mu, batch_dims=2), expected.mean((0, 1)))
     assert_close(kl_per_dimension(mu, 0.3).sum(), gaussian_kl(mu, 0.3, reduction="mean"))
     assert not kl_per_dimension(mu.requires_grad_(), logvar).requires_grad
 
 
-def test_active_units() -> None:
+@pytest.mark.parametrize("device", devices())
+def test_active_units(device: str) -> None:
     """Variances of the means 4/3, 0 and just above or below the threshold; an offset does not matter."""
-    mu = torch.tensor([[1.0, 5.0, 0.1], [-1.0, 5.0, -0.1], [1.0, 5.0, 0.1], [-1.0, 5.0, -0.1]])
+    mu = torch.tensor([[1.0, 5.0, 0.1], [-1.0, 5.0, -0.1], [1.0, 5.0, 0.1], [-1.0, 5.0, -0.1]], device=device)
     assert active_units(mu).tolist() == [True, False, True]  # 0.04 / 3 > 0.01
     assert active_units(mu, threshold=0.0134).tolist() == [True, False, False]
     assert active_units(mu, threshold=0.0133).tolist() == [True, False, True]
@@ -214,7 +228,8 @@ def test_active_units() -> None:
     assert active_units(mu.reshape(2, 2, 3)).shape == (2, 3)
 
 
-def test_collapse_report() -> None:
+@pytest.mark.parametrize("device", devices())
+def test_collapse_report(device: str) -> None:
     """Dimensions: used; collapsed; used by 2 examples of 100; not moved, but narrower than the prior."""
     mu = torch.zeros(100, 4, dtype=DOUBLE)
     logvar = torch.zeros(100, 4, dtype=DOUBLE)
@@ -222,13 +237,15 @@ def test_collapse_report() -> None:
     logvar[:, 0] = -2.0
     mu[:2, 2] = torch.tensor([3.0, -3.0])
     logvar[:, 3] = -1.0
+    variance = mu.numpy().var(0, ddof=1)
+    mu, logvar = mu.to(device), logvar.to(device)
     report = collapse_report(mu, logvar)
     assert_close(report.kl, gaussian_kl(mu, logvar, batch_dims=2).mean(0))
     assert_close(report.kl[2:], torch.tensor([0.02 * 4.5, 0.5 * (math.exp(-1) - 1 + 1)], dtype=DOUBLE))
     assert_close(report.silent, torch.tensor([0.0, 1.0, 0.98, 0.0], dtype=DOUBLE))
     assert report.collapsed.tolist() == [False, True, False, False]
     assert report.active.tolist() == [True, False, True, False]
-    assert_close(report.variance_of_means, mu.numpy().var(0, ddof=1))
+    assert_close(report.variance_of_means, variance)
     assert collapse_report(mu, logvar, delta=0.02).collapsed.tolist() == [False, True, True, False]
     assert collapse_report(mu, logvar, epsilon=0.2).collapsed.tolist() == [False, True, False, True]
     assert collapse_report(mu, logvar, threshold=0.5).active.tolist() == [True, False, False, False]
@@ -245,8 +262,9 @@ def test_collapse_needs_float32_digits() -> None:
     assert collapse_report(torch.zeros(10, 1), logvar, epsilon=1e-8).collapsed.tolist() == [True]
 
 
+@pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("offsets", [[0.0, 0.0], [0.0, 40.0], [0.0, 1.5], [-1.0, 0.2, 2.5]], ids=str)
-def test_aggregate_posterior(offsets: list[float]) -> None:
+def test_aggregate_posterior(offsets: list[float], device: str) -> None:
     """One dimension: the mutual information of a mixture's index by quadrature. Equal posteriors have none, disjoint
     ones ln N, all of which the KL of the aggregate is relieved of."""
     stds = np.linspace(0.5, 0.8, len(offsets)) if offsets[1] else np.full(len(offsets), 0.5)
@@ -254,9 +272,10 @@ def test_aggregate_posterior(offsets: list[float]) -> None:
     log_densities = scipy.stats.norm.logpdf(z, np.array(offsets)[:, None], stds[:, None])
     log_aggregate = scipy.special.logsumexp(log_densities, axis=0) - math.log(len(offsets))
     truth = (np.exp(log_densities) * (log_densities - log_aggregate)).mean(0).sum() * (z[1] - z[0])
-    mu, std = torch.tensor(offsets, dtype=DOUBLE).unsqueeze(1), torch.from_numpy(stds).unsqueeze(1)
+    mu, std = (torch.from_numpy(t).to(device).unsqueeze(1) for t in (np.array(offsets), stds))
     generator = torch.Generator().manual_seed(0)
-    result = aggregate_posterior(mu, std=std, num_samples=1500, generator=generator, prior_std=2.0)
+    with seeds_of_the_cpu():
+        result = aggregate_posterior(mu, std=std, num_samples=1500, generator=generator, prior_std=2.0)
     assert result.mutual_information.item() == pytest.approx(truth, abs=0.03)
     if offsets[1] in (0.0, 40.0):
         assert result.mutual_information.item() == pytest.approx(math.log(2) if offsets[1] else 0, abs=1e-9)
@@ -285,10 +304,11 @@ def test_aggregate_posterior_of_the_exact_model() -> None:
     assert means[1] + 0.1 < means[2] < whole.mutual_information.item()
 
 
-def test_aggregate_posterior_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("device", devices())
+def test_aggregate_posterior_in_blocks(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     """Latents of two dimensions, a scale of one number, blocks of one row and a half: the same draws, the same
     result."""
-    mu = numbers(7, 2, 3)
+    mu = numbers(7, 2, 3).to(device)
     results = []
     for block in (2**21, 10):
         monkeypatch.setattr(diagnostics, "_BLOCK", block)
@@ -296,7 +316,7 @@ def test_aggregate_posterior_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         results.append(aggregate_posterior(mu, std=0.5, num_samples=3))
     assert_close(torch.stack(results[0]), torch.stack(results[1]))
     torch.manual_seed(0)
-    per_element = aggregate_posterior(mu, std=torch.full((7, 1, 1), 0.5, dtype=DOUBLE), num_samples=3)
+    per_element = aggregate_posterior(mu, std=mu.new_full((7, 1, 1), 0.5), num_samples=3)
     assert_close(torch.stack(per_element), torch.stack(results[0]))
     assert aggregate_posterior(mu[:1], std=0.5).mutual_information == 0
 
@@ -359,10 +379,14 @@ def test_errors_of_the_latent_dimensions(call: Any, error: type[Exception], mess
 # ---- amortization ----
 
 
-def test_amortization_gap_of_the_exact_model() -> None:
+@pytest.mark.parametrize("device", devices())
+def test_amortization_gap_of_the_exact_model(device: str) -> None:
     """From a q that ignores x: what is gained is the KL to the posterior, but for that of the best diagonal q."""
     mu, logvar = torch.zeros(6, 3, dtype=DOUBLE), torch.zeros(6, 3, dtype=DOUBLE)
-    result = amortization_gap(lambda mu, logvar: MODEL.elbo(X, mu, logvar), mu, logvar, steps=1000, learning_rate=0.05)
+    model, x = LinearGaussian(MODEL.weight.to(device), MODEL.bias.to(device), std=0.9), X.to(device)
+    result = amortization_gap(
+        lambda mu, logvar: model.elbo(x, mu, logvar), mu.to(device), logvar.to(device), steps=1000, learning_rate=0.05
+    )
     best_mu, best_logvar = MODEL.best_diagonal(X)
     assert_close(result.gap, MODEL.gap(X, mu, logvar) - MODEL.gap(X, best_mu, best_logvar), 1e-6)
     assert_close(result.amortized, MODEL.elbo(X, mu, logvar))
@@ -384,28 +408,37 @@ def test_amortization_gap_in_inference_mode() -> None:
     assert_close(result.gap, expected.gap)
 
 
-def test_amortization_gap_takes_one_draw() -> None:
-    """For the noise that the bounds before and after share; torch's generator goes on from there."""
+@pytest.mark.parametrize("device", devices())
+def test_amortization_gap_takes_one_draw(device: str) -> None:
+    """For the noise that the bounds before and after share; torch's generators go on from there, those of GPUs as if
+    nothing had been."""
+
+    def state() -> list[Tensor]:
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+
     torch.manual_seed(0)
-    amortization_gap(lambda mu, logvar: MODEL.elbo(X, mu, logvar), MU, LOGVAR.expand(6, 3), steps=1)
-    after = torch.get_rng_state()
+    leaf = numbers(6, 3).to(device)
+    amortization_gap(lambda mu, logvar: -mu.square().sum(1) - logvar.square().sum(1), leaf, leaf, steps=1)
+    after = state()
     torch.manual_seed(0)
     draw_seed(torch.device("cpu"))
-    assert torch.equal(torch.get_rng_state(), after)
+    assert all(torch.equal(a, b) for a, b in zip(state(), after, strict=True))
 
 
-def test_amortization_gap_leaves_everything_else_alone() -> None:
+@pytest.mark.parametrize("device", devices())
+def test_amortization_gap_leaves_everything_else_alone(device: str) -> None:
     """The encoder's output, the decoder's parameters and their gradients; the result depends on torch's seed."""
-    decoder = torch.nn.Linear(3, 5, dtype=DOUBLE)
+    decoder = torch.nn.Linear(3, 5, dtype=DOUBLE, device=device)
     decoder.weight.grad = torch.ones_like(decoder.weight)
-    mu, logvar = (t.requires_grad_() for t in (numbers(6, 3), numbers(6, 3, seed=1)))
+    mu, logvar = (t.to(device).requires_grad_() for t in (numbers(6, 3), numbers(6, 3, seed=1)))
+    x = X.to(device)
     before = [t.detach().clone() for t in (mu, logvar, *decoder.parameters())]
     calls = []
 
     def elbo(mu: Tensor, logvar: Tensor) -> Tensor:
         z, kl = rsample_kl(mu, logvar, num_samples=4)
         calls.append(z.detach())
-        return -elbo_loss(decoder(z), X, kl=kl, batch_dims=2, reduction="none").loss.mean(0)
+        return -elbo_loss(decoder(z), x, kl=kl, batch_dims=2, reduction="none").loss.mean(0)
 
     results = []
     for _ in range(2):
