@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from samples import FORMS, from_logvar
+from samples import FORMS, devices, from_logvar, seeds_of_the_cpu
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -79,11 +79,13 @@ def nodes(samples: int, count: int) -> tuple[Tensor, Tensor]:
     return noise.mT.unsqueeze(-1), weight
 
 
-def expected(estimator: Estimator, p: dict[str, Tensor], samples: int, count: int) -> Tensor:
-    """The mean over the noise of the estimator, with the mean of its gradient."""
-    noise, weight = nodes(samples, count)
+def expected(estimator: Estimator, parameters: dict[str, Tensor], samples: int, count: int, device: str) -> Tensor:
+    """The mean over the noise of the estimator on the device, with the mean of its gradient."""
+    p = {name: t.to(device) for name, t in parameters.items()}
+    noise, weight = (t.to(device) for t in nodes(samples, count))
+    x = X.to(device)
     bound = estimator(
-        lambda z: gaussian_log_prob(X, p["weight"] * z + p["bias"], p["noise"], batch_dims=2),
+        lambda z: gaussian_log_prob(x, p["weight"] * z + p["bias"], p["noise"], batch_dims=2),
         p["mu"].expand(len(weight), 1),
         p["logvar"],
         num_samples=samples,
@@ -91,7 +93,7 @@ def expected(estimator: Estimator, p: dict[str, Tensor], samples: int, count: in
         prior_mu=p["prior_mu"],
         prior_logvar=p["prior_logvar"],
     )
-    return bound @ weight
+    return (bound @ weight).cpu()
 
 
 def exact_elbo(p: dict[str, Tensor]) -> Tensor:
@@ -112,9 +114,9 @@ def exact_iwae(p: dict[str, Tensor], samples: int, count: int) -> Tensor:
     return (log_weights.logsumexp(0) - math.log(samples)) @ weight
 
 
-def assert_same_mean(estimator: Estimator, truth: Callable[..., Tensor], samples: int, count: int) -> None:
+def assert_same_mean(estimator: Estimator, truth: Callable[..., Tensor], samples: int, count: int, device: str) -> None:
     p, q = parameters(), parameters()
-    actual, exact = expected(estimator, p, samples, count), truth(q)
+    actual, exact = expected(estimator, p, samples, count, device), truth(q)
     torch.testing.assert_close(actual, exact, rtol=1e-9, atol=1e-9)
     gradients = torch.autograd.grad(actual, list(p.values())), torch.autograd.grad(exact, list(q.values()))
     for name, gradient, truth_of_it in zip(p, *gradients, strict=True):
@@ -122,23 +124,28 @@ def assert_same_mean(estimator: Estimator, truth: Callable[..., Tensor], samples
         torch.testing.assert_close(gradient, truth_of_it, rtol=1e-8, atol=1e-8, msg=lambda m, name=name: f"{name}: {m}")
 
 
+@pytest.mark.parametrize("device", devices())
 @each({name: estimator for name, estimator in OF_ELBO.items() if name != "leave-one-out"})
-def test_one_sample_has_the_mean_of_the_elbo(estimator: Estimator) -> None:
+def test_one_sample_has_the_mean_of_the_elbo(estimator: Estimator, device: str) -> None:
     """Value and gradient by q, prior and decoder; what the estimators integrate are polynomials, so 20 nodes are exact."""
-    assert_same_mean(estimator, exact_elbo, 1, 20)
+    assert_same_mean(estimator, exact_elbo, 1, 20, device)
 
 
+@pytest.mark.parametrize("device", devices())
 @each(OF_ELBO)
 @pytest.mark.parametrize("samples", [2, 3])
-def test_several_samples_have_the_mean_of_the_elbo(estimator: Estimator, samples: int) -> None:
-    assert_same_mean(estimator, exact_elbo, samples, 12)
+def test_several_samples_have_the_mean_of_the_elbo(estimator: Estimator, samples: int, device: str) -> None:
+    assert_same_mean(estimator, exact_elbo, samples, 12, device)
 
 
+@pytest.mark.parametrize("device", devices())
 @each(OF_IWAE)
 @pytest.mark.parametrize(("samples", "count"), [(1, 60), (2, 60), (3, 40)])
-def test_gradients_of_the_importance_weighted_bound(estimator: Estimator, samples: int, count: int) -> None:
+def test_gradients_of_the_importance_weighted_bound(
+    estimator: Estimator, samples: int, count: int, device: str
+) -> None:
     """Both have the gradient of the bound of K samples: the second reparameterization adds no bias."""
-    assert_same_mean(estimator, lambda p: exact_iwae(p, samples, count), samples, count)
+    assert_same_mean(estimator, lambda p: exact_iwae(p, samples, count), samples, count, device)
 
 
 def test_one_importance_weight_is_the_elbo() -> None:
@@ -148,7 +155,12 @@ def test_one_importance_weight_is_the_elbo() -> None:
 
 # ---- by samples, with the kernel's own noise, in three dimensions ----
 
-MODEL = LinearGaussian(numbers(5, 3), numbers(5, seed=1), 0.7 * numbers(5, seed=2))
+
+def model_on(device: str) -> LinearGaussian:
+    return LinearGaussian(*(t.to(device) for t in (numbers(5, 3), numbers(5, seed=1), 0.7 * numbers(5, seed=2))))
+
+
+MODEL = model_on("cpu")
 DATA = 2 * numbers(5, seed=3)
 MEAN, COVARIANCE = MODEL.posterior(DATA)
 
@@ -156,11 +168,14 @@ MEAN, COVARIANCE = MODEL.posterior(DATA)
 def of_repetitions(
     estimator: Estimator, mu: Tensor, logvar: Tensor, *, samples: int, repetitions: int, model: LinearGaussian = MODEL
 ) -> tuple[Tensor, Tensor]:
-    """Bounds ``[repetitions]`` and gradients by mu and logvar, ``[repetitions, 2 * L]``: repetitions are examples."""
+    """Bounds ``[repetitions]`` and gradients by mu and logvar, ``[repetitions, 2 * L]``: repetitions are examples.
+    Computed on the model's device, with the same noise on each."""
     torch.manual_seed(0)
+    x, mu, logvar = (t.to(model.device) for t in (DATA, mu, logvar))
     mu, logvar = (t.expand(repetitions, -1).clone().requires_grad_() for t in (mu, logvar))
-    bound = estimator(lambda z: model.log_likelihood(DATA, z), mu, logvar, num_samples=samples)
-    return bound.detach(), torch.cat(torch.autograd.grad(bound.sum(), (mu, logvar)), -1)
+    with seeds_of_the_cpu():
+        bound = estimator(lambda z: model.log_likelihood(x, z), mu, logvar, num_samples=samples)
+    return bound.detach().cpu(), torch.cat(torch.autograd.grad(bound.sum(), (mu, logvar)), -1).cpu()
 
 
 def assert_mean(values: Tensor, truth: Tensor) -> None:
@@ -169,11 +184,14 @@ def assert_mean(values: Tensor, truth: Tensor) -> None:
     assert bool(((values.mean(0) - truth).abs() <= 5 * error + 1e-12).all())
 
 
+@pytest.mark.parametrize("device", devices())
 @each(OF_ELBO)
-def test_unbiased_within_the_standard_error(estimator: Estimator) -> None:
+def test_unbiased_within_the_standard_error(estimator: Estimator, device: str) -> None:
     q = [(MEAN + 0.5).requires_grad_(), (COVARIANCE.diagonal().log() + 0.4).requires_grad_()]
     truth = MODEL.elbo(DATA, *q)
-    values, gradients = of_repetitions(estimator, *(t.detach() for t in q), samples=4, repetitions=20_000)
+    values, gradients = of_repetitions(
+        estimator, *(t.detach() for t in q), samples=4, repetitions=20_000, model=model_on(device)
+    )
     assert_mean(values, truth.detach())
     assert_mean(gradients, torch.cat(torch.autograd.grad(truth, q)))
 
@@ -192,29 +210,32 @@ def test_importance_weighted_values_rise_with_the_samples(estimator: Estimator) 
     assert last < MODEL.log_evidence(DATA).item() - 4 * error
 
 
+@pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("form", FORMS)
 @each(EVERY)
-def test_forms_of_the_scale(estimator: Estimator, form: str) -> None:
-    """The same q and prior in another form: the same bound."""
-    options: dict[str, Any] = dict(num_samples=3, noise=numbers(3, 1, 3, seed=9))
-    logvar, prior = numbers(1, 3, seed=5), numbers(3, seed=6)
-    bound = [
-        estimator(
-            lambda z: MODEL.log_likelihood(DATA, z),
-            MEAN.unsqueeze(0),
-            **{f: from_logvar(logvar, f), "prior_" + f: from_logvar(prior, f)},
+def test_forms_of_the_scale(estimator: Estimator, form: str, device: str) -> None:
+    """The same q and prior in another form, on another device: the same bound."""
+
+    def bound(form: str, device: str) -> Tensor:
+        model, x = model_on(device), DATA.to(device)
+        logvar, prior = numbers(1, 3, seed=5), numbers(3, seed=6)
+        return estimator(
+            lambda z: model.log_likelihood(x, z),
+            MEAN.unsqueeze(0).to(device),
+            **{form: from_logvar(logvar, form).to(device), "prior_" + form: from_logvar(prior, form).to(device)},
             prior_mu=0.2,
-            **options,
-        )
-        for f in ("logvar", form)
-    ]
-    torch.testing.assert_close(*bound, rtol=1e-12, atol=1e-12)
+            num_samples=3,
+            noise=numbers(3, 1, 3, seed=9).to(device),
+        ).cpu()
+
+    torch.testing.assert_close(bound(form, device), bound("logvar", "cpu"), rtol=1e-12, atol=1e-12)
 
 
 # ---- at the posterior ----
 
 # A decoder with orthogonal columns has a diagonal posterior, which q can be.
-DIAGONAL = LinearGaussian(torch.linalg.qr(numbers(5, 3))[0] * torch.tensor([0.5, 1.0, 2.0], dtype=DOUBLE), std=0.6)
+COLUMNS = torch.linalg.qr(numbers(5, 3))[0] * torch.tensor([0.5, 1.0, 2.0], dtype=DOUBLE)
+DIAGONAL = LinearGaussian(COLUMNS, std=0.6)
 
 
 def at_the_posterior() -> tuple[Tensor, Tensor]:
@@ -223,10 +244,12 @@ def at_the_posterior() -> tuple[Tensor, Tensor]:
     return mean, covariance.diagonal().log()
 
 
+@pytest.mark.parametrize("device", devices())
 @each({"sticking_the_landing": sticking_the_landing, "dreg": dreg, "leave-one-out": score_function})
-def test_gradients_that_vanish_at_the_posterior(estimator: Estimator) -> None:
+def test_gradients_that_vanish_at_the_posterior(estimator: Estimator, device: str) -> None:
     """With every draw, not on average."""
-    values, gradients = of_repetitions(estimator, *at_the_posterior(), samples=4, repetitions=100, model=DIAGONAL)
+    model = LinearGaussian(COLUMNS.to(device), std=0.6)
+    values, gradients = of_repetitions(estimator, *at_the_posterior(), samples=4, repetitions=100, model=model)
     assert gradients.abs().max() < 1e-12
     assert (values - DIAGONAL.log_evidence(DATA)).abs().max() < 1e-12
 
@@ -322,17 +345,21 @@ def test_a_decoder_without_a_derivative() -> None:
 # ---- numbers at the edges ----
 
 
+@pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("gradient", ["pathwise", "sticking_the_landing", "score"])
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE], ids=str)
-def test_log_q_of_a_very_small_sigma(dtype: torch.dtype, gradient: str) -> None:
+def test_log_q_of_a_very_small_sigma(dtype: torch.dtype, gradient: str, device: str) -> None:
     """z is mu to the last digit, so that (z - mu) / sigma has nothing left of the noise; log q has all of it."""
-    mu = torch.tensor([[3.0, -5.0]], dtype=dtype).requires_grad_()
-    logvar = torch.full((1, 2), -80.0, dtype=dtype).requires_grad_()
-    eps = torch.tensor([[[0.5, -2.0]]], dtype=dtype)
+
+    def tensor(values: Any) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)
+
+    mu, logvar = tensor([[3.0, -5.0]]).requires_grad_(), tensor([[-80.0, -80.0]]).requires_grad_()
+    eps = tensor([[[0.5, -2.0]]])
     z, log_q, _ = rsample_with_log_prob(mu, logvar, num_samples=1, noise=eps, gradient=gradient)
     assert torch.equal(z[0], mu)
     exact = -0.5 * (0.25 + 4.0 - 160.0 + 2 * math.log(2 * math.pi))
-    torch.testing.assert_close(log_q, torch.tensor([[exact]], dtype=dtype))
+    torch.testing.assert_close(log_q, tensor([[exact]]))
     of_mu, of_logvar = torch.autograd.grad(log_q.sum(), (mu, logvar))
     over_sigma = math.exp(40.0)
     truth = {
@@ -340,41 +367,45 @@ def test_log_q_of_a_very_small_sigma(dtype: torch.dtype, gradient: str) -> None:
         "sticking_the_landing": ([-0.5 * over_sigma, 2.0 * over_sigma], [-0.125, -2.0]),
         "score": ([0.5 * over_sigma, -2.0 * over_sigma], [-0.375, 1.5]),
     }[gradient]
-    torch.testing.assert_close(of_mu, torch.tensor([truth[0]], dtype=dtype), rtol=1e-5, atol=0)
-    torch.testing.assert_close(of_logvar, torch.tensor([truth[1]], dtype=dtype), rtol=1e-6, atol=0)
+    torch.testing.assert_close(of_mu, tensor([truth[0]]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(of_logvar, tensor([truth[1]]), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("device", devices())
 @each({"iwae": iwae, "dreg": dreg, "score_function": without_baseline})
-def test_samples_without_weight(estimator: Estimator) -> None:
+def test_samples_without_weight(estimator: Estimator, device: str) -> None:
     """ln p(x|z) = -inf everywhere: so is the bound, not NaN."""
     bound = estimator(
-        lambda z: torch.full(z.shape[:-1], -math.inf), torch.zeros(2, 3), torch.zeros(2, 3), num_samples=4
+        lambda z: z.new_full(z.shape[:-1], -math.inf), torch.zeros(2, 3, device=device), 0.0, num_samples=4
     )
     assert bound.tolist() == [-math.inf] * 2
 
 
-def test_a_sample_without_weight_counts_among_the_others() -> None:
+@pytest.mark.parametrize("device", devices())
+def test_a_sample_without_weight_counts_among_the_others(device: str) -> None:
     """Half of the samples at weight zero: the other half has the gradient that it has alone, the bound ln 2 less."""
-    eps = numbers(4, 1, 3, seed=5)
-    mu, logvar = numbers(1, 3, seed=6).requires_grad_(), numbers(1, 3, seed=7)
+    model, x, eps = model_on(device), DATA.to(device), numbers(4, 1, 3, seed=5).to(device)
+    mu, logvar = numbers(1, 3, seed=6).to(device).requires_grad_(), numbers(1, 3, seed=7).to(device)
 
     def likelihood(z: Tensor) -> Tensor:
-        value = MODEL.log_likelihood(DATA, z)
+        value = model.log_likelihood(x, z)
         return torch.cat([value[:2], torch.full_like(value[2:], -math.inf)])
 
     for estimator in (iwae, dreg):
         half = estimator(likelihood, mu, logvar, num_samples=4, noise=eps)
-        whole = estimator(lambda z: MODEL.log_likelihood(DATA, z), mu, logvar, num_samples=2, noise=eps[:2])
+        whole = estimator(lambda z: model.log_likelihood(x, z), mu, logvar, num_samples=2, noise=eps[:2])
         torch.testing.assert_close(half, whole - math.log(2), rtol=1e-12, atol=1e-12)
         gradients = [torch.autograd.grad(bound.sum(), mu)[0] for bound in (half, whole)]
         torch.testing.assert_close(*gradients, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("device", devices())
 @each(EVERY)
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
-def test_batches_and_reductions(estimator: Estimator, reduction: str) -> None:
+def test_batches_and_reductions(estimator: Estimator, reduction: str, device: str) -> None:
     """Two batch dimensions and two latent ones, example by example."""
-    mu, logvar, eps = numbers(2, 3, 4, 1), numbers(2, 3, 4, 1, seed=1), numbers(5, 2, 3, 4, 1, seed=2)
+    shapes = (2, 3, 4, 1), (2, 3, 4, 1), (5, 2, 3, 4, 1)
+    mu, logvar, eps = (numbers(*shape, seed=seed).to(device) for seed, shape in enumerate(shapes))
 
     def likelihood(z: Tensor) -> Tensor:
         return -z.square().sum((-2, -1))
@@ -392,11 +423,13 @@ def test_batches_and_reductions(estimator: Estimator, reduction: str) -> None:
     torch.testing.assert_close(actual, truth, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("device", devices())
 @each(EVERY)
-def test_a_bfloat16_decoder(estimator: Estimator) -> None:
+def test_a_bfloat16_decoder(estimator: Estimator, device: str) -> None:
     """log-weights are float32 whatever the decoder computes in."""
-    layer = torch.nn.Linear(3, 5).bfloat16()
-    x, mu, logvar = torch.randn(7, 5), torch.randn(7, 3, dtype=torch.bfloat16).requires_grad_(), torch.zeros(7, 3)
+    layer = torch.nn.Linear(3, 5).bfloat16().to(device)
+    x, mu, logvar = (t.float().to(device) for t in (numbers(7, 5), numbers(7, 3, seed=1), torch.zeros(7, 3)))
+    mu = mu.bfloat16().requires_grad_()
 
     def likelihood(z: Tensor) -> Tensor:
         return gaussian_log_prob(x, layer(z.bfloat16()), batch_dims=2)
@@ -408,15 +441,15 @@ def test_a_bfloat16_decoder(estimator: Estimator) -> None:
     assert bool((layer.weight.grad != 0).any())
 
 
+@pytest.mark.parametrize("device", devices())
 @each(EVERY)
-def test_other_ways_of_differentiating(estimator: Estimator) -> None:
+def test_other_ways_of_differentiating(estimator: Estimator, device: str) -> None:
     """torch.func.grad, and compiled in one graph: the gradient of eager autograd."""
-    mu, logvar, eps = numbers(2, 3), numbers(2, 3, seed=1), numbers(4, 2, 3, seed=2)
+    model, x = model_on(device), DATA.to(device)
+    mu, logvar, eps = (numbers(*shape, seed=seed).to(device) for seed, shape in enumerate([(2, 3), (2, 3), (4, 2, 3)]))
 
     def bound(mu: Tensor) -> Tensor:
-        return estimator(
-            lambda z: MODEL.log_likelihood(DATA, z), mu, logvar, num_samples=4, noise=eps, reduction="sum"
-        )
+        return estimator(lambda z: model.log_likelihood(x, z), mu, logvar, num_samples=4, noise=eps, reduction="sum")
 
     leaf = mu.clone().requires_grad_()
     (truth,) = torch.autograd.grad(bound(leaf), leaf)

@@ -9,7 +9,7 @@ import pytest
 import scipy.linalg
 import scipy.stats
 import torch
-from samples import FORMS, from_logvar
+from samples import FORMS, devices, from_logvar, seeds_of_the_cpu
 from torch import Tensor
 
 from elbo_ext import elbo_loss, gaussian_log_prob, rsample
@@ -43,6 +43,10 @@ def data(model: LinearGaussian) -> Tensor:
     return X[:, : len(model.bias)]
 
 
+def moved(model: LinearGaussian, device: str) -> LinearGaussian:
+    return LinearGaussian(model.weight.to(device), model.bias.to(device), std=model.std.to(device))
+
+
 def random_q(covariance: str, seed: int) -> dict[str, Tensor]:
     """A q for each example, with one covariance per example."""
     mu = numbers(EXAMPLES, LATENTS, seed=seed)
@@ -57,7 +61,8 @@ def full(q: dict[str, Tensor]) -> np.ndarray:
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float = EXACT) -> None:
-    torch.testing.assert_close(actual, torch.as_tensor(expected), rtol=tolerance, atol=tolerance)
+    """Of results on any device."""
+    torch.testing.assert_close(actual, torch.as_tensor(expected), rtol=tolerance, atol=tolerance, check_device=False)
 
 
 def cancelled(evidence: Tensor) -> float:
@@ -181,20 +186,24 @@ def test_float32() -> None:
         torch.testing.assert_close(value.double(), truth, rtol=1e-5, atol=1e-5)
 
 
-def test_the_elbo_is_that_of_the_loss() -> None:
+@pytest.mark.parametrize("device", devices())
+def test_the_elbo_is_that_of_the_loss(device: str) -> None:
     """The mean of elbo_loss over samples, whose decoder is W z + b."""
-    model, q = MODELS["factor analysis"], random_q("diagonal", seed=20)
-    z = rsample(**q, num_samples=20_000, generator=torch.Generator().manual_seed(0))
-    loss = elbo_loss(model.decode(z), X, **q, recon_logvar=LOGVAR, batch_dims=2, reduction="none").loss
+    model, x, logvar = moved(MODELS["factor analysis"], device), X.to(device), LOGVAR.to(device)
+    q = {name: t.to(device) for name, t in random_q("diagonal", seed=20).items()}
+    with seeds_of_the_cpu():
+        z = rsample(**q, num_samples=20_000, generator=torch.Generator().manual_seed(0))
+    loss = elbo_loss(model.decode(z), x, **q, recon_logvar=logvar, batch_dims=2, reduction="none").loss
     error = loss.std(0) / len(loss) ** 0.5
-    assert bool(((-loss.mean(0) - model.elbo(X, **q)).abs() < 4 * error).all())
+    assert bool(((-loss.mean(0) - model.elbo(x, **q)).abs() < 4 * error).all())
 
 
 # ---- the theorems ----
 
 
+@pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
-def test_elbo_is_evidence_minus_the_kl_to_the_posterior(covariance: str) -> None:
+def test_elbo_is_evidence_minus_the_kl_to_the_posterior(covariance: str, device: str) -> None:
     """Three formulas that share nothing: the bound, the evidence by SciPy, the KL by determinants and inverses."""
     for model in TAME:
         x = data(model)
@@ -202,14 +211,16 @@ def test_elbo_is_evidence_minus_the_kl_to_the_posterior(covariance: str) -> None
         gain = cross @ np.linalg.inv(variance)
         posterior = np.eye(LATENTS) - gain @ cross.T
         evidence = scipy.stats.multivariate_normal(model.bias.numpy(), variance).logpdf(x.numpy())
+        on_device, x_there = moved(model, device), x.to(device)
         for seed in range(100, 110):
             q = random_q(covariance, seed)
             means = (x - model.bias).numpy() @ gain.T
             rows = zip(q["mu"].numpy(), full(q), means, strict=True)
             kl = np.array([textbook_kl(m, s, to, posterior) for m, s, to in rows])
-            assert_close(model.elbo(x, **q), evidence - kl)
-            assert_close(model.gap(x, **q), kl)
-            assert bool((model.elbo(x, **q) < model.log_evidence(x)).all())
+            q = {name: t.to(device) for name, t in q.items()}
+            assert_close(on_device.elbo(x_there, **q), evidence - kl)
+            assert_close(on_device.gap(x_there, **q), kl)
+            assert bool((on_device.elbo(x_there, **q) < on_device.log_evidence(x_there)).all())
 
 
 def test_equality_at_the_posterior_alone(model: LinearGaussian) -> None:
@@ -310,10 +321,11 @@ def test_over_theta_the_bound_rises_to_that_of_probabilistic_pca() -> None:
     assert at_fixed_q < best
 
 
-def test_gradients_by_theta() -> None:
+@pytest.mark.parametrize("device", devices())
+def test_gradients_by_theta(device: str) -> None:
     """Of everything, against finite differences."""
-    q, x = random_q("full", seed=60), X[:2]
-    mu, covariance = q["mu"][:2], q["covariance"][:2]
+    q, x = random_q("full", seed=60), X[:2].to(device)
+    mu, covariance = q["mu"][:2], q["covariance"][:2].to(device)
 
     def everything(weight: Tensor, bias: Tensor, logvar: Tensor, mu: Tensor) -> tuple[Tensor, ...]:
         model = LinearGaussian(weight, bias, logvar)
@@ -321,7 +333,7 @@ def test_gradients_by_theta() -> None:
         return model.elbo(x, **q), model.gap(x, **q), model.log_evidence(x), model.elbo(x, *model.best_diagonal(x))
 
     assert torch.autograd.gradcheck(
-        everything, [t.clone().requires_grad_() for t in (W, B, LOGVAR, mu)], fast_mode=True
+        everything, [t.clone().to(device).requires_grad_() for t in (W, B, LOGVAR, mu)], fast_mode=True
     )
 
 

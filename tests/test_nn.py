@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from samples import CORE, FORMS, Sample, differentiable, from_logvar
+from samples import CORE, FORMS, Sample, devices, differentiable, from_logvar
 from torch import Tensor
 from torch.func import functional_call, grad
 from torch.nn import Parameter
@@ -21,7 +21,8 @@ ELBO_SAMPLES = [sample for sample in CORE if sample.function == "elbo_loss"]
 
 
 def assert_close(actual: Any, truth: Any) -> None:
-    torch.testing.assert_close(actual, truth, rtol=1e-12, atol=1e-12)
+    """Of results on any device."""
+    torch.testing.assert_close(actual, truth, rtol=1e-12, atol=1e-12, check_device=False)
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -39,10 +40,11 @@ def gradients(elbo: ELBO, inputs: list[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(t) if g is None else g for g, t in zip(found, inputs, strict=True)]
 
 
+@pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("sample", ELBO_SAMPLES, ids=lambda sample: sample.id)
-def test_table(sample: Sample) -> None:
+def test_table(sample: Sample, device: str) -> None:
     """Everything that can be fixed in the module is fixed there, the rest is given to the call."""
-    arguments = sample.make(DOUBLE)
+    arguments = sample.make(DOUBLE, device)
     arguments = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in arguments.items()}
     leaves = [arguments[name].requires_grad_() for name in differentiable(arguments)]
     truth = reference.elbo_loss(**arguments)
@@ -101,16 +103,18 @@ def test_training_and_evaluation_are_the_same() -> None:
 # ---- a learned scale ----
 
 
+@pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("shape", [(), (1,), (6,), (5, 1)], ids=str)
 @pytest.mark.parametrize("form", FORMS)
-def test_learned_scale(form: str, shape: tuple[int, ...]) -> None:
+def test_learned_scale(form: str, shape: tuple[int, ...], device: str) -> None:
+    """On the device that the module was moved to."""
     values = from_logvar(0.3 * numbers(*shape, seed=3), form)
-    module = ELBOLoss(**{"recon_" + form: Parameter(values.clone())}, beta=0.5)
+    module = ELBOLoss(**{"recon_" + form: Parameter(values.clone())}, beta=0.5).to(device)
     assert [p.shape for p in module.parameters()] == [shape]
     (scale,) = module.parameters()
     leaf = values.clone().requires_grad_()
     truth = reference.elbo_loss(RECON, X, MU, LOGVAR, **{"recon_" + form: leaf}, beta=0.5)
-    loss = module(RECON, X, MU, LOGVAR)
+    loss = module(*(t.to(device) for t in (RECON, X, MU, LOGVAR)))
     assert_close(tuple(loss), tuple(truth))
     loss.loss.backward()
     assert_close(scale.grad, torch.autograd.grad(truth.loss, leaf)[0])
@@ -195,14 +199,16 @@ def test_state_dict() -> None:
         learned().load_state_dict(ELBOLoss(recon_logvar=0.3).state_dict())
 
 
-def test_a_fixed_tensor_is_a_buffer() -> None:
+@pytest.mark.parametrize("device", devices())
+def test_a_fixed_tensor_is_a_buffer(device: str) -> None:
     """Saved and moved with the module, but not learned."""
     values = 0.3 * numbers(6, seed=3)
-    module = ELBOLoss(recon_logvar=values)
+    module = ELBOLoss(recon_logvar=values).to(device)
     assert list(module.parameters()) == []
-    assert [b.shape for b in module.buffers()] == [(6,)]
+    assert [(b.shape, b.device.type) for b in module.buffers()] == [((6,), device)]
     truth = reference.elbo_loss(RECON, X, kl=KL, recon_logvar=values)
-    assert_close(tuple(module(RECON, X, kl=KL)), tuple(truth))
+    loss = module(RECON.to(device), X.to(device), kl=KL.to(device))
+    assert_close(tuple(loss), tuple(truth))
     fresh = ELBOLoss(recon_logvar=torch.zeros(6, dtype=DOUBLE))
     fresh.load_state_dict(module.state_dict())
     assert_close(tuple(fresh(RECON, X, kl=KL)), tuple(truth))
