@@ -1,4 +1,4 @@
-"""What is measured: five works, the table of their shapes, and the bytes that each has to move.
+"""What is measured: six works, the table of their shapes, and the bytes that each has to move.
 
 A work is a function of leaf tensors; there is no network in it. The decoder's place is taken by a fixed upstream
 gradient of z, the same for every contender.
@@ -6,10 +6,12 @@ gradient of z, the same for every contender.
     sampling     mu, logvar                              -> z
     kl           mu, logvar                              -> loss
     log_weights  mu, logvar                              -> loss, z     (the KL by one sample: ln q(z) - ln p(z))
+    importance   mu, logvar                              -> loss, z     (K samples: -ln 1/K sum_k p(z_k) / q(z_k))
     likelihood   x, recon[, recon_logvar]                -> loss
     step         x, recon[, recon_logvar], mu, logvar    -> loss, z     (the whole step: all three together)
 
-A loss is a sum over the elements and a mean over the examples, the first dimension.
+A loss is a sum over the elements and a mean over the examples, the first dimension. z may have K samples of each
+example, on an axis in front.
 """
 
 from __future__ import annotations
@@ -22,7 +24,14 @@ import torch
 from torch import Tensor
 
 FORWARD, BOTH = "forward", "forward+backward"
-RESULTS = {"sampling": ("z",), "kl": ("loss",), "log_weights": ("loss", "z"), "likelihood": ("loss",), "step": ("loss", "z")}
+RESULTS = {
+    "sampling": ("z",),
+    "kl": ("loss",),
+    "log_weights": ("loss", "z"),
+    "importance": ("loss", "z"),
+    "likelihood": ("loss",),
+    "step": ("loss", "z"),
+}
 
 Shape = tuple[int, ...]
 
@@ -34,6 +43,7 @@ class Case:
     variance: of the likelihood: "fixed" to 1, one learned "scalar", learned "per-element", or none ("bernoulli").
     contenders: which ones take part; all, if empty.
     only_on: the type of device it is made for; any, if empty.
+    samples: K, of "sampling" and "importance"; None for one z without an axis of samples.
     """
 
     name: str
@@ -45,6 +55,7 @@ class Case:
     passes: tuple[str, ...] = (BOTH,)
     contenders: tuple[str, ...] = ()
     only_on: str = ""
+    samples: int | None = None
 
     @property
     def bernoulli(self) -> bool:
@@ -53,11 +64,16 @@ class Case:
     @property
     def elements(self) -> int:
         """Of the work's largest array."""
-        return max(math.prod(shape) for shape in self.operands().values())
+        sampled = [self.z] if "z" in RESULTS[self.work] else []
+        return max(math.prod(shape) for shape in [*self.operands().values(), *sampled])
 
     @property
     def array_bytes(self) -> int:
         return self.elements * self.dtype.itemsize
+
+    @property
+    def z(self) -> Shape:
+        return self.latent if self.samples is None else (self.samples, *self.latent)
 
     def operands(self) -> dict[str, Shape]:
         """The tensors that the work is a function of."""
@@ -102,11 +118,11 @@ def traffic(case: Case, direction: str) -> Traffic:
     """
     read, written = dict(case.operands()), {}
     if "z" in RESULTS[case.work]:
-        written["z"] = case.latent
+        written["z"] = case.z
     if direction == BOTH:
         written |= {f"gradient of {name}": shape for name, shape in case.learned().items()}
         if "z" in RESULTS[case.work]:
-            read["gradient of z"] = case.latent
+            read["gradient of z"] = case.z
     return Traffic(read, written)
 
 
@@ -156,7 +172,7 @@ def make(case: Case, device: torch.device | str, seed: int = 0) -> Buffers:
         if name not in numbers:
             numbers[name] = normal(shape, 0.4 if name.endswith("logvar") else 1.0)
     operands = {name: numbers[name].to(case.dtype).requires_grad_(name in case.learned()) for name in case.operands()}
-    grad_z = normal(case.latent, 0.1).to(case.dtype) if "z" in RESULTS[case.work] else None
+    grad_z = normal(case.z, 0.1).to(case.dtype) if "z" in RESULTS[case.work] else None
     return Buffers(operands, grad_z)
 
 
@@ -206,9 +222,14 @@ CASES: tuple[Case, ...] = (
     Case("kl-1M", "kl", latent=(64, 16384), passes=BOTH_PASSES),
     Case("log_prob-2560", "log_weights", latent=(128, 20), passes=BOTH_PASSES),
     Case("log_prob-1M", "log_weights", latent=(64, 16384), passes=BOTH_PASSES),
+    Case("importance-50x2560", "importance", latent=(128, 20), samples=50, passes=BOTH_PASSES),
+    Case("importance-8x256k", "importance", latent=(64, 4096), samples=8, passes=BOTH_PASSES),
+    # As ln p(x) is estimated: very many samples of few elements.
+    Case("importance-5000x256", "importance", latent=(8, 32), samples=5000, passes=BOTH_PASSES),
     Case("sample-2560", "sampling", latent=(128, 20), passes=BOTH_PASSES),
     Case("sample-16k", "sampling", latent=(128, 128), passes=BOTH_PASSES),
     Case("sample-256k", "sampling", latent=(64, 4096), passes=BOTH_PASSES),
+    Case("sample-16x256k", "sampling", latent=(64, 4096), samples=16, passes=BOTH_PASSES),
     Case("sample-16M", "sampling", latent=(256, 65536), passes=BOTH_PASSES),
     # Arrays of 1 GB.
     _step("huge", (4096, 65536), (4096, 1024), only_on="cuda"),

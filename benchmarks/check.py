@@ -24,6 +24,8 @@ CHUNK = 1 << 22
 """So many elements go through the reference at a time: in float64 it holds dozens of arrays."""
 STANDARD_ERRORS = 6.0
 """How far the noise's mean and variance may be from 0 and 1."""
+OF_NOISE = ("log_weights", "importance")
+"""Works whose loss depends on the noise."""
 
 
 class Expected:
@@ -32,7 +34,7 @@ class Expected:
     def __init__(self, case: Case, direction: str, buffers: Buffers) -> None:
         self.case, self.direction, self.buffers = case, direction, buffers
         self.loss, self.gradients = 0.0, {}
-        if "loss" in RESULTS[case.work] and case.work != "log_weights":  # whose loss depends on the noise
+        if "loss" in RESULTS[case.work] and case.work not in OF_NOISE:
             self._evaluate()
 
     def _evaluate(self) -> None:
@@ -86,10 +88,14 @@ class Expected:
         # bfloat16 rounds z to 8 bits, which makes no difference in these sums that could be seen.
         self._demand(contender, "noise, in standard errors,", largest, STANDARD_ERRORS + 1e-5 * math.sqrt(n))
         loss = 0.0
-        results, upstream = [reference.rsample(**leaves, noise=noise)], [self.buffers.grad_z.double()]
-        if self.case.work == "log_weights":
-            _, log_q, log_p = reference.rsample_with_log_prob(**leaves, noise=noise)
-            results.append((log_q - log_p).mean())
+        sample = {**leaves, "noise": noise, "num_samples": self.case.samples}
+        results, upstream = [reference.rsample(**sample)], [self.buffers.grad_z.double()]
+        if self.case.work in OF_NOISE:
+            _, log_q, log_p = reference.rsample_with_log_prob(**sample)
+            if self.case.work == "log_weights":
+                results.append((log_q - log_p).mean())
+            else:
+                results.append(math.log(self.case.samples) - (log_p - log_q).logsumexp(0).mean())
             upstream.append(torch.ones_like(results[1]))
             loss = results[1].item()
         if self.direction != BOTH:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +27,14 @@ INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 class Eager:
     """Written by hand: sample and KL of pytorch/examples (vae/main.py), Gaussian of diffusers and latent-diffusion."""
 
-    def sampling(self, mu: Tensor, logvar: Tensor) -> Tensor:
+    def sampling(self, mu: Tensor, logvar: Tensor, samples: int | None = None) -> Tensor:
         std = torch.exp(0.5 * logvar)
-        return mu + torch.randn_like(std) * std
+        return mu + self.noise(std, samples) * std
+
+    def noise(self, std: Tensor, samples: int | None) -> Tensor:
+        if samples is None:
+            return torch.randn_like(std)
+        return torch.randn(samples, *std.shape, dtype=std.dtype, device=std.device)
 
     def kl(self, mu: Tensor, logvar: Tensor) -> Tensor:
         return -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp()) / len(mu)
@@ -41,6 +48,13 @@ class Eager:
         log_q = -0.5 * (((z - mu) / std).pow(2) + logvar + LOG_2PI)
         log_p = -0.5 * (z.pow(2) + LOG_2PI)
         return torch.sum(log_q - log_p) / len(mu), z
+
+    def importance(self, mu: Tensor, logvar: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+        std = torch.exp(0.5 * logvar)
+        z = mu + self.noise(std, samples) * std
+        log_q = -0.5 * torch.sum(((z - mu) / std).pow(2) + logvar + LOG_2PI, -1)
+        log_p = -0.5 * torch.sum(z.pow(2) + LOG_2PI, -1)
+        return -torch.mean(torch.logsumexp(log_p - log_q, 0) - math.log(samples)), z
 
     def likelihood(
         self, x: Tensor, recon: Tensor, recon_logvar: Tensor | None = None, likelihood: str = "gaussian"
@@ -70,8 +84,8 @@ class Eager:
 class Distributions(Eager):
     """torch.distributions with its default argument checks."""
 
-    def sampling(self, mu: Tensor, logvar: Tensor) -> Tensor:
-        return Normal(mu, torch.exp(0.5 * logvar)).rsample()
+    def sampling(self, mu: Tensor, logvar: Tensor, samples: int | None = None) -> Tensor:
+        return Normal(mu, torch.exp(0.5 * logvar)).rsample(() if samples is None else (samples,))
 
     def kl(self, mu: Tensor, logvar: Tensor) -> Tensor:
         return kl_divergence(Normal(mu, torch.exp(0.5 * logvar)), Normal(0.0, 1.0)).sum() / len(mu)
@@ -84,6 +98,12 @@ class Distributions(Eager):
         posterior = Normal(mu, torch.exp(0.5 * logvar))
         z = posterior.rsample()
         return (posterior.log_prob(z) - Normal(0.0, 1.0).log_prob(z)).sum() / len(mu), z
+
+    def importance(self, mu: Tensor, logvar: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+        posterior = Normal(mu, torch.exp(0.5 * logvar))
+        z = posterior.rsample((samples,))
+        log_weights = (Normal(0.0, 1.0).log_prob(z) - posterior.log_prob(z)).sum(-1)
+        return -(log_weights.logsumexp(0) - math.log(samples)).mean(), z
 
     def likelihood(
         self, x: Tensor, recon: Tensor, recon_logvar: Tensor | None = None, likelihood: str = "gaussian"
@@ -106,8 +126,8 @@ class GaussianNLLLoss(Eager):
 class Ours:
     """elbo_ext, as README says to use it."""
 
-    def sampling(self, mu: Tensor, logvar: Tensor) -> Tensor:
-        return elbo_ext.rsample(mu, logvar)
+    def sampling(self, mu: Tensor, logvar: Tensor, samples: int | None = None) -> Tensor:
+        return elbo_ext.rsample(mu, logvar, num_samples=samples)
 
     def kl(self, mu: Tensor, logvar: Tensor) -> Tensor:
         return elbo_ext.gaussian_kl(mu, logvar, reduction="mean")
@@ -115,6 +135,10 @@ class Ours:
     def log_weights(self, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
         z, log_q, log_p = elbo_ext.rsample_with_log_prob(mu, logvar)
         return (log_q - log_p).mean(), z
+
+    def importance(self, mu: Tensor, logvar: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+        z, log_q, log_p = elbo_ext.rsample_with_log_prob(mu, logvar, num_samples=samples)
+        return -elbo_ext.bounds.iwae_bound(log_p - log_q, reduction="mean"), z
 
     def likelihood(
         self, x: Tensor, recon: Tensor, recon_logvar: Tensor | None = None, likelihood: str = "gaussian"
@@ -173,6 +197,8 @@ def prepare(contender: str, case: Case, direction: str) -> Callable[[Buffers], R
     if contender.endswith("-compiled"):
         function = torch.compile(function, fullgraph=True, dynamic=False)
     options = {"likelihood": "bernoulli"} if case.bernoulli else {}
+    if case.samples is not None:
+        options["samples"] = case.samples
     single = len(RESULTS[case.work]) == 1
 
     def bind(buffers: Buffers) -> Run:
@@ -197,7 +223,8 @@ def _copy(case: Case, direction: str, buffers: Buffers) -> Run:
     """The limit: as many arrays of each shape read, and as many written to fresh memory, as the work cannot do without.
 
     Where an array is read for each one written, that is a copy; a second array to read makes it a sum of two; what is
-    left to read goes into a maximum. All as integers of the elements' size, so that a sum costs no more than a copy.
+    left to read goes into a maximum, and where nothing of its shape is read an array is filled with a number. All as
+    integers of the elements' size, so that a sum costs no more than a copy.
     """
     integers: dict[tuple[int, ...], list[Tensor]] = {}
     for t in [
@@ -205,12 +232,15 @@ def _copy(case: Case, direction: str, buffers: Buffers) -> Run:
         *([buffers.grad_z] if direction != FORWARD and buffers.grad_z is not None else []),
     ]:
         integers.setdefault(tuple(t.shape), []).append(t.detach().view(INTEGERS[t.element_size()]))
-    parts: list[tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = []
+    first = next(iter(buffers.operands.values()))
+    fill = partial(torch.full, dtype=INTEGERS[first.element_size()], device=first.device)
+    parts: list[tuple[Callable[..., Tensor], tuple[Any, ...]]] = []
     for shape, (_, written) in traffic(case, direction).counts().items():
-        arrays = integers[shape]
+        arrays = integers.get(shape, [])
         surplus = arrays[written:]
         for array in arrays[:written]:
             parts.append((torch.add, (array, surplus.pop())) if surplus else (torch.clone, (array,)))
         parts += [(torch.amax, (array,)) for array in surplus]
+        parts += [(fill, (shape, 1))] * (written - len(arrays))
 
     return lambda: [function(*arrays) for function, arrays in parts]

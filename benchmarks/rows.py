@@ -40,6 +40,8 @@ class Row:
     elements: int
     array_bytes: int
     threads: int
+    samples: int | None = None
+    """Of z, K; None if z has no axis of samples."""
     median_us: float | None = None
     p20_us: float | None = None
     p80_us: float | None = None
@@ -77,6 +79,7 @@ class Row:
             self.variance,
             self.data,
             self.latent,
+            self.samples,
             self.device,
             self.threads,
         )

@@ -95,6 +95,7 @@ def _measure(
             variance=case.variance,
             data=_text(case.data),
             latent=_text(case.latent),
+            samples=case.samples,
             elements=case.elements,
             array_bytes=case.array_bytes,
             threads=group.threads,

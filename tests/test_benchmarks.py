@@ -11,7 +11,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -42,8 +42,13 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def small_cases() -> list[Case]:
-    """One case for each work, variance and dtype. log_weights in float32: rounding z loses the noise that it came from."""
-    found = [Case("small", "log_weights", latent=(64, 33))]
+    """One case for each work, variance and dtype, with several samples where there may be. What is of ln q in float32:
+    rounding z loses the noise that it came from."""
+    found = [
+        Case("small", "log_weights", latent=(64, 33)),
+        Case("small", "importance", latent=(64, 33), samples=5),
+        Case("small", "sampling", latent=(64, 33), samples=5),
+    ]
     for dtype in DTYPES:
         found += [
             Case("small", "sampling", latent=(64, 33), dtype=dtype),
@@ -56,7 +61,8 @@ def small_cases() -> list[Case]:
 
 
 def name_of(case: Case) -> str:
-    return "-".join(filter(None, (case.work, case.variance, str(case.dtype)[6:])))
+    samples = None if case.samples is None else f"{case.samples}-samples"
+    return "-".join(filter(None, (case.work, samples, case.variance, str(case.dtype)[6:])))
 
 
 @pytest.mark.parametrize("direction", [FORWARD, BOTH])
@@ -83,8 +89,11 @@ def test_every_work_direction_variance_and_dtype_is_in_the_table():
     assert {case.variance for case in table if case.work == "step"} == set(VARIANCES)
     assert {case.dtype for case in table} == set(DTYPES)
     assert len({case.name for case in table}) == len(table)
-    kinds = {(case.work, case.variance, case.dtype) for case in small_cases()}
-    assert {(case.work, case.variance, case.dtype) for case in table} <= kinds
+
+    def kinds(some: Sequence[Case]) -> set:
+        return {(case.work, case.variance, case.dtype, case.samples is None) for case in some}
+
+    assert kinds(table) <= kinds(small_cases())
     assert set(cases.QUICK) | set(cases.OVER_THREADS) <= {case.name for case in table}
     sampled = [case.elements for case in table if case.work == "sampling"]
     assert min(sampled) == 2560 and max(sampled) == 1 << 24
@@ -123,6 +132,23 @@ def one_sigma_off(buffers: cases.Buffers) -> torch.Tensor:
 )
 def test_the_check_notices_other_numbers(change, what):
     case = Case("small", "step", (16, 300), (16, 65), "per-element")
+    doctored(case, BOTH, lambda results, buffers: None)
+    with pytest.raises(BenchmarkError, match=f"ours computes something else .* its {what}"):
+        doctored(case, BOTH, change)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda results, buffers: results[0].sub_(math.log(5)), "loss"),  # the sum of the weights for their mean
+        (lambda results, buffers: results[0].neg_(), "loss"),
+        (lambda results, buffers: results[1].copy_(results[1].flip(0)), "gradient of"),  # weights of other samples
+        (lambda results, buffers: buffers.operands["mu"].grad.sub_(buffers.grad_z.sum(0)), "gradient of mu"),
+        (lambda results, buffers: results[1].copy_(results[1][:1].expand_as(results[1])), "loss"),
+    ],
+)
+def test_the_check_notices_another_bound(change, what):
+    case = Case("small", "importance", latent=(16, 65), samples=5)
     doctored(case, BOTH, lambda results, buffers: None)
     with pytest.raises(BenchmarkError, match=f"ours computes something else .* its {what}"):
         doctored(case, BOTH, change)
@@ -188,6 +214,10 @@ N, L = 2 * 16, 2 * 4
         (Case("c", "likelihood", (2, 16), variance="per-element"), FORWARD, 3 * N),
         (Case("c", "sampling", latent=(2, 4)), BOTH, 3 * L + 3 * L),
         (Case("c", "sampling", latent=(2, 4)), FORWARD, 3 * L),
+        (Case("c", "sampling", latent=(2, 4), samples=3), BOTH, 2 * L + 3 * L + 3 * L + 2 * L),
+        (Case("c", "sampling", latent=(2, 4), samples=3), FORWARD, 2 * L + 3 * L),
+        (Case("c", "importance", latent=(2, 4), samples=3), BOTH, 2 * L + 3 * L + 3 * L + 2 * L),
+        (Case("c", "importance", latent=(2, 4), samples=3), FORWARD, 2 * L + 3 * L),
         (Case("c", "kl", latent=(2, 4)), BOTH, 4 * L),
         (Case("c", "kl", latent=(2, 4)), FORWARD, 2 * L),
     ],
