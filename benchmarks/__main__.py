@@ -33,7 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
         "the same bytes; print tables; write results.json, results.csv, summary.md and figures. benchmarks/NOTES.md "
         "explains the method.",
         epilog="exit codes: 0 all is well; 1 --compare found something slower; 2 an option, a file or the device "
-        "cannot be used, or a contender computes something else than the reference (one sentence says what).",
+        "cannot be used, or a contender computes something else than the reference (one sentence says what); 130 Ctrl-C, "
+        "after which the cases that were done are written.",
     )
     parser.add_argument("--quick", action="store_true", help="a few cases, forward + backward, about a minute")
     parser.add_argument(
@@ -171,10 +172,16 @@ def _measure(options: argparse.Namespace) -> None:
     torch.manual_seed(0)
     measured: list[rows.Row] = []
     total = sum(len(group.contenders) for group in groups)
+    interrupted = False
     with tqdm.tqdm(total=total, unit="row", dynamic_ncols=True, mininterval=0.5) as bar:
-        for row in suite.run(groups, device, machine, seconds, bar.set_description_str):
-            measured.append(row)
-            bar.update()
+        try:
+            for row in suite.run(groups, device, machine, seconds, bar.set_description_str):
+                measured.append(row)
+                bar.update()
+        except KeyboardInterrupt:  # the groups before it are as good as ever
+            if not measured:
+                raise
+            interrupted = True
         bar.set_description_str("measured")
 
     summary = _summary(measured, title)
@@ -188,6 +195,8 @@ def _measure(options: argparse.Namespace) -> None:
     figures = plots.all(measured, title)
     _write(folder, figures)
     print(f"\nWrote {', '.join([*files, *figures])} to {options.out}.")
+    if interrupted:
+        raise KeyboardInterrupt(f"{len(measured)} of {total} rows were")
 
 
 def _summary(measured: list[rows.Row], title: str) -> str:
@@ -217,8 +226,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BenchmarkError as error:
         print(f"benchmarks: error: {error}.", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("benchmarks: interrupted, nothing was written.", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"benchmarks: interrupted, {str(interrupt) or 'nothing was'} written.", file=sys.stderr)
         return 130
     return 0
 

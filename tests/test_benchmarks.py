@@ -650,6 +650,22 @@ def test_a_folder_that_cannot_be_written(tmp_path, capsys):
     assert "cannot be written" in printed.err and printed.out == ""
 
 
+@pytest.mark.parametrize("done", [0, 2])
+def test_what_was_measured_before_an_interrupt_is_written(tmp_path, monkeypatch, capsys, done):
+    def run(groups, *arguments):
+        yield from [row(), row("eager", 900.0)][:done]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(suite, "run", run)
+    out = tmp_path / "out"
+    assert main(["--cases", "kl-2560", "--contenders", "ours,eager", "--out", str(out)]) == 130
+    said = "4 rows were written" if done else "interrupted, nothing was written"
+    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert (out / "results.json").exists() == bool(done)
+    if done:
+        assert [r.contender for r in rows.read_json(str(out / "results.json"))] == ["ours", "eager"]
+
+
 def test_a_compiler_that_fails_is_noted(monkeypatch):
     """The row stays and says why."""
 
