@@ -500,6 +500,30 @@ GAUSSIAN = [
         )
         for reduction in ("none", "mean")
     ),
+    *(
+        _gaussian(
+            f"scale-of-{name}-{reduction}",
+            lambda m, shape=shape, own=own, reduction=reduction: dict(
+                x=m.normal(*shape[-2:]), mean=m.normal(*shape), logvar=m.scale("logvar", *own), reduction=reduction
+            ),
+            "one scale for each run of elements, or for each element of a part that repeats, as x does",
+        )
+        for name, shape, own in (
+            ("example", (40, 128), (40, 1)),
+            ("channel", (5, 6, 128), (6, 1)),
+            ("sample", (9, 4, 24), (9, 1, 1)),
+            ("element", (9, 4, 24), (4, 24)),
+            ("pixel", (50, 4, 24), (24,)),
+        )
+        for reduction in REDUCTIONS
+    ),
+    _gaussian(
+        "scale-of-two-channels",
+        lambda m: dict(
+            x=m.normal(4200, 2, 64), mean=m.normal(4200, 2, 64), logvar=m.scale("logvar", 2, 1), reduction="mean"
+        ),
+        "few sums of very many rows",
+    ),
     # -- empty, 0-dim, 1-dim
     _gaussian(
         "empty-batch",
@@ -748,6 +772,11 @@ RSAMPLE = [
         for k in (0, 1, 2, 3)
     ),
     _rsample(
+        "num_samples-many",
+        lambda m: dict(mu=m.normal(4, 8), std=m.scale("std", 4, 1), num_samples=300),
+        "many samples of few elements",
+    ),
+    _rsample(
         "scale-larger",
         lambda m: dict(mu=m.normal(7), std=m.scale("std", 4, 7)),
         "mu is broadcast, its gradient summed",
@@ -847,6 +876,27 @@ RSAMPLE_KL = [
         "mu-scalar",
         lambda m: dict(mu=m.normal(), std=m.scale("std", 4, 90), prior_mu=m.normal(90), prior_std=m.scale("std")),
         "one mean for all",
+    ),
+    _rsample_kl(
+        "num_samples-many",
+        lambda m: dict(
+            mu=m.normal(4, 8),
+            logvar=m.scale("logvar", 8),
+            prior_mu=m.normal(4, 8),
+            prior_logvar=m.scale("logvar"),
+            num_samples=300,
+        ),
+        "the gradients of many samples add up to that of one KL",
+    ),
+    *(
+        _rsample_kl(
+            f"scale-of-{name}",
+            lambda m, own=own, prior=prior: dict(
+                mu=m.normal(40, 32), std=m.scale("std", *own), prior_mu=m.normal(32), prior_std=m.scale("std", *prior)
+            ),
+            "scales of an example, and of a part that repeats",
+        )
+        for name, own, prior in (("example", (40, 1), (32,)), ("element", (32,), (40, 1)))
     ),
     *(
         _rsample_kl(
@@ -992,6 +1042,25 @@ LOG_PROB = [
         )
         for dims in range(4)
         for k in (None, 1, 3)
+    ),
+    *(
+        _log_prob(
+            f"num_samples-many-{gradient}",
+            lambda m, gradient=gradient: dict(
+                mu=m.normal(4, 8),
+                logvar=m.scale("logvar", 4, 8),
+                prior_mu=m.normal(8),
+                num_samples=300,
+                gradient=gradient,
+            ),
+            "many samples of few elements",
+        )
+        for gradient in LOG_PROB_GRADIENTS
+    ),
+    _log_prob(
+        "num_samples-rows",
+        lambda m: dict(mu=m.normal(30, 64), std=m.scale("std", 30, 1), prior_std=m.scale("std", 30, 1), num_samples=4),
+        "a scale for each example, an upstream gradient for each sample of it",
     ),
     _log_prob(
         "prior-larger",

@@ -26,7 +26,7 @@ struct Gather {
 
 // Evaluate::add(params, offsets, sums) adds the contribution of one element; Evaluate::Params has a Gather named `gather`.
 template <class Evaluate>
-__global__ void __launch_bounds__(kThreads) gather_kernel(const __grid_constant__ typename Evaluate::Params p) {
+__global__ void __launch_bounds__(kThreads, 2) gather_kernel(const __grid_constant__ typename Evaluate::Params p) {
   constexpr int kSlots = Evaluate::kSlots, kSums = Evaluate::kSums;
   const auto& g = p.gather;
   const int out_threads = g.out_threads, sum_threads = kThreads / out_threads;
@@ -90,7 +90,7 @@ struct GatherDimension {
 
 // Lays the dimensions out, and shares the work. Returns the number of blocks: columns for the outputs, rows for splits.
 template <int kSlots, int kSums>
-dim3 share_out(Gather<kSlots, kSums>& gather, std::vector<GatherDimension<kSlots>> dims, bool may_split, int device) {
+dim3 share_out(Gather<kSlots, kSums>& gather, std::vector<GatherDimension<kSlots>> dims, int device) {
   gather.outputs_adjacent = !dims.empty() && dims.back().kept();
   std::stable_partition(dims.begin(), dims.end(), [](const auto& dim) { return dim.kept(); });
   gather.kept = static_cast<int>(std::count_if(dims.begin(), dims.end(), [](const auto& dim) { return dim.kept(); }));
@@ -109,7 +109,7 @@ dim3 share_out(Gather<kSlots, kSums>& gather, std::vector<GatherDimension<kSlots
   gather.out_threads = kThreads / sum_threads;
   const int64_t columns = divide_up(gather.outputs, gather.out_threads);
   // With few outputs, several blocks share the contributors, so that the device is full; each takes eight or more.
-  const int64_t wanted = may_split ? divide_up(8 * multiprocessors(device), columns) : 1;
+  const int64_t wanted = divide_up(8 * multiprocessors(device), columns);
   const int64_t splits = std::clamp<int64_t>(gather.contributors / (8 * sum_threads), 1, std::min<int64_t>(wanted, 65535));
   gather.per_split = std::max<int64_t>(divide_up(gather.contributors, splits), 1);
   return dim3(static_cast<unsigned>(columns),
@@ -117,21 +117,15 @@ dim3 share_out(Gather<kSlots, kSums>& gather, std::vector<GatherDimension<kSlots
 }
 
 // Sums an array of doubles, slot 0, into `out`, slot 1.
-inline const char* fold(const double* from, const Array& out, std::vector<GatherDimension<2>> dims, const CudaCall& call) {
-  Fold::Params params;
-  params.gather.layout.array[0].data = reinterpret_cast<char*>(const_cast<double*>(from));
-  params.gather.out[0] = out;
-  const dim3 blocks = share_out(params.gather, std::move(dims), /*may_split=*/false, call.device);
-  return launch(gather_kernel<Fold>, blocks, kThreads, params, call);
-}
+const char* fold(const double* from, const Array& out, std::vector<GatherDimension<2>> dims, const CudaCall& call);
 
-// Launches a gather whose layout has its arrays, and adds up its splits.
+// Launches a gather whose layout has its arrays, and adds up its splits: by a gather again, of an eighth at most.
 template <class Evaluate>
 const char* gather(typename Evaluate::Params& params, std::vector<GatherDimension<Evaluate::kSlots>> dims,
                    const CudaCall& call) {
   constexpr int kSlots = Evaluate::kSlots, kSums = Evaluate::kSums;
   Gather<kSlots, kSums>& plan = params.gather;
-  const dim3 blocks = share_out(plan, dims, /*may_split=*/true, call.device);
+  const dim3 blocks = share_out(plan, dims, call.device);
   const int64_t splits = blocks.y;
   if (splits > 1)
     plan.partial = static_cast<double*>(call.allocate(call.owner, kSums * splits * plan.outputs * sizeof(double)));
@@ -148,6 +142,13 @@ const char* gather(typename Evaluate::Params& params, std::vector<GatherDimensio
     if (plan.out[k].data != nullptr)
       if (const char* error = fold(plan.partial + k * splits * plan.outputs, plan.out[k], of_partial, call)) return error;
   return nullptr;
+}
+
+inline const char* fold(const double* from, const Array& out, std::vector<GatherDimension<2>> dims, const CudaCall& call) {
+  Fold::Params params;
+  params.gather.layout.array[0].data = reinterpret_cast<char*>(const_cast<double*>(from));
+  params.gather.out[0] = out;
+  return gather<Fold>(params, std::move(dims), call);
 }
 
 // The sums of a kernel that come one for each unit: straight into their tensor where that has one element for each unit,
@@ -222,11 +223,12 @@ inline bool same_strides(const Dimensions& space, const View& a, const View& b) 
   return true;
 }
 
-// Gathers those of the gradients that `sinks` lists. `view` has the tensors that Evaluate reads, and room for one more.
+// Gathers those of the gradients that `sinks` lists. `view` has the tensors that Evaluate reads, and room for one more;
+// `repeated` are dimensions in front of those of the space, along which no gradient has elements.
 template <class Evaluate, int kSinks>
 const char* gather_sinks(const typename Evaluate::Params& common, const View* (&view)[Evaluate::kSlots],
                          const GradientSink (&gradient)[kSinks], const Dimensions& dims, std::vector<int> sinks,
-                         const CudaCall& call) {
+                         const CudaCall& call, const std::vector<GatherDimension<Evaluate::kSlots>>& repeated = {}) {
   constexpr int kSink = Evaluate::kSlots - 1;
   while (!sinks.empty()) {
     typename Evaluate::Params params = common;
@@ -235,7 +237,9 @@ const char* gather_sinks(const typename Evaluate::Params& common, const View* (&
     for (int k : sinks)
       if (same_strides(dims, gradient[k], *view[kSink])) params.gather.out[k] = array_of(gradient[k]);
     std::erase_if(sinks, [&](int k) { return params.gather.out[k].data != nullptr; });
-    if (const char* error = gather<Evaluate>(params, gather_dimensions(dims, view), call)) return error;
+    auto all = gather_dimensions(dims, view);
+    all.insert(all.begin(), repeated.begin(), repeated.end());
+    if (const char* error = gather<Evaluate>(params, std::move(all), call)) return error;
   }
   return nullptr;
 }

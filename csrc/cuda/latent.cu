@@ -25,9 +25,10 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) forward_kernel(const
   const LatentCommon& c = p.common;
   const int form = within<forms>(c.form), prior_form = within<forms>(c.prior_form);
   const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
-  const Inputs<R, kForwardSlots, kDense> inputs(c, p.layout);
+  Inputs<R, kForwardSlots, kDense> inputs(c, p.layout);
   double sum[1] = {};
   for_each_unit<1u>(p.units, p.kl, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
+    inputs.enter_unit(p.layout, first);
     for (int64_t n = (first / kGroup<R> + lane) * kGroup<R>; n < end; n += lanes * kGroup<R>) {
       const unsigned mask = Reader::members(n, first, end);
       T in[kMaxInputs];
@@ -78,14 +79,17 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) backward_kernel(
   const int form = within<forms>(c.form), prior_form = within<forms>(c.prior_form);
   const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
   const bool upstream_each = !kDense && p.layout.place[kUpstream] > kOne;
-  const R upstream = static_cast<R>(p.layout.place[kUpstream] == kOne
+  R upstream = static_cast<R>(p.layout.place[kUpstream] == kOne
                                         ? read<double>(p.layout.array[kUpstream], 0) * c.upstream_factor
                                     : upstream_each ? c.upstream_factor
                                                     : c.upstream_constant);
   const R grad_z_of_all = of_all<R>(p.layout, kGradZ, 0.0);
-  const Inputs<R, kUpstream + 1, kDense> inputs(c, p.layout);
+  Inputs<R, kUpstream + 1, kDense> inputs(c, p.layout);
   double sum[kMaxInputs] = {};
   for_each_unit<kAllSums>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
+    inputs.enter_unit(p.layout, first);
+    if (kDense && p.layout.place[kUpstream] == kOfUnit)
+      upstream = static_cast<R>(of_unit<double>(p.layout, kUpstream, first) * c.upstream_factor);
     for (int64_t n = (first / kGroup<R> + lane) * kGroup<R>; n < end; n += lanes * kGroup<R>) {
       const unsigned mask = Reader::members(n, first, end);
       T in[kMaxInputs];
@@ -152,7 +156,7 @@ struct GatherLatent {
     ELBO_UNROLL
     for (int k = 0; k < kMaxInputs; ++k)
       x[k] = array[k].data == nullptr ? static_cast<R>(c.constant[k]) : read<R>(array[k], offset[k]);
-    if (c.with_kl) {
+    if (c.with_kl && offset[kNumber] < c.elements) {  // once for all samples
       GaussianKL<R>::gradient(GaussianKL<R>::share(x, c.form, c.prior_form), x, d);
       const R upstream = static_cast<R>(array[kUpstream].data == nullptr
                                             ? c.upstream_constant
@@ -161,15 +165,11 @@ struct GatherLatent {
       for (int k = 0; k < kMaxInputs; ++k) d[k] *= upstream;
     }
     if (c.with_samples) {
-      double sum_g = 0.0, sum_g_eps = 0.0;
-      for (int64_t sample = 0; sample < c.samples; ++sample) {
-        const R g = read<R>(array[kGradZ], sample * c.grad_z_step + offset[kGradZ]);
-        const R eps = c.seed == nullptr ? read<R>(array[kNoise], sample * c.noise_step + offset[kNoise])
-                                        : normal<R>(__ldg(c.seed), sample * c.elements + offset[kNumber]);
-        sum_g += static_cast<double>(g);
-        sum_g_eps += static_cast<double>(g * eps);
-      }
-      add_samples(c.form, x[kScale], static_cast<R>(sum_g), static_cast<R>(sum_g_eps), d);
+      const R g = read<R>(array[kGradZ], offset[kGradZ]);
+      R eps = R(0);
+      if (p.gather.out[kScale].data != nullptr)
+        eps = c.seed == nullptr ? read<R>(array[kNoise], offset[kNoise]) : normal<R>(__ldg(c.seed), offset[kNumber]);
+      add_samples(c.form, x[kScale], g, g * eps, d);
     }
     ELBO_UNROLL
     for (int k = 0; k < kMaxInputs; ++k) sum[k] += static_cast<double>(d[k]);
@@ -187,11 +187,14 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
   const Dimensions dims(p.space);
   // Rows matter only where their sums are asked for.
   const bool by_row = with_kl && p.kl.row != nullptr;
-  const int64_t cols = by_row ? p.space.cols : p.space.elements(), rows = by_row ? p.space.rows : 1;
+  const View* const operands[] = {&p.input[0], &p.input[1], &p.input[2], &p.input[3]};
+  const int64_t elements = p.space.elements();
+  const int64_t cols = by_row ? p.space.cols : cut_rows(elements, dims, operands, /*many_sums=*/false);
+  const int64_t rows = by_row ? p.space.rows : cols == 0 ? 1 : elements / cols;
   const Spread work = spread(rows, cols, by_row, kGroup<R>, call.device);
   params.units = work.units;
 
-  LayoutBuilder<kForwardSlots> layout(params.layout, dims, kGroup<R>, p.compute_double);
+  LayoutBuilder<kForwardSlots> layout(params.layout, dims, cols, kGroup<R>, p.compute_double);
   for (int k = 0; k < kMaxInputs; ++k) layout.set(k, p.input[k]);
   layout.set(kNoise, p.noise, /*written=*/false, p.noise_sample_stride);
   layout.set(kZ, p.z, /*written=*/true, p.z_sample_stride);
@@ -221,8 +224,9 @@ const char* run_backward(const LatentProblem& p, const CudaCall& call) {
   common.upstream_constant = p.upstream_kl.constant;
   common.upstream_factor = p.upstream_kl.factor;
   common.scale_needed = p.gradient[kScale].wanted();
-  return run_backward<R, GatherLatent<R>>(common, p, {&p.upstream_kl}, {0}, call, [&](bool dense, const auto& layout) {
-    return choose_kernel<R>(dense && layout.place[kUpstream] <= kOne, p, [](auto dense, auto forms) {
+  const Upstreams<1> upstream{{&p.upstream_kl}, {0}};
+  return run_backward<R, GatherLatent<R>>(common, p, upstream, call, [&](bool dense) {
+    return choose_kernel<R>(dense, p, [](auto dense, auto forms) {
       return backward_kernel<R, decltype(dense)::value, decltype(forms)::value>;
     });
   });

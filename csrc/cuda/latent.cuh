@@ -40,6 +40,14 @@ __device__ __forceinline__ void whole_group(uint64_t seed, uint64_t index, R (&o
   box_muller<R>(upper ? word[2] : word[0], upper ? word[3] : word[1], out[0], out[1]);
 }
 
+// One normal: half of a pair.
+template <class R>
+__device__ __forceinline__ R normal(uint64_t seed, int64_t number) {
+  R pair[2];
+  whole_group(seed, static_cast<uint64_t>(number) / 2, pair);
+  return number % 2 == 0 ? pair[0] : pair[1];
+}
+
 // Normals from number `first` on. Where that is no multiple of the group, as it may be for samples behind the first one,
 // they come from two groups.
 template <class R, int kRoom>
@@ -82,7 +90,10 @@ __device__ __forceinline__ void noise(const LatentCommon& p, const Layout<kSlots
   reader.finish(layout, kNoise, mask, eps, of_all<R>(layout, kNoise, 0.0));
 }
 
-// mu and the scale, and with the KL the prior's. Some are one number, for all groups.
+__host__ __device__ constexpr bool may_be_of_unit(int slot) { return slot == kScale || slot == kPriorScale; }
+
+// mu and the scale, and with the KL the prior's. Some are one number for all groups; for the kernels of dense tensors a
+// scale may be one number for each unit.
 template <class R, int kSlots, bool kDense>
 struct Inputs {
   R one[kMaxInputs];
@@ -90,6 +101,15 @@ struct Inputs {
   __device__ __forceinline__ Inputs(const LatentCommon& p, const Layout<kSlots>& layout) {
     ELBO_UNROLL
     for (int k = 0; k < kMaxInputs; ++k) one[k] = of_all<R>(layout, k, p.constant[k]);
+  }
+  // Behind this come the groups of the unit that begins with element `first`.
+  __device__ __forceinline__ void enter_unit(const Layout<kSlots>& layout, int64_t first) {
+    if constexpr (kDense) {
+      if (!layout.units_differ) return;
+      ELBO_UNROLL
+      for (int k = 0; k < kMaxInputs; ++k)
+        if (may_be_of_unit(k) && layout.place[k] == kOfUnit) one[k] = of_unit<R>(layout, k, first);
+    }
   }
   __device__ __forceinline__ void read(const Layout<kSlots>& layout, int64_t group, unsigned mask,
                                        Pack<R, kGroup<R>> (&in)[kMaxInputs]) const {
@@ -100,14 +120,6 @@ struct Inputs {
     for (int k = 0; k < kMaxInputs; ++k) reader[k].finish(layout, k, mask, in[k].x, one[k]);
   }
 };
-
-// One normal.
-template <class R>
-__device__ __forceinline__ R normal(int64_t seed, int64_t number) {
-  R group[kGroup<R>];
-  normals(static_cast<uint64_t>(seed), number, group);
-  return group[0];
-}
 
 // ---- backward ----
 
@@ -161,8 +173,10 @@ LatentCommon common_of(const LatentProblem& p, bool with_kl) {
 // Whether the kernels for dense tensors serve: rows of whole groups, vectors everywhere, the noise from a seed.
 template <class R, int kSlots>
 bool is_dense(const Layout<kSlots>& layout, const LatentProblem& p, int64_t cols) {
-  const auto fits = [](Place place) { return place == kAbsent || place == kOne || place == kDense; };
-  return p.seed != nullptr && cols % kGroup<R> == 0 && std::all_of(layout.place, layout.place + kSlots, fits);
+  bool fits = p.seed != nullptr && cols % kGroup<R> == 0;
+  for (int slot = 0; slot < kSlots; ++slot)
+    fits = fits && is_dense(layout.place[slot]) && (layout.place[slot] != kOfUnit || may_be_of_unit(slot));
+  return fits;
 }
 
 // The kernel for dense tensors and a class of forms, or for anything: kernel_for(dense, forms) names it, given constants.
@@ -178,23 +192,29 @@ auto choose_kernel(bool dense, const LatentProblem& p, KernelFor&& kernel_for) {
   return kernel_for(std::false_type{}, std::integral_constant<Forms, Forms::kAny>{});
 }
 
-// Runs a backward kernel, and gathers behind it the gradients that it cannot make. `upstream` are the gradients of the
-// results behind z, and `step` the distances of their samples; kernel_of(dense, layout) chooses the kernel. `dense` says so
-// of everything but them. Evaluate reads what the kernel reads, and behind it the element's number.
-template <class R, class Evaluate, int kUpstreams, class Common, class KernelOf>
-const char* run_backward(const Common& common, const LatentProblem& p, const View* const (&upstream)[kUpstreams],
-                         const int64_t (&step)[kUpstreams], const CudaCall& call, KernelOf&& kernel_of) {
+// The gradients of the results behind z, and the distances of their samples.
+template <int kUpstreams>
+struct Upstreams {
+  const View* view[kUpstreams];
+  int64_t step[kUpstreams];
+};
+
+// Runs the backward kernel that kernel_of(dense) names. It makes the gradients but those that are to be gathered.
+template <class R, int kUpstreams, class Common, class KernelOf>
+const char* run_elements(const Common& common, const LatentProblem& p, const Dimensions& dims, const SinkPlan& sinks,
+                         const Upstreams<kUpstreams>& upstream, const CudaCall& call, KernelOf&& kernel_of) {
   BackwardParams<kUpstreams, Common> params{};
   params.common = common;
   params.noise_gradient_step = p.noise_gradient_sample_stride;
 
-  const Dimensions dims(p.space);
-  const SinkPlan sinks(dims, p.gradient, p.space.elements());
-  const int64_t cols = sinks.row(), rows = p.space.elements() / cols;
-  const Spread work = spread(rows, cols, !sinks.by_run().empty(), kGroup<R>, call.device);
+  const View* operands[kMaxInputs + kUpstreams] = {&p.input[0], &p.input[1], &p.input[2], &p.input[3]};
+  std::copy_n(upstream.view, kUpstreams, operands + kMaxInputs);
+  const bool by_row = !sinks.by_run().empty();
+  const int64_t cols = cut_rows(sinks.row(), dims, operands, by_row), rows = p.space.elements() / cols;
+  const Spread work = spread(rows, cols, by_row, kGroup<R>, call.device);
   params.units = work.units;
 
-  LayoutBuilder<kUpstream + kUpstreams> layout(params.layout, dims, kGroup<R>, p.compute_double);
+  LayoutBuilder<kUpstream + kUpstreams> layout(params.layout, dims, cols, kGroup<R>, p.compute_double);
   for (int k = 0; k < kMaxInputs; ++k) {
     layout.set(k, p.input[k]);
     if (p.gradient[k].wanted() && !p.gradient[k].summed) layout.set(kFirstSink + k, p.gradient[k], /*written=*/true);
@@ -202,8 +222,12 @@ const char* run_backward(const Common& common, const LatentProblem& p, const Vie
   layout.set(kNoise, p.noise, /*written=*/false, p.noise_sample_stride);
   layout.set(kGradZ, p.grad_z, /*written=*/false, p.grad_z_sample_stride);
   layout.set(kNoiseGradient, p.noise_gradient, /*written=*/true, p.noise_gradient_sample_stride);
-  const bool dense = is_dense<R>(params.layout, p, cols);
-  for (int k = 0; k < kUpstreams; ++k) layout.set(kUpstream + k, *upstream[k], /*written=*/false, step[k]);
+  bool dense = is_dense<R>(params.layout, p, cols);
+  for (int k = 0; k < kUpstreams; ++k) {
+    layout.set(kUpstream + k, *upstream.view[k], /*written=*/false, upstream.step[k]);
+    const Place place = params.layout.place[kUpstream + k];
+    dense = dense && (place <= kOne || place == kOfUnit);
+  }
 
   for (int k = 0; k < kMaxInputs; ++k)
     if (p.gradient[k].wanted() && p.gradient[k].summed && p.gradient[k].numel == 1)
@@ -213,11 +237,17 @@ const char* run_backward(const Common& common, const LatentProblem& p, const Vie
 
   const char* error = prepare_totals(params.sums, work.blocks, call);
   if (error == nullptr)
-    error = launch(kernel_of(dense, params.layout), dim3(static_cast<unsigned>(work.blocks)), kThreads, params, call);
-  if (error == nullptr) error = unit_sums.finish();
-  if (error != nullptr || sinks.gathered().empty()) return error;
+    error = launch(kernel_of(dense), dim3(static_cast<unsigned>(work.blocks)), kThreads, params, call);
+  return error == nullptr ? unit_sums.finish() : error;
+}
 
-  // The number of an element, which says its noise: a view that is there for its strides alone.
+inline bool of_samples(const LatentProblem& p) { return p.grad_z.present() || p.with_log_prob; }
+
+// Gathers gradients. Evaluate reads what the backward kernel reads, and behind it the number of the element among all
+// samples, which says its noise: of a view that is there for its strides alone.
+template <class Evaluate, int kUpstreams, class Common>
+const char* gather_gradients(const Common& common, const LatentProblem& p, const Dimensions& dims, std::vector<int> sinks,
+                             const Upstreams<kUpstreams>& upstream, const CudaCall& call) {
   char anything;
   View number = dense_view(&anything, DType::kFloat);
   int64_t stride = 1;
@@ -225,9 +255,44 @@ const char* run_backward(const Common& common, const LatentProblem& p, const Vie
   typename Evaluate::Params g{};
   g.common = common;
   const View* view[Evaluate::kSlots] = {&p.input[0], &p.input[1], &p.input[2], &p.input[3], &p.noise, &p.grad_z};
-  std::copy_n(upstream, kUpstreams, view + Evaluate::kUpstream);
-  view[Evaluate::kUpstream + kUpstreams] = &number;
-  return gather_sinks<Evaluate>(g, view, p.gradient, dims, sinks.gathered(), call);
+  std::copy_n(upstream.view, kUpstreams, view + Evaluate::kUpstream);
+  view[Evaluate::kNumber] = &number;
+
+  GatherDimension<Evaluate::kSlots> samples{p.samples, {}};
+  samples.stride[kNoise] = p.noise_sample_stride;
+  samples.stride[kGradZ] = p.grad_z_sample_stride;
+  std::copy_n(upstream.step, kUpstreams, samples.stride + Evaluate::kUpstream);
+  samples.stride[Evaluate::kNumber] = p.space.elements();
+
+  // The KL has no samples, and nothing but the KL has a gradient of its prior.
+  const auto of_kl = std::stable_partition(sinks.begin(), sinks.end(),
+                                           [&](int k) { return of_samples(p) && (k <= kScale || p.with_log_prob); });
+  const char* error = gather_sinks<Evaluate>(g, view, p.gradient, dims, {sinks.begin(), of_kl}, call, {samples});
+  if (error == nullptr) error = gather_sinks<Evaluate>(g, view, p.gradient, dims, {of_kl, sinks.end()}, call);
+  return error;
+}
+
+// With many samples of few elements, the backward kernel, in which one thread adds up all samples of an element, would
+// leave most of the device idle. A gather shares the samples out, but makes each normal by itself.
+constexpr int64_t kManySamples = 8;
+inline bool gathers_all(const LatentProblem& p, int64_t per_thread, int device) {
+  const bool few_elements = p.space.elements() / per_thread * kManySamples < multiprocessors(device) * 1024;
+  return of_samples(p) && p.samples >= kManySamples && few_elements && p.noise_gradient.data == nullptr;
+}
+
+template <class R, class Evaluate, int kUpstreams, class Common, class KernelOf>
+const char* run_backward(const Common& common, const LatentProblem& p, const Upstreams<kUpstreams>& upstream,
+                         const CudaCall& call, KernelOf&& kernel_of) {
+  const Dimensions dims(p.space);
+  if (gathers_all(p, kGroup<R>, call.device)) {
+    std::vector<int> all;
+    for (int k = 0; k < kMaxInputs; ++k)
+      if (p.gradient[k].wanted()) all.push_back(k);
+    return gather_gradients<Evaluate>(common, p, dims, std::move(all), upstream, call);
+  }
+  const SinkPlan sinks(dims, p.gradient, p.space.elements());
+  if (const char* error = run_elements<R>(common, p, dims, sinks, upstream, call, kernel_of)) return error;
+  return gather_gradients<Evaluate>(common, p, dims, sinks.gathered(), upstream, call);
 }
 
 }  // namespace

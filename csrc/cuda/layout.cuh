@@ -42,6 +42,8 @@ enum Place : uint8_t {
   kRun,     // a vector at an offset of its own
   kStep,    // a stride between the elements, possibly 0
   kEach,    // each element has an offset of its own
+  kRepeat,  // dense, and then again: a vector at element number modulo Layout::period
+  kOfUnit,  // one element stands for all of a unit of work (sums.cuh)
 };
 
 // Element numbers count through the dimensions, the last one fastest.
@@ -49,6 +51,8 @@ template <int kSlots>
 struct Layout {
   int dims = 0;
   unsigned dense = 0;  // bit k: in slot k, offset = element number
+  Divider period;  // of kRepeat
+  bool units_differ = false;  // there is a kOfUnit
   Divider size[kMaxLayoutDims];
   int64_t stride[kMaxLayoutDims][kSlots];
   Array array[kSlots];
@@ -65,6 +69,11 @@ struct Layout {
     return offset + number * stride[0][slot];
   }
 
+  // Of a group in a tensor that repeats; in others there is no period.
+  __device__ __forceinline__ int64_t repeated(int64_t number) const {
+    return period.size == 1 ? number : number - period.quotient(number) * period.size;
+  }
+
   // Adds to the offsets of all slots, over dimensions [low, high) alone.
   __device__ __forceinline__ void add_offsets(int64_t number, int low, int high, int64_t (&offset)[kSlots]) const {
     for (int dim = high - 1; dim >= low; --dim) {
@@ -76,6 +85,10 @@ struct Layout {
     }
   }
 };
+
+// Whether the kernels for dense tensors can read a tensor, and whether they then read it group by group.
+__host__ __device__ __forceinline__ bool is_each(Place place) { return place == kDense || place == kRepeat; }
+inline bool is_dense(Place place) { return place <= kOne || is_each(place) || place == kOfUnit; }
 
 template <int kGroup>
 constexpr unsigned kAllMembers = (1u << kGroup) - 1;
@@ -98,7 +111,13 @@ struct AnyGroup {
     const Place place = layout.place[slot];
     return place > kOne && mask != kAllMembers<kGroup> ? kEach : place;  // no access beyond the end
   }
-  static __device__ __forceinline__ bool is_vector(Place place) { return place == kDense || place == kRun; }
+  static __device__ __forceinline__ bool is_vector(Place place) {
+    return place == kDense || place == kRun || place == kRepeat;
+  }
+  static __device__ __forceinline__ int64_t vector_offset(const Layout<kSlots>& layout, int slot, int64_t group,
+                                                          Place place) {
+    return place == kRun ? layout.offset(slot, group) : place == kRepeat ? layout.repeated(group) : group;
+  }
 
   // `base` is added to all offsets: the beginning of a sample.
   __device__ __forceinline__ void begin(const Layout<kSlots>& layout, int slot, int64_t group, unsigned mask,
@@ -107,7 +126,7 @@ struct AnyGroup {
     if (place <= kOne) return;
     const Array& array = layout.array[slot];
     if (is_vector(place)) {
-      raw = load<R, kGroup>(array, base + (place == kDense ? group : layout.offset(slot, group)));
+      raw = load<R, kGroup>(array, base + vector_offset(layout, slot, group, place));
       return;
     }
     int64_t offset[kGroup];
@@ -133,7 +152,7 @@ struct AnyGroup {
     const Array& array = layout.array[slot];
     const Place place = place_of(layout, slot, mask);
     if (is_vector(place))
-      return store_vector<R, kGroup>(array, base + (place == kDense ? group : layout.offset(slot, group)), from);
+      return store_vector<R, kGroup>(array, base + vector_offset(layout, slot, group, place), from);
     R rest[kGroup];
     ELBO_UNROLL
     for (int i = 0; i < kGroup; ++i) rest[i] = from[i];
@@ -161,17 +180,20 @@ struct AnyGroup {
   }
 };
 
-// The same where it is known that each tensor is dense, one element, or absent, and that units are whole groups.
+// The same where units are whole groups and each tensor is_dense(): of those that have one element for a unit the caller
+// knows it.
 template <class R, int kGroup, int kSlots>
 struct DenseGroup {
   Raw<R, kGroup> raw;
 
   static __device__ __forceinline__ unsigned members(int64_t, int64_t, int64_t) { return kAllMembers<kGroup>; }
   __device__ __forceinline__ void begin(const Layout<kSlots>& layout, int slot, int64_t group, unsigned, int64_t base = 0) {
-    if (layout.place[slot] == kDense) raw = load<R, kGroup>(layout.array[slot], base + group);
+    const Place place = layout.place[slot];
+    if (is_each(place))
+      raw = load<R, kGroup>(layout.array[slot], base + (place == kRepeat ? layout.repeated(group) : group));
   }
   __device__ __forceinline__ void finish(const Layout<kSlots>& layout, int slot, unsigned, R* to, R of_all) const {
-    if (layout.place[slot] == kDense) return convert<R, kGroup>(raw, layout.array[slot].dtype, to);
+    if (is_each(layout.place[slot])) return convert<R, kGroup>(raw, layout.array[slot].dtype, to);
     ELBO_UNROLL
     for (int i = 0; i < kGroup; ++i) to[i] = of_all;
   }
@@ -180,6 +202,12 @@ struct DenseGroup {
     store_vector<R, kGroup>(layout.array[slot], base + group, from);
   }
 };
+
+// The number that a tensor of place kOfUnit has for the unit that begins with an element.
+template <class R, int kSlots>
+__device__ __forceinline__ R of_unit(const Layout<kSlots>& layout, int slot, int64_t first) {
+  return read<R>(layout.array[slot], layout.offset(slot, first));
+}
 
 // What stands for all elements of a tensor that is no larger than one element, or absent.
 template <class R, int kSlots>

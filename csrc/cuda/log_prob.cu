@@ -26,9 +26,10 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) log_prob_kernel(cons
   const LatentCommon& c = p.common;
   const int form = within<forms>(c.form), prior_form = within<forms>(c.prior_form);
   const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
-  const Inputs<R, kForwardSlots, kDense> inputs(c, p.layout);
+  Inputs<R, kForwardSlots, kDense> inputs(c, p.layout);
   double sum[kLogProbSums] = {};
   for_each_unit<kUsed>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
+    inputs.enter_unit(p.layout, first);
     for (int64_t n = (first / kGroup<R> + lane) * kGroup<R>; n < end; n += lanes * kGroup<R>) {
       const unsigned mask = Reader::members(n, first, end);
       T in[kMaxInputs], eps;
@@ -60,6 +61,33 @@ struct BackwardCommon : LatentCommon {
 };
 using LogProbBackwardParams = BackwardParams<2, BackwardCommon>;
 
+// The gradient of log q or log p: often one number for each example and sample.
+template <class R, bool kDense>
+class UpstreamOfSamples {
+ public:
+  using Params = Layout<kBackwardSlots>;
+  __device__ __forceinline__ UpstreamOfSamples(const Params& layout, int slot, int64_t first, int64_t step)
+      : slot_(slot), step_(step) {
+    if (kDense && layout.place[slot] == kOfUnit) at_ = layout.offset(slot, first);
+    else of_all_ = of_all<R>(layout, slot, 0.0);
+  }
+  __device__ __forceinline__ void read(const Params& layout, int64_t sample, int64_t group, unsigned mask,
+                                       Pack<R, kGroup<R>>& to) const {
+    if constexpr (kDense) {
+      to = Pack<R, kGroup<R>>(at_ < 0 ? of_all_ : elbo_ext::read<R>(layout.array[slot_], at_ + sample * step_));
+    } else {
+      AnyGroup<R, kGroup<R>, kBackwardSlots> reader;
+      reader.begin(layout, slot_, group, mask, sample * step_);
+      reader.finish(layout, slot_, mask, to.x, of_all_);
+    }
+  }
+
+ private:
+  int slot_;
+  int64_t step_, at_ = -1;  // where the first sample's stands, if there is one for each unit
+  R of_all_ = R(0);
+};
+
 template <class R, bool kDense, Forms forms>
 __global__ void __launch_bounds__(kThreads, 1) log_prob_backward_kernel(
     const __grid_constant__ LogProbBackwardParams p) {
@@ -68,11 +96,13 @@ __global__ void __launch_bounds__(kThreads, 1) log_prob_backward_kernel(
   const BackwardCommon& c = p.common;
   const int form = within<forms>(c.form), prior_form = within<forms>(c.prior_form);
   const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
-  const Inputs<R, kBackwardSlots, kDense> inputs(c, p.layout);
-  const R of_all_z = of_all<R>(p.layout, kGradZ, 0.0), of_all_q = of_all<R>(p.layout, kUpstreamQ, 0.0),
-          of_all_p = of_all<R>(p.layout, kUpstreamP, 0.0);
+  Inputs<R, kBackwardSlots, kDense> inputs(c, p.layout);
+  const R of_all_z = of_all<R>(p.layout, kGradZ, 0.0);
   double sum[kMaxInputs] = {};
   for_each_unit<kAllSums>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
+    inputs.enter_unit(p.layout, first);
+    const UpstreamOfSamples<R, kDense> upstream_q(p.layout, kUpstreamQ, first, c.upstream_q_step),
+        upstream_p(p.layout, kUpstreamP, first, c.upstream_p_step);
     for (int64_t n = (first / kGroup<R> + lane) * kGroup<R>; n < end; n += lanes * kGroup<R>) {
       const unsigned mask = Reader::members(n, first, end);
       T in[kMaxInputs];
@@ -82,15 +112,12 @@ __global__ void __launch_bounds__(kThreads, 1) log_prob_backward_kernel(
       double total[kMaxInputs][kGroup<R>] = {};  // over the samples, of which there may be many thousands
       for (int64_t sample = 0; sample < c.samples; ++sample) {
         Reader z_reader;
-        AnyGroup<R, kGroup<R>, kBackwardSlots> q_reader, p_reader;  // one number for each example: not dense
         z_reader.begin(p.layout, kGradZ, n, mask, sample * c.grad_z_step);
-        q_reader.begin(p.layout, kUpstreamQ, n, mask, sample * c.upstream_q_step);
-        p_reader.begin(p.layout, kUpstreamP, n, mask, sample * c.upstream_p_step);
         T eps, of_z, of_q, of_p;
+        upstream_q.read(p.layout, sample, n, mask, of_q);
+        upstream_p.read(p.layout, sample, n, mask, of_p);
         noise<kDense>(c, p.layout, seed, sample, n, mask, eps.x);
         z_reader.finish(p.layout, kGradZ, mask, of_z.x, of_all_z);
-        q_reader.finish(p.layout, kUpstreamQ, mask, of_q.x, of_all_q);
-        p_reader.finish(p.layout, kUpstreamP, mask, of_p.x, of_all_p);
         const SampleGradient<T> by(c.results, q, prior, in[kMu], in[kPriorMu], eps, of_z, of_q, of_p);
         ELBO_UNROLL
         for (int i = 0; i < kGroup<R>; ++i) {
@@ -127,23 +154,19 @@ struct GatherLogProb {
   static __device__ __forceinline__ void add(const Params& p, const int64_t (&offset)[kSlots], double (&sum)[kSums]) {
     const BackwardCommon& c = p.common;
     const auto& array = p.gather.layout.array;
-    const auto number = [&](int slot, int64_t base, double constant) {
-      return array[slot].data == nullptr ? static_cast<R>(constant) : read<R>(array[slot], base + offset[slot]);
+    const auto number = [&](int slot, double constant) {
+      return array[slot].data == nullptr ? static_cast<R>(constant) : read<R>(array[slot], offset[slot]);
     };
-    const R mu = number(kMu, 0, c.constant[kMu]), prior_mu = number(kPriorMu, 0, c.constant[kPriorMu]);
-    const Deviation<R> q = make_deviation(c.form, number(kScale, 0, c.constant[kScale]));
-    const Scale<R> prior = make_scale(c.prior_form, number(kPriorScale, 0, c.constant[kPriorScale]));
-    for (int64_t sample = 0; sample < c.samples; ++sample) {
-      const R eps = c.seed == nullptr ? number(kNoise, sample * c.noise_step, 0.0)
-                                      : normal<R>(__ldg(c.seed), sample * c.elements + offset[kNumber]);
-      const SampleGradient<R> by(c.results, q, prior, mu, prior_mu, eps, number(kGradZ, sample * c.grad_z_step, 0.0),
-                                 number(kUpstream, sample * c.upstream_q_step, 0.0),
-                                 number(kUpstream + 1, sample * c.upstream_p_step, 0.0));
-      sum[kMu] += static_cast<double>(by.mu);
-      sum[kScale] += static_cast<double>(by.scale);
-      sum[kPriorMu] += static_cast<double>(by.prior_mu);
-      sum[kPriorScale] += static_cast<double>(by.prior_scale);
-    }
+    const R mu = number(kMu, c.constant[kMu]), prior_mu = number(kPriorMu, c.constant[kPriorMu]);
+    const Deviation<R> q = make_deviation(c.form, number(kScale, c.constant[kScale]));
+    const Scale<R> prior = make_scale(c.prior_form, number(kPriorScale, c.constant[kPriorScale]));
+    const R eps = c.seed == nullptr ? number(kNoise, 0.0) : normal<R>(__ldg(c.seed), offset[kNumber]);
+    const SampleGradient<R> by(c.results, q, prior, mu, prior_mu, eps, number(kGradZ, 0.0), number(kUpstream, 0.0),
+                               number(kUpstream + 1, 0.0));
+    sum[kMu] += static_cast<double>(by.mu);
+    sum[kScale] += static_cast<double>(by.scale);
+    sum[kPriorMu] += static_cast<double>(by.prior_mu);
+    sum[kPriorScale] += static_cast<double>(by.prior_scale);
   }
 };
 
@@ -157,7 +180,7 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
   const Spread work = spread(p.space.rows, p.space.cols, /*by_row=*/true, kGroup<R>, call.device);
   params.units = work.units;
 
-  LayoutBuilder<kForwardSlots> layout(params.layout, dims, kGroup<R>, p.compute_double);
+  LayoutBuilder<kForwardSlots> layout(params.layout, dims, p.space.cols, kGroup<R>, p.compute_double);
   for (int k = 0; k < kMaxInputs; ++k) layout.set(k, p.input[k]);
   layout.set(kNoise, p.noise);
   layout.set(kZ, p.z, /*written=*/true);
@@ -181,13 +204,12 @@ const char* run_backward(const LatentProblem& p, const CudaCall& call) {
   common.grad_z_step = p.grad_z_sample_stride;
   common.upstream_q_step = p.upstream_q_sample_stride;
   common.upstream_p_step = p.upstream_p_sample_stride;
-  return run_backward<R, GatherLogProb<R>>(
-      common, p, {&p.upstream_q, &p.upstream_p}, {common.upstream_q_step, common.upstream_p_step}, call,
-      [&](bool dense, const auto&) {
-        return choose_kernel<R>(dense, p, [](auto dense, auto forms) {
-          return log_prob_backward_kernel<R, decltype(dense)::value, decltype(forms)::value>;
-        });
-      });
+  const Upstreams<2> upstream{{&p.upstream_q, &p.upstream_p}, {common.upstream_q_step, common.upstream_p_step}};
+  return run_backward<R, GatherLogProb<R>>(common, p, upstream, call, [&](bool dense) {
+    return choose_kernel<R>(dense, p, [](auto dense, auto forms) {
+      return log_prob_backward_kernel<R, decltype(dense)::value, decltype(forms)::value>;
+    });
+  });
 }
 
 }  // namespace

@@ -61,17 +61,27 @@ struct Dimensions {
     for (int dim = count - 1; dim >= 0 && stride(view, dim) == 0; --dim) length *= size[dim];
     return length;
   }
+  // After how many elements a view that is dense so far begins anew; 0: it is none of that kind.
+  int64_t period(const View& view) const {
+    int64_t length = 1;
+    int dim = count - 1;
+    for (; dim >= 0 && stride(view, dim) == length; --dim) length *= size[dim];
+    for (; dim >= 0; --dim)
+      if (stride(view, dim) != 0) return 0;
+    return length == 1 ? 0 : length;
+  }
 
  private:
   int rows_;
 };
 
-// Lays views out for a kernel that reads groups of `group` elements in the compute type.
+// Lays views out for a kernel that reads groups of `group` elements in the compute type and works on rows of `row`
+// elements.
 template <int kSlots>
 class LayoutBuilder {
  public:
-  LayoutBuilder(Layout<kSlots>& layout, const Dimensions& dims, int group, bool compute_double)
-      : layout_(layout), dims_(dims), group_(group), compute_double_(compute_double) {
+  LayoutBuilder(Layout<kSlots>& layout, const Dimensions& dims, int64_t row, int group, bool compute_double)
+      : layout_(layout), dims_(dims), row_(row), group_(group), compute_double_(compute_double) {
     layout.dims = dims.count;
     for (int dim = 0; dim < dims.count; ++dim) layout.size[dim] = Divider(std::max<int64_t>(dims.size[dim], 1));
     whole_groups_ = dims.count > 0 && dims.size[dims.count - 1] % group == 0;
@@ -95,6 +105,18 @@ class LayoutBuilder {
       layout_.dense |= 1u << slot;
       return vectors ? kDense : kEach;
     }
+    if (!written) {
+      if (row_ > 1 && dims_.run(view) % row_ == 0) {
+        layout_.units_differ = true;
+        return kOfUnit;
+      }
+      // One period for all: those of a call, of its samples say, are the same.
+      const int64_t period = dims_.period(view);
+      if (vectors && period > 1 && period % group_ == 0 && (layout_.period.size == 1 || layout_.period.size == period)) {
+        layout_.period = Divider(period);
+        return kRepeat;
+      }
+    }
     if (!whole_groups_ || too_wide) return kEach;
     const int64_t inner = dims_.stride(view, dims_.count - 1);
     if (inner != 1 || !vectors) return kStep;
@@ -105,6 +127,7 @@ class LayoutBuilder {
 
   Layout<kSlots>& layout_;
   const Dimensions& dims_;
+  int64_t row_;
   int group_;
   bool compute_double_, whole_groups_;
 };
@@ -177,6 +200,20 @@ class SinkPlan {
   int64_t row_;
   std::vector<int> by_run_, gathered_;
 };
+
+// Rows of at most `row` elements in which operands that change seldom, a scale for each channel say, have one element
+// each (Place kOfUnit). `many_sums`: sums of rows are kept, so that rows should not become short.
+template <int kOperands>
+int64_t cut_rows(int64_t row, const Dimensions& dims, const View* const (&operand)[kOperands], bool many_sums) {
+  constexpr int64_t kShortest = 16, kWholeGroups = 4;
+  const int64_t shortest = many_sums ? kShortestRun : kShortest;
+  for (const View* view : operand) {
+    if (view->data == nullptr) continue;
+    const int64_t run = dims.run(*view);
+    if (run >= shortest && run % kWholeGroups == 0) row = std::min(row, run);
+  }
+  return row;
+}
 
 // The memory of the total sums; `blocks` is that of the kernel.
 template <int kSums>

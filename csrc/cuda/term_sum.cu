@@ -53,9 +53,10 @@ __device__ __forceinline__ void finish(const TermParams& p, double (&sum)[kTermS
 template <int kInputs, bool kGradient, Forms forms>
 constexpr int kDenseBlocks = std::max(2, 4 - kGradient - (forms == Forms::kDirect) - (kInputs > 3));
 
-// The ordinary case, in which a kernel has to keep up with the memory: each operand is dense or one number, there is no
-// weight, and the upstream gradient is one number. The vectors of all operands are in flight at once; they are worked on
-// in parts of kPart elements, which bounds the registers that a thread needs.
+// The ordinary case, in which a kernel has to keep up with the memory: each operand is dense, also if it then repeats, or
+// one number; scales and the upstream gradient may be one number for each unit; there is no weight. The vectors of all
+// operands are in flight at once; they are worked on in parts of kPart elements, which bounds the registers that a thread
+// needs.
 template <template <class> class TermOf, class R, int V, bool kGradient, Forms forms>
 __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>::kInputs, kGradient, forms>) dense_kernel(
     const __grid_constant__ TermParams p) {
@@ -69,21 +70,28 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>::kInputs, kGr
   bool each[kInputs], share_each = false;
   ELBO_UNROLL
   for (int k = 0; k < kInputs; ++k) {
-    each[k] = p.layout.place[k] == kDense;
-    of_all[k] = T(each[k] ? R(0) : elbo_ext::of_all<R>(p.layout, k, p.constant[k]));
-    share_each = share_each || (each[k] && (Term::kSharedInputs >> k & 1));
+    each[k] = is_each(p.layout.place[k]);
+    of_all[k] = T(elbo_ext::of_all<R>(p.layout, k, p.constant[k]));
+    share_each = share_each || (p.layout.place[k] > kOne && (Term::kSharedInputs >> k & 1));
   }
-  // What depends on a uniform scale alone is computed once.
+  // What depends on uniform scales alone is computed once.
   const typename Term::Shared shared_by_all = Term::share(of_all, form, prior_form);
-  const T upstream(kGradient ? upstream_of_all<R>(p) : R(0));
+  T upstream(kGradient ? upstream_of_all<R>(p) : R(0));
 
   double sum[kTermSums] = {};
   for_each_unit<used>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
+    if (p.layout.units_differ) {
+      ELBO_UNROLL
+      for (int k = 0; k < kInputs; ++k)
+        if ((Term::kSharedInputs >> k & 1) && p.layout.place[k] == kOfUnit) of_all[k] = T(of_unit<R>(p.layout, k, first));
+      if (kGradient && p.layout.place[kUpstream] == kOfUnit)
+        upstream = T(static_cast<R>(of_unit<double>(p.layout, kUpstream, first) * p.upstream_factor));
+    }
     for (int64_t n = first + lane * V; n < end; n += lanes * V) {
       Raw<R, V> raw[kInputs];  // later the gradients
       ELBO_UNROLL
       for (int k = 0; k < kInputs; ++k)
-        if (each[k]) raw[k] = load<R, V>(p.layout.array[k], n);
+        if (each[k]) raw[k] = load<R, V>(p.layout.array[k], p.layout.place[k] == kRepeat ? p.layout.repeated(n) : n);
       R total = R(0), of_sink[kInputs] = {};
       const auto part = [&](auto at) {
         constexpr int kAt = decltype(at)::value;
@@ -221,30 +229,35 @@ struct GatherTerm {
 template <class R>
 constexpr int kGroup = sizeof(R) == 8 ? 2 : 4;  // of the general kernel: 16 bytes of the compute type
 
-// The width of the dense kernel's vectors: 16 bytes of what all operands are, or of the narrowest, and 0 if it does not
-// serve.
-int dense_width(const TermSumProblem& p, int64_t row, bool two_scales) {
-  const auto fits = [&](int width) {
-    const auto one_fits = [&](const View& view, bool written) {
-      if (view.data == nullptr) return true;
-      if (!written && view.rows_uniform && view.cols_uniform) return true;
-      return view.rows_dense && aligned(view.data, view.dtype, width);
-    };
-    for (int k = 0; k < kMaxInputs; ++k)
-      if (!one_fits(p.input[k], false) || (!p.gradient[k].summed && !one_fits(p.gradient[k], true))) return false;
-    return row % width == 0;
+// Lays the tensors out, and returns the width of the dense kernel's vectors: 16 bytes of what all operands are, or of the
+// narrowest; 0 if it does not serve.
+template <template <class> class TermOf, class R>
+int lay_out(Layout<kTermSlots>& layout, const TermSumProblem& p, const Dimensions& dims, int64_t row) {
+  const auto for_width = [&](int width) {
+    layout = {};
+    LayoutBuilder<kTermSlots> builder(layout, dims, row, width, p.compute_double);
+    for (int k = 0; k < kMaxOperands; ++k) {
+      builder.set(k, p.input[k]);
+      if (!p.gradient[k].summed) builder.set(kFirstSink + k, p.gradient[k], /*written=*/true);
+    }
+    builder.set(kUpstream, p.upstream);
+    builder.set(kElement, dense_view(p.values.element, p.compute_double ? DType::kDouble : DType::kFloat), /*written=*/true);
   };
-  const bool upstream_each = p.upstream.present() && !(p.upstream.rows_uniform && p.upstream.cols_uniform);
-  if (p.input[kWeight].present() || upstream_each || p.compute_double) return 0;
-  if (two_scales && class_of(p.form, p.prior_form) == Forms::kAny) return 0;
-  bool half = true;  // all that is read or written element by element
-  for (int k = 0; k < kMaxInputs; ++k) {
-    const Operand& input = p.input[k];
-    const bool read = input.present() && !(input.rows_uniform && input.cols_uniform);
-    const bool written = p.gradient[k].wanted() && !p.gradient[k].summed;
-    if ((read || written) && bytes_of(input.dtype) != 2) half = false;
+  const bool may_be_dense = !p.input[kWeight].present() && !p.compute_double &&
+                            !(TermOf<R>::kInputs == kMaxInputs && class_of(p.form, p.prior_form) == Forms::kAny);
+  for (int width = 8; may_be_dense && width >= 4; width /= 2) {
+    for_width(width);
+    bool fits = row % width == 0 && !is_each(layout.place[kUpstream]);
+    for (int slot = 0; slot < kElement; ++slot) {
+      const Place place = layout.place[slot];
+      fits = fits && is_dense(place) && (place != kOfUnit || slot == kUpstream || TermOf<R>::kSharedInputs >> slot & 1);
+      // Eight elements are 16 bytes where all that is read or written element by element is of half precision.
+      if (width == 8 && is_each(place) && bytes_of(layout.array[slot].dtype) != 2) fits = false;
+    }
+    if (fits) return width;
   }
-  return half && fits(8) ? 8 : fits(4) ? 4 : 0;
+  for_width(kGroup<R>);
+  return 0;
 }
 
 template <template <class> class TermOf, class R, Forms forms>
@@ -297,20 +310,15 @@ const char* run(const TermSumProblem& p, const CudaCall& call) {
 
   const Dimensions dims(p.space);
   const SinkPlan sinks(dims, p.gradient, p.space.elements());
-  const int64_t cols = p.values.row != nullptr ? p.space.cols : sinks.row();
+  const bool row_sums = p.values.row != nullptr, by_row = row_sums || !sinks.by_run().empty();
+  const View* const operands[] = {&p.input[0], &p.input[1], &p.input[2], &p.input[3], &p.upstream};
+  const int64_t cols = row_sums ? p.space.cols : cut_rows(sinks.row(), dims, operands, by_row);
   const int64_t rows = cols == 0 ? 1 : p.space.elements() / cols;
   const DType compute = p.compute_double ? DType::kDouble : DType::kFloat;
 
-  const int width = dense_width(p, cols, /*two_scales=*/TermOf<R>::kInputs == kMaxInputs), group = width == 0 ? kGroup<R> : width;
-  const Spread work = spread(rows, cols, p.values.row != nullptr || !sinks.by_run().empty(), group, call.device);
+  const int width = lay_out<TermOf, R>(params.layout, p, dims, cols);
+  const Spread work = spread(rows, cols, by_row, width == 0 ? kGroup<R> : width, call.device);
   params.units = work.units;
-  LayoutBuilder<kTermSlots> layout(params.layout, dims, group, p.compute_double);
-  for (int k = 0; k < kMaxOperands; ++k) {
-    layout.set(k, p.input[k]);
-    if (!p.gradient[k].summed) layout.set(kFirstSink + k, p.gradient[k], /*written=*/true);
-  }
-  layout.set(kUpstream, p.upstream);
-  layout.set(kElement, dense_view(p.values.element, compute), /*written=*/true);
 
   for (int k = 0; k < kMaxOperands; ++k)
     if (p.gradient[k].wanted() && p.gradient[k].numel == 1 && p.gradient[k].summed)
