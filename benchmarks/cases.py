@@ -40,7 +40,8 @@ Shape = tuple[int, ...]
 class Case:
     """One line of the table.
 
-    variance: of the likelihood: "fixed" to 1, one learned "scalar", learned "per-element", or none ("bernoulli").
+    variance: of the likelihood: "fixed" to 1, one learned "scalar", learned "per-channel" or "per-element", or none
+        ("bernoulli").
     contenders: which ones take part; all, if empty.
     only_on: the type of device it is made for; any, if empty.
     samples: K, of "sampling" and "importance"; None for one z without an axis of samples.
@@ -80,8 +81,12 @@ class Case:
         shapes: dict[str, Shape] = {}
         if self.data is not None:
             shapes |= {"x": self.data, "recon": self.data}
-        if self.variance in ("scalar", "per-element"):
-            shapes["recon_logvar"] = () if self.variance == "scalar" else self.data
+        if self.variance == "scalar":
+            shapes["recon_logvar"] = ()
+        elif self.variance == "per-channel":
+            shapes["recon_logvar"] = (self.data[1], *[1] * (len(self.data) - 2))
+        elif self.variance == "per-element":
+            shapes["recon_logvar"] = self.data
         if self.latent is not None:
             shapes |= {"mu": self.latent, "logvar": self.latent}
         return shapes
@@ -214,6 +219,7 @@ CASES: tuple[Case, ...] = (
     _step("conv-bf16", **CONVOLUTION, dtype=BF16),
     _step("image", **IMAGE, passes=BOTH_PASSES),
     _step("image-scalar", **IMAGE, variance="scalar"),
+    _step("image-channel", **IMAGE, variance="per-channel"),
     _step("image-bf16", **IMAGE, dtype=BF16),
     _step("wide", **WIDE),
     _step("wide-bernoulli", **WIDE, variance="bernoulli"),

@@ -178,8 +178,8 @@ def unfit(contender: str, case: Case) -> str | None:
             return f"F.gaussian_nll_loss has no part in {case.work}"
         if case.bernoulli:
             return "F.gaussian_nll_loss is for Gaussians"
-        if case.variance == "scalar":
-            return "F.gaussian_nll_loss takes no scalar tensor for the variance"
+        if case.variance in ("scalar", "per-channel"):
+            return "F.gaussian_nll_loss takes no variance that many elements share"
     return None
 
 

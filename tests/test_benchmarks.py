@@ -34,7 +34,7 @@ pytestmark = [
 ]
 
 EAGER = [name for name in FORMULAS if not name.endswith("-compiled")]
-VARIANCES = ("fixed", "scalar", "per-element", "bernoulli")
+VARIANCES = ("fixed", "scalar", "per-channel", "per-element", "bernoulli")
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -187,13 +187,15 @@ def test_who_takes_no_part_has_a_reason():
     def unfit(name: str, *arguments, **options) -> str | None:
         return contenders.unfit(name, Case("small", *arguments, **options))
 
-    assert "no scalar" in unfit("nll-loss", "likelihood", (2, 3), variance="scalar")
+    for variance in ("scalar", "per-channel"):
+        case = Case("small", "likelihood", (2, 3, 4, 4), variance=variance)
+        assert "no variance that many" in contenders.unfit("nll-loss", case)
+        with pytest.raises(ValueError, match="var is of incorrect size"):  # or this reason is out of date
+            contenders.prepare("nll-loss", case, FORWARD)(cases.make(case, CPU))()
     assert "Gaussians" in unfit("nll-loss", "likelihood", (2, 3), variance="bernoulli")
     assert "sampling" in unfit("nll-loss", "sampling", latent=(2, 3))
     assert unfit("nll-loss", "likelihood", (2, 3), variance="fixed") is None
     assert unfit("distributions", "likelihood", (2, 3), variance="scalar") is None
-    with pytest.raises(ValueError, match="var is of incorrect size"):  # or the first reason is out of date
-        torch.nn.functional.gaussian_nll_loss(torch.ones(2, 3), torch.ones(2, 3), torch.ones(()))
 
 
 # ---- bytes ----
@@ -738,7 +740,7 @@ def test_measurements(finished):
 
 def test_terminal_says_all_of_it(finished):
     out, done = finished
-    for word in ("mlp-scalar", "distributions", "takes no scalar", "## Goals", "20-80 %", torch.__version__):
+    for word in ("mlp-scalar", "distributions", "takes no variance", "## Goals", "20-80 %", torch.__version__):
         assert word in done.stdout
     assert str(out.parent) not in done.stdout + (out / "results.json").read_text()
 
