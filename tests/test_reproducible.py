@@ -56,6 +56,10 @@ def _samples(m: Maker) -> dict:
     return dict(mu=m.normal(50, COLS), logvar=m.scale("logvar", 50, COLS), num_samples=6, reduction="sum")
 
 
+def _many_samples(m: Maker) -> dict:
+    return dict(mu=m.normal(16, 32), std=m.scale("std", 16, 1), prior_mu=m.normal(32), num_samples=3000)
+
+
 def _elbo(m: Maker) -> dict:
     data = dict(
         recon=m.normal(4, ROWS, COLS // 4), x=m.normal(ROWS, COLS // 4), recon_logvar=m.scale("logvar", COLS // 4)
@@ -73,6 +77,7 @@ BIG = [
     Sample("kl", "gaussian_kl", _kl, "a broadcast prior"),
     Sample("sample", "rsample", _sample, "draws"),
     Sample("samples", "rsample_kl", _samples, "draws of six samples, and the KL"),
+    Sample("many-samples", "rsample_with_log_prob", _many_samples, "few elements of very many samples"),
     Sample("elbo", "elbo_loss", _elbo, "four samples of each example"),
 ]
 
