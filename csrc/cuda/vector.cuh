@@ -21,7 +21,7 @@ struct Array {
 };
 
 // What V elements take, as they lie in memory. Eight floats at once are never read: with eight, all tensors are of half
-// precision (see dense_width in term_sum.cu).
+// precision (see lay_out in term_sum.cu).
 template <class R, int V>
 struct Raw {
   static constexpr int kBytes = V * (V == 8 ? 2 : static_cast<int>(sizeof(R)));
