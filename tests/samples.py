@@ -517,6 +517,16 @@ GAUSSIAN = [
         )
         for reduction in REDUCTIONS
     ),
+    *(
+        _gaussian(
+            f"rows-repeat-{cols}",
+            lambda m, cols=cols: dict(
+                x=m.normal(50, cols), mean=m.normal(9, 50, cols), std=m.scale("std", 50, cols), batch_dims=2
+            ),
+            "K samples against one x: stretches of rows that lie together, and end within a tile",
+        )
+        for cols in (1, 24, 100)
+    ),
     _gaussian(
         "scale-of-two-channels",
         lambda m: dict(

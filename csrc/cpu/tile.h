@@ -66,16 +66,32 @@ inline std::optional<int64_t> repeated(const Space& space, const View& view, con
   return offset;
 }
 
+// How many rows of a tile, from `row` on, lie one behind the other in a view of dense columns.
+inline int64_t adjoining_rows(const View& view, const Tile& tile, int64_t row) {
+  const int64_t rows = tile.row + tile.rows - row;
+  if (rows == 1 || view.dense_rows == 1) return 1;  // before the division, which takes longer
+  return std::min(rows, view.dense_rows - row % view.dense_rows);
+}
+
+// Whether a tile is one stretch of memory.
+inline bool adjoins(const View& view, const Tile& tile) {
+  return view.cols_dense && adjoining_rows(view, tile, tile.row) == tile.rows;
+}
+
 // Calls run(offset, stride, count, position) for each stretch of a tile that a view steps through evenly; `position` is
 // the place of its first element in the tile.
 template <class Run>
 inline void for_each_run(const Space& space, const View& view, const Tile& tile, Run&& run) {
-  if (tile.rows > 1 && view.rows_dense) return run(tile.row * space.cols, 1, tile.size(), 0);
-  for (int64_t r = 0; r < tile.rows; ++r) {
+  for (int64_t r = 0, rows = 1; r < tile.rows; r += rows) {
     int64_t position = r * tile.cols;
     const int64_t base = view.rows_uniform ? 0 : row_offset(space, view, tile.row + r);
-    if (view.cols_dense || view.cols_uniform) {
-      run(view.cols_dense ? base + tile.col : base, view.cols_dense ? 1 : 0, tile.cols, position);
+    if (view.cols_dense) {
+      rows = adjoining_rows(view, tile, tile.row + r);
+      run(base + tile.col, 1, rows * tile.cols, position);
+      continue;
+    }
+    if (view.cols_uniform) {
+      run(base, 0, tile.cols, position);
       continue;
     }
     const int last = space.col_dims - 1;
@@ -155,12 +171,8 @@ inline Lane<R> splat(R number, Buffer<R>& buffer) {
 template <class R>
 inline Lane<R> load(const Space& space, const Operand& operand, const Tile& tile, Buffer<R>& buffer) {
   if (!operand.present()) return splat(static_cast<R>(operand.constant), buffer);
-  const bool one_row = tile.rows == 1;
-  if (operand.dtype == dtype_of<R>()) {
-    const R* data = static_cast<const R*>(operand.data);
-    if (operand.cols_dense && (one_row || operand.rows_dense))
-      return {data + row_offset(space, operand, tile.row) + tile.col, 1};
-  }
+  if (operand.dtype == dtype_of<R>() && adjoins(operand, tile))
+    return {static_cast<const R*>(operand.data) + row_offset(space, operand, tile.row) + tile.col, 1};
   Lane<R> lane{buffer.data, 1};
   with_dtype(operand.dtype, [&](auto zero) {
     using S = decltype(zero);
@@ -197,8 +209,7 @@ inline double sum_row(const R* numbers, int64_t count) {
 // which finish_store takes them.
 template <class R>
 inline R* begin_store(const Space& space, const View& view, const Tile& tile, Buffer<R>& buffer) {
-  const bool in_place =
-      view.dtype == dtype_of<R>() && view.cols_dense && (tile.rows == 1 || view.rows_dense);
+  const bool in_place = view.dtype == dtype_of<R>() && adjoins(view, tile);
   return in_place ? static_cast<R*>(view.data) + row_offset(space, view, tile.row) + tile.col : buffer.data;
 }
 
@@ -257,8 +268,8 @@ struct GradientTile {
 
 // ---- walking ----
 
-// Rows shorter than this share a tile with their neighbours; longer ones get tiles of their own.
-constexpr int64_t kShortRow = 64;
+// Rows shorter than this share a tile with their neighbours; longer ones get tiles of their own (benchmarks/NOTES.md).
+constexpr int64_t kShortRow = 128;
 
 // How blocks are cut into tiles: of `most` elements at most, and none across a multiple of `cut` columns.
 struct Cut {

@@ -33,6 +33,7 @@ struct View {
   bool cols_dense = false;   // column number = offset
   bool rows_uniform = true;  // the same elements for every row
   bool rows_dense = false;   // row number * cols = offset (and cols_dense)
+  int64_t dense_rows = 1;    // where cols_dense: so many rows lie one behind the other, from each multiple of it on
 };
 
 struct Operand : View {

@@ -96,9 +96,11 @@ Space SpaceBuilder::build() const {
       if (view.col_stride[i] != 0) view.cols_uniform = false;
       if (view.col_stride[i] != expected) view.cols_dense = false;
     }
+    view.dense_rows = 1;
     for (int i = space.row_dims - 1; i >= 0; expected *= space.row_size[i--]) {
       if (view.row_stride[i] != 0) view.rows_uniform = false;
       if (view.row_stride[i] != expected) view.rows_dense = false;
+      if (view.rows_dense) view.dense_rows *= space.row_size[i];
     }
     view.rows_dense = view.rows_dense && view.cols_dense;
   }
