@@ -359,14 +359,16 @@ def build(tmp_path: Path, stub: tuple[str, str] | None = None, **environment: st
     """Exit code and last words of a build that has to stop before it compiles anything.
 
     ``stub`` is a package that stands before the installed one of its name, and its source. torch would take seconds to
-    import, and is stood in for by one that says no more than its version.
+    import, and is stood in for by one that says no more than its version. What setup.py reads of the environment is not
+    taken from that of the tests; without a wish there is no CUDA library.
     """
     folder = tmp_path / "stubs"
     for name, source in dict([("torch", "__version__ = '2.99.0'"), *([] if stub is None else [stub])]).items():
         (folder / name).mkdir(parents=True)
         (folder / name / "__init__.py").write_text(source + "\n")
-    apart = {"PYTHONWARNINGS": "ignore", "CUDA_HOME": "", "CUDA_PATH": ""}  # from what this machine's environment adds
-    env = {**os.environ, **apart, "PYTHONPATH": str(folder), **environment}
+    unset = dict.fromkeys(("CXX", "MAX_JOBS", "CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST", "ELBO_EXT_STRICT"), "")
+    apart = {**unset, "ELBO_EXT_CUDA": "0", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(folder)}
+    env = {**os.environ, **apart, **environment}
     run = subprocess.run(
         [sys.executable, str(ROOT / "setup.py"), "build_ext", "--build-lib", str(tmp_path / "lib"),
          "--build-temp", str(tmp_path / "temp")],
