@@ -125,12 +125,14 @@ def find_nvcc() -> str | None:
 
 def cuda_architectures(nvcc: str) -> dict[str, str]:
     """What nvcc has to generate, by the name of the result: sm_90 is machine code, compute_90 is PTX."""
-    wish = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
-    if not wish:
+    wishes = [item for item in re.split(r"[;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "")) if item]
+    if not wishes:
         known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
-        wish = ";".join(a + PTX.get(a, "") for a in DEFAULT_ARCHITECTURES if f"sm_{a.replace('.', '')}" in known)
+        wishes = [a + PTX.get(a, "") for a in DEFAULT_ARCHITECTURES if f"sm_{a.replace('.', '')}" in known]
+    if not wishes:
+        stop(f"{nvcc} knows none of {', '.join(DEFAULT_ARCHITECTURES)}; name what to compile for in TORCH_CUDA_ARCH_LIST.")
     generate, too_old = {}, []
-    for item in filter(None, re.split(r"[;,\s]+", wish)):
+    for item in wishes:
         match = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", item)
         if match is None:
             stop(f"TORCH_CUDA_ARCH_LIST has '{item}'; numbers such as 9.0 or 9.0+PTX are understood.")

@@ -196,12 +196,12 @@ def test_cuda_tensors_without_the_library() -> None:
 # ---- what setup.py says when it cannot build the CUDA library ----
 
 
-def fake_nvcc(folder: Path, release: str) -> str:
-    """A CUDA_HOME whose nvcc says that it is of a release, and knows the GPUs of CUDA 13."""
+def fake_nvcc(folder: Path, release: str, known: str = "sm_80 sm_90") -> str:
+    """A CUDA_HOME whose nvcc says that it is of a release, and which GPUs it knows."""
     nvcc = folder / "bin" / "nvcc"
     nvcc.parent.mkdir()
     nvcc.write_text(
-        f"#!/bin/sh\n[ $1 = --version ] && echo 'Cuda compilation tools, release {release}, V{release}.1' || echo sm_80 sm_90\n"
+        f"#!/bin/sh\n[ $1 = --version ] && echo 'Cuda compilation tools, release {release}, V{release}.1' || echo {known}\n"
     )
     nvcc.chmod(0o755)
     return str(folder)
@@ -261,6 +261,16 @@ def test_unknown_architectures(tmp_path: Path, wish: str, sentence: str) -> None
     home = fake_nvcc(tmp_path, "13.0")
     result = build(tmp_path, CUDA_HOME=home, ELBO_EXT_CUDA="1", TORCH_CUDA_ARCH_LIST=wish)
     assert result == (1, [f"elbo_ext: {sentence}"])
+
+
+@pytest.mark.parametrize("separators", ["", ";", " , "])
+def test_no_architecture(tmp_path: Path, separators: str) -> None:
+    """Separators alone are as good as nothing: the usual ones are chosen, if nvcc knows any."""
+    home = fake_nvcc(tmp_path, "19.0", known="sm_200")
+    sentence = (
+        f"elbo_ext: {home}/bin/nvcc knows none of 8.0, 9.0, 10.0, 12.0; name what to compile for in TORCH_CUDA_ARCH_LIST."
+    )
+    assert build(tmp_path, CUDA_HOME=home, ELBO_EXT_CUDA="1", TORCH_CUDA_ARCH_LIST=separators) == (1, [sentence])
 
 
 def test_the_package_imports_without_it() -> None:
