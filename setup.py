@@ -9,7 +9,7 @@ Environment:
   CXX                   the C++ compiler
   MAX_JOBS              how many compilers may run at once
   ELBO_EXT_CUDA         0: no CUDA library; 1: stop if there is no nvcc; unset: whether there is one decides
-  CUDA_HOME             where CUDA is installed, if nvcc is not on the PATH
+  CUDA_HOME             where CUDA is installed, if nvcc is not on the PATH; or CUDA_PATH
   TORCH_CUDA_ARCH_LIST  the GPUs to compile for, by number: "8.0;9.0+PTX"
   ELBO_EXT_STRICT       1: warnings, and local memory in a CUDA kernel, are errors (make build)
 """
@@ -18,6 +18,7 @@ import importlib
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -83,6 +84,7 @@ def find_compiler() -> str:
 
 # ---- CUDA ----
 
+LAUNCHERS = {"ccache", "distcc", "env", "icecc", "sccache"}  # words such as CXX="ccache g++" begins with
 OLDEST_CUDA = (12, 0)  # the first that knows C++20
 # The first of each generation, whose code runs on the others as well, of those that nvcc knows; and PTX of 9.0, which
 # every newer GPU compiles for itself, 11.0 and those to come among them.
@@ -160,6 +162,11 @@ def escape(path: Path | str) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
+def shell(*words: Path | str) -> str:
+    """Words of a command, for the shell that ninja runs it in: a folder may have a space in its name."""
+    return shlex.join(map(str, words)).replace("$", "$$")
+
+
 class Ninja:
     """A build file: objects compiled from files of csrc, and a library linked from them."""
 
@@ -171,7 +178,7 @@ class Ninja:
 
     def compile(self, source: str, name: str, flags: list[str]) -> None:
         self.objects.append(name)
-        self.lines += [f"build {name}: compile {escape(ROOT / 'csrc' / source)}", f"  flags = {' '.join(flags)}"]
+        self.lines += [f"build {name}: compile {escape(ROOT / 'csrc' / source)}", f"  flags = {shell(*flags)}"]
 
     def run(self, library: Path, advice: str = "") -> None:
         """Compiles in parallel, and only what changed."""
@@ -185,7 +192,7 @@ class Ninja:
 def only_export(work: Path, name: str) -> str:
     """The linker's option for a library that exports one symbol."""
     (work / "exports").write_text(f"{{ global: {name}; local: *; }};\n")
-    return f"--version-script={work / 'exports'}"
+    return "--version-script=exports"  # commands run in `work`
 
 
 class Build(build_ext):
@@ -213,18 +220,18 @@ class Build(build_ext):
         torch, pybind11 = import_torch(), require("pybind11")
         compiler = find_compiler()
         torch_dir = Path(torch.__file__).parent
-        includes = [f"-isystem {torch_dir / 'include'}", f"-isystem {pybind11.get_include()}",
-                    *(f"-isystem {path}" for path in self.include_dirs)]
+        includes = [word for path in (torch_dir / "include", pybind11.get_include(), *self.include_dirs)
+                    for word in ("-isystem", path)]
         sets = X86_SETS if platform.machine() in ("x86_64", "AMD64") else {}
         version = subprocess.run([*compiler.split(), "--version"], capture_output=True, text=True).stdout.split("\n")[0]
-        about = [f"-D{name}='\"{value}\"'" for name, value in {
+        about = [f'-D{name}="{value}"' for name, value in {
             "ELBO_COMPILER": version, "ELBO_FLAGS": " ".join(FLAGS), "ELBO_TORCH_VERSION": torch.__version__}.items()]
         # Error messages name csrc/..., not the folder that the library happened to be built in.
-        paths = f"-ffile-prefix-map={ROOT}/= -ffile-prefix-map={torch_dir / 'include'}/="
+        short = [f"-ffile-prefix-map={folder}/=" for folder in (ROOT, torch_dir / "include")]
         ninja = Ninja(
             work,
-            f"{compiler} -MMD -MF $out.d {paths} {' '.join(FLAGS)} {' '.join(includes)} $flags -c $in -o $out",
-            f"{compiler} -shared $in -o $out -Wl,{only_export(work, 'PyInit__C')} -L{torch_dir / 'lib'} "
+            f"{compiler} -MMD -MF $out.d {shell(*short, *FLAGS, *includes)} $flags -c $in -o $out",
+            f"{compiler} -shared $in -o $out -Wl,{only_export(work, 'PyInit__C')} {shell('-L', torch_dir / 'lib')} "
             "-ltorch_cpu -ltorch -ldl",
         )
         for source in OPERATOR_SOURCES:
@@ -238,19 +245,21 @@ class Build(build_ext):
         ninja.run(target)
 
     def build_cuda(self, target: Path, work: Path) -> None:
-        flags = [*CUDA_FLAGS, *(STRICT_CUDA_FLAGS if os.environ.get("ELBO_EXT_STRICT") == "1" else [])]
+        strict = os.environ.get("ELBO_EXT_STRICT") == "1"
+        flags = [*CUDA_FLAGS, *(STRICT_CUDA_FLAGS if strict else []), *ARCHITECTURES.values()]
         # nvcc takes the C++ compiler without its options or a launcher before it.
-        nvcc = f"{NVCC} -ccbin {find_compiler().split()[0]}"
+        host = next((word for word in find_compiler().split() if Path(word).name not in LAUNCHERS and "=" not in word), "c++")
+        nvcc = shell(NVCC, "-ccbin", host)
         ninja = Ninja(
             work,
-            f"{nvcc} -MD -MF $out.d {' '.join(flags)} {' '.join(ARCHITECTURES.values())} $flags -c $in -o $out",
+            f"{nvcc} -MD -MF $out.d {shell(*flags)} $flags -c $in -o $out",
             f"{nvcc} -shared --no-device-link -cudart=static $in -o $out -Xlinker={only_export(work, 'elbo_ext_cuda_kernels')}",
         )
         for name in ("term_sum", "latent", "log_prob"):
             for real in ("float", "double"):
                 ninja.compile(f"cuda/{name}.cu", f"{name}.{real}.o", [f"-DELBO_REAL={real}"])
         names = " ".join(ARCHITECTURES)
-        ninja.compile("cuda/library.cu", "library.o", [f"'-DELBO_CUDA_ARCHITECTURES=\"{names}\"'", INTERFACE])
+        ninja.compile("cuda/library.cu", "library.o", [f'-DELBO_CUDA_ARCHITECTURES="{names}"', INTERFACE])
         ninja.run(target, " ELBO_EXT_CUDA=0 builds without CUDA.")
 
 

@@ -355,8 +355,10 @@ def test_each_instruction_set_has_its_kernels() -> None:
 needs_sources = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="the tests lie apart from the sources")
 
 
-def build(tmp_path: Path, stub: tuple[str, str] | None = None, **environment: str) -> tuple[int, list[str]]:
-    """Exit code and last words of a build that has to stop before it compiles anything.
+def run_setup(
+    tmp_path: Path, stub: tuple[str, str] | None = None, root: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """A build of the sources in ``root``, with everything that it writes below ``tmp_path``.
 
     ``stub`` is a package that stands before the installed one of its name, and its source. torch would take seconds to
     import, and is stood in for by one that says no more than its version. What setup.py reads of the environment is not
@@ -368,12 +370,16 @@ def build(tmp_path: Path, stub: tuple[str, str] | None = None, **environment: st
         (folder / name / "__init__.py").write_text(source + "\n")
     unset = dict.fromkeys(("CXX", "MAX_JOBS", "CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST", "ELBO_EXT_STRICT"), "")
     apart = {**unset, "ELBO_EXT_CUDA": "0", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(folder)}
-    env = {**os.environ, **apart, **environment}
-    run = subprocess.run(
-        [sys.executable, str(ROOT / "setup.py"), "build_ext", "--build-lib", str(tmp_path / "lib"),
+    return subprocess.run(
+        [sys.executable, str(root / "setup.py"), "build_ext", "--build-lib", str(tmp_path / "lib"),
          "--build-temp", str(tmp_path / "temp")],
-        capture_output=True, text=True, env=env, cwd=ROOT, timeout=120,
+        capture_output=True, text=True, env={**os.environ, **apart, **environment}, cwd=root, timeout=120,
     )  # fmt: skip
+
+
+def build(tmp_path: Path, stub: tuple[str, str] | None = None, **environment: str) -> tuple[int, list[str]]:
+    """Exit code and last words of a build that has to stop before it compiles anything."""
+    run = run_setup(tmp_path, stub, **environment)
     assert not [*tmp_path.rglob("*.o"), *tmp_path.rglob("*.so"), *tmp_path.rglob("build.ninja")]
     return run.returncode, run.stderr.strip().splitlines()
 
@@ -433,3 +439,47 @@ def test_no_build_tool(tmp_path: Path, name: str) -> None:
     """pip install --no-build-isolation does not install them."""
     sentence = f"elbo_ext: building needs {name}; install it, or drop --no-build-isolation."
     assert build(tmp_path, (name, f"raise ModuleNotFoundError({name!r})")) == (1, [sentence])
+
+
+# ---- what setup.py tells the compilers ----
+
+
+def write_script(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+# A compiler whose output is the words that it was called with.
+WRITES_ITS_WORDS = """
+before=
+for word; do
+  [ "$before" = -o ] && printf '%s\\n' "$@" > "$word"
+  before=$word
+done
+exit 0
+"""
+
+
+@needs_sources
+def test_folders_with_a_space(tmp_path: Path) -> None:
+    """Sources, torch, and the folders that are built in: each path reaches the compiler as one word."""
+    folder = tmp_path / "a folder for $5"
+    sources = folder / "sources"
+    shutil.copytree(ROOT / "csrc", sources / "csrc")
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, sources)
+    write_script(folder / "bin" / "plain-c++", WRITES_ITS_WORDS)
+    run = run_setup(folder, root=sources, CXX="plain-c++ -m64", PATH=f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    assert run.returncode == 0, run.stdout + run.stderr
+    objects = [*(folder / "temp").rglob("*.o")]
+    assert len(objects) > 10
+    for path in objects:
+        words = path.read_text().splitlines()
+        assert {"-m64", f"-ffile-prefix-map={sources}/="} <= set(words)
+        assert words[words.index("-c") + 1].startswith(f"{sources}/csrc/")
+        assert words[words.index("-isystem") + 1] == f"{folder}/stubs/torch/include"
+    (library,) = (folder / "lib").rglob("*.so")
+    words = library.read_text().splitlines()
+    assert words[words.index("-o") + 1] == str(library)
+    assert words[words.index("-L") + 1] == f"{folder}/stubs/torch/lib"

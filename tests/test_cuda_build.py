@@ -4,6 +4,7 @@ kernels, when it is loaded, and what setup.py and the package say when something
 That it compiles without warnings, spilled registers or local memory is for the build: `make build` makes those errors.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -18,12 +19,17 @@ from test_build import (
     DT_RPATH,
     DT_RUNPATH,
     PACKAGE,
+    ROOT,
+    WRITES_ITS_WORDS,
     Elf,
     build,
     defined,
     linux_only,
     loaded_path,
+    needs_sources,
+    run_setup,
     undefined,
+    write_script,
 )
 
 import elbo_ext
@@ -196,14 +202,13 @@ def test_cuda_tensors_without_the_library() -> None:
 # ---- what setup.py says when it cannot build the CUDA library ----
 
 
-def fake_nvcc(folder: Path, release: str, known: str = "sm_80 sm_90") -> str:
-    """A CUDA_HOME whose nvcc says that it is of a release, and which GPUs it knows."""
-    nvcc = folder / "bin" / "nvcc"
-    nvcc.parent.mkdir()
-    nvcc.write_text(
-        f"#!/bin/sh\n[ $1 = --version ] && echo 'Cuda compilation tools, release {release}, V{release}.1' || echo {known}\n"
-    )
-    nvcc.chmod(0o755)
+def fake_nvcc(folder: Path, release: str, known: str = "sm_80 sm_90", compiles: str = "") -> str:
+    """A CUDA_HOME whose nvcc says that it is of a release, which GPUs it knows, and does as it is told otherwise."""
+    answers = f"""case $1 in
+  --version) echo 'Cuda compilation tools, release {release}, V{release}.1'; exit;;
+  --list-gpu-code) echo '{known}'; exit;;
+esac"""
+    write_script(folder / "bin" / "nvcc", f"{answers}\n{compiles}")
     return str(folder)
 
 
@@ -271,6 +276,55 @@ def test_no_architecture(tmp_path: Path, separators: str) -> None:
         f"elbo_ext: {home}/bin/nvcc knows none of 8.0, 9.0, 10.0, 12.0; name what to compile for in TORCH_CUDA_ARCH_LIST."
     )
     assert build(tmp_path, CUDA_HOME=home, ELBO_EXT_CUDA="1", TORCH_CUDA_ARCH_LIST=separators) == (1, [sentence])
+
+
+# ---- what setup.py tells nvcc ----
+
+
+def compile_with_fakes(folder: Path, nvcc: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A build of both libraries, in which the compilers only write down what they are told."""
+    tools = folder / "bin"
+    write_script(tools / "plain-c++", WRITES_ITS_WORDS)
+    write_script(tools / "ccache", 'exec "$@"')
+    known = "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120"
+    settings = {"CXX": "plain-c++", "CUDA_HOME": fake_nvcc(folder, "13.0", known, nvcc), "ELBO_EXT_CUDA": "1",
+                "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}  # fmt: skip
+    return run_setup(folder, **{**settings, **environment})
+
+
+def nvcc_words(folder: Path, **environment: str) -> list[list[str]]:
+    """What nvcc was told for each object."""
+    run = compile_with_fakes(folder, WRITES_ITS_WORDS, **environment)
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = [path.read_text().splitlines() for path in (folder / "temp").glob("**/elbo_ext_cuda/*.o")]
+    assert len(found) >= 7
+    return found
+
+
+@needs_sources
+@pytest.mark.parametrize("compiler", ["plain-c++", "ccache plain-c++ -m64", "env NAME=value ccache plain-c++"])
+def test_the_compiler_that_nvcc_calls(tmp_path: Path, compiler: str) -> None:
+    """Without a launcher and options. Here in a folder with a space in its name."""
+    for words in nvcc_words(tmp_path / "a folder", CXX=compiler):
+        assert words[words.index("-ccbin") + 1] == "plain-c++"
+        assert words[words.index("-c") + 1].startswith(f"{ROOT}/csrc/cuda/")
+
+
+@needs_sources
+def test_architectures_unless_they_are_named(tmp_path: Path) -> None:
+    """Those of every generation from 8.0 on that nvcc knows, and PTX for the GPUs to come."""
+    for words in nvcc_words(tmp_path):
+        generated = [word.split(",code=")[1] for word in words if word.startswith("-gencode=")]
+        assert generated == ["sm_80", "sm_90", "compute_90", "sm_100", "sm_120"]
+
+
+@needs_sources
+def test_named_architectures(tmp_path: Path) -> None:
+    """What NVIDIA's containers ask for. GPUs that are too old are left out, and said to be."""
+    wish = "7.5 8.6 9.0a 12.0+PTX"
+    for words in nvcc_words(tmp_path, TORCH_CUDA_ARCH_LIST=wish):
+        generated = [word.split(",code=")[1] for word in words if word.startswith("-gencode=")]
+        assert generated == ["sm_86", "sm_90a", "sm_120", "compute_120"]
 
 
 def test_the_package_imports_without_it() -> None:
