@@ -327,6 +327,15 @@ def test_named_architectures(tmp_path: Path) -> None:
         assert generated == ["sm_86", "sm_90a", "sm_120", "compute_120"]
 
 
+@needs_sources
+@pytest.mark.parametrize("strict", ["", "0", "1"])
+def test_a_way_out_where_nvcc_fails(tmp_path: Path, strict: str) -> None:
+    run = compile_with_fakes(tmp_path, "exit 1", ELBO_EXT_STRICT=strict)
+    lenient = " ELBO_EXT_STRICT=0 lets warnings, spilled registers and local memory pass." if strict == "1" else ""
+    sentence = f"elbo_ext: compiling failed; the compiler's message stands above.{lenient} ELBO_EXT_CUDA=0 builds without CUDA."
+    assert (run.returncode, run.stderr.strip().splitlines()[-1]) == (1, sentence)
+
+
 def test_the_package_imports_without_it() -> None:
     """The CPU kernels never depend on it."""
     assert elbo_ext.gaussian_log_prob(torch.zeros(2, 3), torch.zeros(2, 3)).shape == (2,)
