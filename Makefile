@@ -14,6 +14,12 @@ STATUS ?=
 # Folders are among the sources, so that a file that is gone counts as a change.
 SOURCES := setup.py pyproject.toml $(shell find csrc)
 LIBRARY := $(wildcard elbo_ext/_C.*.so)
+# What setup.py reads of the environment. The stamp of the build holds it, so that another value counts as a change.
+SETTINGS := $(foreach name,CXX CUDA_HOME CUDA_PATH ELBO_EXT_CUDA ELBO_EXT_STRICT TORCH_CUDA_ARCH_LIST,$(name)=$($(name)))
+CHANGED := $(if $(LIBRARY),,always)
+ifneq ($(strip $(SETTINGS)),$(strip $(shell cat $(VENV)/built 2> /dev/null)))
+CHANGED := always
+endif
 
 .PHONY: help build test demo bench clean always
 .DELETE_ON_ERROR:
@@ -40,9 +46,9 @@ build: $(VENV)/built
 
 # Each stamp appears when its step is done, so that a step that was interrupted is done again, and bears the time when
 # the step began, so that a change made meanwhile counts.
-$(VENV)/built: $(VENV)/requirements $(SOURCES) $(if $(LIBRARY),,always)
+$(VENV)/built: $(VENV)/requirements $(SOURCES) $(CHANGED)
 	@echo 'Compiling elbo_ext ...'
-	@touch $@.begun
+	@echo '$(SETTINGS)' > $@.begun
 	@$(VENV_PYTHON) setup.py -q egg_info build_ext --inplace
 	@mv $@.begun $@
 

@@ -483,3 +483,34 @@ def test_folders_with_a_space(tmp_path: Path) -> None:
     words = library.read_text().splitlines()
     assert words[words.index("-o") + 1] == str(library)
     assert words[words.index("-L") + 1] == f"{folder}/stubs/torch/lib"
+
+
+# ---- when make builds ----
+
+
+@needs_sources
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_another_setting_builds_anew(tmp_path: Path) -> None:
+    """And the same one does not. The build is stood in for by a Python that does nothing."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    write_script(tmp_path / ".venv/bin/python", "exit 0")
+    for folder in ("csrc", "elbo_ext"):
+        (tmp_path / folder).mkdir()
+    for name in ("setup.py", "pyproject.toml", "constraints.txt", "elbo_ext/_C.abi.so", ".venv/created", ".venv/requirements"):
+        (tmp_path / name).touch()
+    names = ("CXX", "CUDA_HOME", "CUDA_PATH", "ELBO_EXT_CUDA", "ELBO_EXT_STRICT", "TORCH_CUDA_ARCH_LIST", "MAKEFLAGS")
+    plain = {name: value for name, value in os.environ.items() if name not in names}
+
+    def compiles(**environment: str) -> bool:
+        run = subprocess.run(["make", "build"], cwd=tmp_path, env={**plain, **environment}, capture_output=True, text=True)
+        assert (run.returncode, run.stderr) == (0, "")
+        return "Compiling" in run.stdout
+
+    assert compiles() and not compiles()
+    for name, value in {"CXX": "clang++ -m64", "CUDA_HOME": "/opt/cuda", "CUDA_PATH": "/opt/cuda", "ELBO_EXT_CUDA": "0",
+                        "ELBO_EXT_STRICT": "0", "TORCH_CUDA_ARCH_LIST": "8.0;9.0+PTX"}.items():  # fmt: skip
+        assert compiles(**{name: value}), name
+        assert not compiles(**{name: value}), name
+    assert compiles() and not compiles()
+    (tmp_path / "csrc/new.cpp").touch()
+    assert compiles() and not compiles()
