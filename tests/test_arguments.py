@@ -256,6 +256,35 @@ def test_devices(case: str, name: str) -> None:
     assert_error(ValueError, message, call, case, **{name: A.to("meta")})
 
 
+X, META = torch.zeros(2, 3), torch.zeros(2, 3, device="meta")
+SEED, ROW = torch.zeros(1, dtype=torch.int64), torch.zeros(2)
+TERM = ([0.0, 0.0, 0.0], None, 0, 0, 1)  # of a Gaussian
+LATENT = ([X, X], [0.0, 0.0], 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("term_sum", (0, [X, META, None], *TERM, 0)),
+        ("term_sum", (0, [X, X, None], TERM[0], META, *TERM[2:], 0)),
+        ("term_sum_backward", (0, [X, X, None], *TERM, 0, ROW.to("meta"), [True] * 4)),
+        ("elbo_with_gradients", (0, [X, X, None], *TERM, 1, ROW.to("meta"), 1.0, [True] * 4)),
+        ("latent", ([X, META], *LATENT[1:], SEED, None, None, 0, 1, 0)),
+        ("latent", (*LATENT, SEED.to("meta"), None, None, 0, 1, 0)),
+        ("latent", (*LATENT, None, META, None, 0, 1, 0)),
+        ("latent_backward", (*LATENT, SEED, None, None, 0, 1, 0, META, None, None, None, [True] * 3)),
+        ("elbo_backward", ([META], ROW, None, None, None, 1.0)),
+        ("elbo_backward", ([X], ROW, ROW[0].to("meta"), None, None, 1.0)),
+        ("scale_gradients_", ([X, META], torch.ones(()))),
+    ],
+)
+def test_operators_on_several_devices(name: str, arguments: tuple) -> None:
+    """The operators themselves, which would read memory of another device. A meta tensor stands in for one there."""
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    with pytest.raises(RuntimeError, match=r"elbo_ext: .+ was given tensors on several devices; one is expected"):
+        getattr(torch.ops.elbo_ext, name).default.redispatch(keys, *arguments)
+
+
 def test_devices_of_the_two_parts_of_the_loss() -> None:
     meta = A.to("meta")
     message = "all tensors must be on one device, got recon on cpu and {} on meta"

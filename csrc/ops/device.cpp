@@ -3,12 +3,24 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 namespace elbo_ext {
+namespace {
+
+int32_t type_of(const Tensor& tensor) {
+  int32_t type;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
+  return type;
+}
+
+}  // namespace
 
 const Device& device_of(const Tensor& tensor) {
   static const int32_t cpu = aoti_torch_device_type_cpu();
-  int32_t type;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
-  return type == cpu ? cpu_device() : cuda_device();
+  return type_of(tensor) == cpu ? cpu_device() : cuda_device();
+}
+
+void check_device(const char* op, const Tensor& tensor, const Tensor& like) {
+  STD_TORCH_CHECK(type_of(tensor) == type_of(like) && tensor.get_device_index() == like.get_device_index(), "elbo_ext: ", op,
+                  " was given tensors on several devices; one is expected");
 }
 
 }  // namespace elbo_ext

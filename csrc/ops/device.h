@@ -31,4 +31,7 @@ const Device& cpu_device();
 const Device& cuda_device();  // raises if the CUDA library is not loaded
 const Device& device_of(const Tensor& tensor);
 
+// Raises unless a tensor is where the others are: a kernel given memory of another device would crash.
+void check_device(const char* op, const Tensor& tensor, const Tensor& like);
+
 }  // namespace elbo_ext

@@ -33,6 +33,8 @@ struct Call {
     }
     STD_TORCH_CHECK(inputs[0] || inputs[1], "elbo_ext: latent needs a tensor for mu or its scale");
     like = tensors.front();
+    for (const Tensor* tensor : tensors) check_device("latent", *tensor, *like);
+    check_device("latent", seed ? *seed : *noise, *like);
     shape = broadcast_shape(tensors);
     check_numbers(form, prior_form, batch_dims, reduction, shape);
     problem.compute_double = any_double(tensors);
@@ -149,6 +151,8 @@ std::vector<Tensor> latent_backward(OptionalTensors inputs, std::vector<double> 
   Call call(inputs, constants, form, prior_form, seed, noise, num_samples, results, batch_dims, reduction);
   STD_TORCH_CHECK((results == kWithKL || !grad_kl) && (results >= kPathwise || (!grad_log_q && !grad_log_p)),
                   "elbo_ext: latent_backward got the gradient of a result that there is not");
+  for (const std::optional<Tensor>* grad : {&grad_z, &grad_kl, &grad_log_q, &grad_log_p})
+    if (*grad) check_device("latent_backward", **grad, *call.like);
   LatentProblem& problem = call.problem;
   SpaceBuilder builder(call.shape, 0, /*any_order=*/false);
   Gradients gradients(call.shape);

@@ -39,6 +39,7 @@ struct Call {
     STD_TORCH_CHECK(!tensors.empty(), "elbo_ext: a term needs a tensor");
     if (weight) tensors.push_back(&*weight);
     like = tensors.front();
+    for (const Tensor* tensor : tensors) check_device("a term", *tensor, *like);
     shape = broadcast_shape(tensors);
     check_numbers(form, prior_form, batch_dims, reduction, shape);
     problem.term = static_cast<int>(term);
@@ -100,6 +101,7 @@ std::vector<Tensor> term_sum_backward(int64_t term, OptionalTensors inputs, std:
                                       std::optional<Tensor> weight, int64_t form, int64_t prior_form,
                                       int64_t batch_dims, int64_t reduction, Tensor grad, std::vector<bool> needs) {
   Call call(term, inputs, constants, weight, form, prior_form, batch_dims, reduction);
+  check_device("term_sum_backward", grad, *call.like);
   TermSumProblem& problem = call.problem;
   SpaceBuilder builder(call.shape, 0, /*any_order=*/true);
   Gradients gradients(call.shape);
@@ -155,6 +157,7 @@ std::vector<Tensor> elbo_with_gradients(int64_t term, OptionalTensors inputs, st
                                         int64_t batch_dims, int64_t reduction, Tensor kl, double beta,
                                         std::vector<bool> needs) {
   Call call(term, inputs, constants, weight, form, prior_form, batch_dims, reduction);
+  check_device("elbo_with_gradients", kl, *call.like);
   ValueAndGradients result(call, reduction, /*factor=*/-1.0, needs);
 
   const Tensor dense = kl.is_contiguous() ? kl : torch::stable::contiguous(kl);
