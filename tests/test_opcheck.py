@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from samples import CORE, Sample, differentiable
+from samples import CORE, Sample, devices, differentiable
 from torch import Tensor
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -58,9 +58,9 @@ def as_it_was(value: Any) -> Any:
     """A copy with the same strides, so that layouts, also repeating ones, stay what they are."""
     if not isinstance(value, Tensor):
         return value
-    dense = torch.empty(max(value.untyped_storage().nbytes(), 1), dtype=torch.uint8)
-    dense[: value.untyped_storage().nbytes()] = torch.tensor([], dtype=torch.uint8).set_(value.untyped_storage())
-    copy = torch.empty(0, dtype=value.dtype).set_(
+    dense = torch.empty(max(value.untyped_storage().nbytes(), 1), dtype=torch.uint8, device=value.device)
+    dense[: value.untyped_storage().nbytes()] = dense.new_empty(0).set_(value.untyped_storage())
+    copy = value.new_empty(0).set_(
         dense.untyped_storage(), value.storage_offset(), value.size(), value.stride()
     )
     assert torch.equal(copy, value) or value.isnan().any()
@@ -79,16 +79,16 @@ def results(sample: Sample, arguments: dict[str, Any]) -> list[Tensor]:
     return list(result) if isinstance(result, tuple) else [result]
 
 
-def calls_of(sample: Sample, dtype: torch.dtype) -> list[Call]:
+def calls_of(sample: Sample, dtype: torch.dtype, device: str = "cpu") -> list[Call]:
     """The calls without gradients, and with: forward, a backward pass with an upstream factor, and a second one."""
-    arguments = sample.make(dtype)
+    arguments = sample.make(dtype, device)
     with recorded() as calls:
         results(sample, arguments)
         leaves = [arguments[name].requires_grad_() for name in differentiable(arguments)]
         outputs = [t for t in results(sample, arguments) if t.requires_grad]
         for _ in range(2):
             # A factor other than 1, as GradScaler's, and uneven upstream gradients of unreduced results.
-            upstream = [0.5 * torch.arange(1, t.numel() + 1, dtype=t.dtype).reshape(t.shape) for t in outputs]
+            upstream = [0.5 * torch.arange(1, t.numel() + 1).to(t).reshape(t.shape) for t in outputs]
             torch.autograd.grad(outputs, leaves, upstream, retain_graph=True, allow_unused=True)
     return calls
 
@@ -106,18 +106,23 @@ def run_opcheck(call: Call, utils: tuple[str, ...] | None = None) -> None:
     assert set(results.values()) == {"SUCCESS"}, results
 
 
+ON_DEVICES = pytest.mark.parametrize("device", devices())
+
+
+@ON_DEVICES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("sample", CORE, ids=lambda sample: sample.id)
-def test_sample(sample: Sample, dtype: torch.dtype) -> None:
-    calls = calls_of(sample, dtype)
+def test_sample(sample: Sample, dtype: torch.dtype, device: str) -> None:
+    calls = calls_of(sample, dtype, device)
     assert calls
     for call in calls:
         run_opcheck(call, QUICK)
 
 
+@ON_DEVICES
 @pytest.mark.parametrize("sample", [s for s in CORE if s.id in TRACED], ids=lambda sample: sample.id)
-def test_tracing(sample: Sample) -> None:
-    for calls in of_operator(calls_of(sample, torch.float32)).values():
+def test_tracing(sample: Sample, device: str) -> None:
+    for calls in of_operator(calls_of(sample, torch.float32, device)).values():
         run_opcheck(calls[0])
 
 
@@ -125,9 +130,10 @@ def test_the_table_has_the_traced_samples() -> None:
     assert TRACED <= {sample.id for sample in CORE}
 
 
-def test_draw_seed() -> None:
+@ON_DEVICES
+def test_draw_seed(device: str) -> None:
     """The draw differs from call to call, as it should, so that no value can be compared."""
-    like = torch.zeros(3)
+    like = torch.zeros(3, device=device)
     run_opcheck((torch.ops.elbo_ext.draw_seed.default, (like,), {}), QUICK)
     assert torch.Tag.nondeterministic_seeded in torch.ops.elbo_ext.draw_seed.default.tags
 
@@ -166,42 +172,48 @@ def test_numbers_that_mean_nothing(name: str, sentence: str, number: int) -> Non
     assert not left
 
 
+@ON_DEVICES
 @pytest.mark.parametrize("double_precision", [False, True])
 @pytest.mark.parametrize("count", [0, 1, 7])
 @pytest.mark.parametrize("seeds", [0, 1, 3])
-def test_normal_noise(seeds: int, count: int, double_precision: bool) -> None:
-    seed = torch.arange(seeds) - 1
+def test_normal_noise(seeds: int, count: int, double_precision: bool, device: str) -> None:
+    seed = torch.arange(seeds, device=device) - 1
     run_opcheck((torch.ops.elbo_ext.normal_noise.default, (seed, count, double_precision), {}))
 
 
-def test_scale_gradients() -> None:
+@ON_DEVICES
+def test_scale_gradients(device: str) -> None:
     """It mutates, which opcheck's tracing test has to see in the schema."""
-    gradients = [torch.arange(6, dtype=dtype).reshape(2, 3) for dtype in (torch.float32, torch.float64, torch.bfloat16)]
-    run_opcheck((torch.ops.elbo_ext.scale_gradients_.default, (gradients, torch.tensor(0.5)), {}))
-    run_opcheck((torch.ops.elbo_ext.scale_gradients_.default, ([], torch.tensor(0.5)), {}))
+    numbers, factor = torch.arange(6.0, device=device).reshape(2, 3), torch.tensor(0.5, device=device)
+    gradients = [numbers.to(dtype) for dtype in (torch.float32, torch.float64, torch.bfloat16)]
+    run_opcheck((torch.ops.elbo_ext.scale_gradients_.default, (gradients, factor), {}))
+    run_opcheck((torch.ops.elbo_ext.scale_gradients_.default, ([], factor), {}))
 
 
+@ON_DEVICES
 @pytest.mark.parametrize("kl_shape", [(), (3,), (2, 3), (0,)])
-def test_elbo_backward(kl_shape: tuple[int, ...]) -> None:
+def test_elbo_backward(kl_shape: tuple[int, ...], device: str) -> None:
     """The numbers too: gradients of -log-likelihood become those of 3 loss + 0.5 log-likelihood + 7 kl, beta = 2."""
-    gradients = [torch.arange(6.0).reshape(2, 3), torch.arange(4, dtype=torch.float64)]
+    gradients = [torch.arange(6.0, device=device).reshape(2, 3), torch.arange(4, dtype=torch.float64, device=device)]
     expected = [2.5 * gradient for gradient in gradients]
-    of_kl = torch.tensor(0.25).expand(kl_shape)
-    grads = (torch.tensor(3.0), torch.tensor(0.5), torch.tensor(7.0))
+    of_kl = torch.tensor(0.25, device=device).expand(kl_shape)
+    grads = torch.tensor([3.0, 0.5, 7.0], device=device).unbind()
     elbo_backward = torch.ops.elbo_ext.elbo_backward.default
     copies = [gradient.clone() for gradient in gradients]
     result = elbo_backward(copies, of_kl, *grads, 2.0)
     torch.testing.assert_close(copies, expected)
-    torch.testing.assert_close(result, torch.full(kl_shape, 0.25 * (2.0 * 3.0 + 7.0)))
+    torch.testing.assert_close(result, torch.full(kl_shape, 0.25 * (2.0 * 3.0 + 7.0), device=device))
     run_opcheck((elbo_backward, (gradients, of_kl, *grads, 2.0), {}))
     run_opcheck((elbo_backward, (gradients, of_kl, None, grads[1], None, 1.0), {}))
 
 
+@ON_DEVICES
 @pytest.mark.parametrize("with_weights", [False, True])
 @pytest.mark.parametrize("shape", [(3,), (2, 5), (1, 0), (4, 2, 3)], ids=str)
-def test_importance_bound(shape: tuple[int, ...], with_weights: bool) -> None:
+def test_importance_bound(shape: tuple[int, ...], with_weights: bool, device: str) -> None:
     for dtype in (torch.float32, torch.float64):
-        run_opcheck((torch.ops.elbo_ext.importance_bound.default, (torch.randn(shape, dtype=dtype), with_weights), {}))
+        log_weights = torch.randn(shape, dtype=dtype, device=device)
+        run_opcheck((torch.ops.elbo_ext.importance_bound.default, (log_weights, with_weights), {}))
 
 
 # Checked by a test of its own above.
