@@ -73,10 +73,12 @@ def rounding(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.abs().clamp(min=info.tiny) * (info.eps / 2)
 
 
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU, or a torch without CUDA")
+
+
 def devices() -> list[Any]:
     """The devices to test on, as parameters for pytest; what is missing is named in its skip mark."""
-    missing = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU, or a torch without CUDA")
-    return ["cpu", pytest.param("cuda", marks=missing)]
+    return ["cpu", pytest.param("cuda", marks=NEEDS_GPU)]
 
 
 # ---- numbers ----

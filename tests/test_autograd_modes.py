@@ -7,13 +7,14 @@ import gc
 import itertools
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from samples import CORE, Sample, differentiable
+from samples import CORE, NEEDS_GPU, Maker, Sample, devices, differentiable
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
@@ -79,6 +80,12 @@ SMALLEST_IDS = {
     "elbo-gaussian-mu-mean",
     "elbo-beta-tensor",
 }
+# Some of each function, to be repeated on a GPU: other kernels, reached through autograd in the same ways.
+ON_GPU_IDS = SMALLEST_IDS | {
+    "rsample-num_samples-3",
+    "log_prob-noise-sticking_the_landing",
+    "log_prob-logvar-prior_logvar-score",
+}
 
 
 def leaves_something_out(sample: Sample) -> bool:
@@ -90,8 +97,20 @@ def leaves_something_out(sample: Sample) -> bool:
 COMPARED = [*SMALL, *(s for s in FULL if s.id in ("log_prob-noise-sticking_the_landing", "log_prob-logvar-prior_logvar-score"))]
 
 
+def on_gpu(sample: Sample) -> Sample:
+    def build(m: Maker) -> dict[str, Any]:
+        return {name: v.cuda() if isinstance(v, Tensor) else v for name, v in sample.build(m).items()}
+
+    return replace(sample, id=sample.id + "-cuda", build=build)
+
+
 def each(samples: list[Sample]) -> Any:
-    return pytest.mark.parametrize("sample", samples, ids=lambda sample: sample.id)
+    """Each of the samples, and some of them on a GPU."""
+    again = [pytest.param(on_gpu(sample), marks=NEEDS_GPU) for sample in samples if sample.id in ON_GPU_IDS]
+    return pytest.mark.parametrize("sample", [*samples, *again], ids=lambda sample: sample.id)
+
+
+ON_DEVICES = pytest.mark.parametrize("device", devices())
 
 
 def on_tensors(sample: Sample, module: ModuleType = elbo_ext) -> tuple[Callable[..., Any], tuple[Tensor, ...]]:
@@ -118,7 +137,7 @@ def weighted_sum(function: Callable[..., Any]) -> Callable[..., Tensor]:
 
     def scalar(*values: Tensor) -> Tensor:
         outputs = as_tuple(function(*values))
-        return sum((t * (1.0 + k + torch.arange(t.numel(), dtype=t.dtype).reshape(t.shape))).sum()
+        return sum((t * (1.0 + k + torch.arange(t.numel()).to(t).reshape(t.shape))).sum()
                    for k, t in enumerate(outputs))  # fmt: skip
 
     return scalar
@@ -132,6 +151,7 @@ def both(build: Callable[[ModuleType], Any]) -> None:
 def test_the_table_has_the_small_samples() -> None:
     assert {sample.id for sample in SMALL} == SMALL_IDS
     assert SMALLEST_IDS < SMALL_IDS
+    assert ON_GPU_IDS <= {sample.id for sample in COMPARED}
 
 
 # ---- against finite differences ----
@@ -189,7 +209,7 @@ def test_third_derivatives(sample: Sample) -> None:
     def build(module: ModuleType) -> Any:
         function, values = on_tensors(sample, module)
         scalar = weighted_sum(function)
-        direction = tuple(torch.linspace(-1, 1, v.numel(), dtype=DOUBLE).reshape(v.shape) for v in values)
+        direction = tuple(torch.linspace(-1, 1, v.numel()).to(v).reshape(v.shape) for v in values)
         everything = tuple(range(len(values)))
 
         def along(of: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -208,9 +228,9 @@ def test_vjp_jvp_and_linearize(sample: Sample) -> None:
     def build(module: ModuleType) -> Any:
         function, values = on_tensors(sample, module)
         scalar = weighted_sum(function)
-        tangents = tuple(torch.cos(torch.arange(v.numel(), dtype=DOUBLE)).reshape(v.shape) for v in values)
-        _, pull_back = vjp(scalar, *values)
-        return jvp(scalar, values, tangents), pull_back(torch.tensor(2.0, dtype=DOUBLE))
+        tangents = tuple(torch.cos(torch.arange(v.numel()).to(v)).reshape(v.shape) for v in values)
+        value, pull_back = vjp(scalar, *values)
+        return jvp(scalar, values, tangents), pull_back(torch.full_like(value, 2.0))
 
     both(build)
 
@@ -237,14 +257,15 @@ NESTED: dict[str, Callable[[ModuleType], Callable[[Tensor], Tensor]]] = {
 }
 
 
+@ON_DEVICES
 @pytest.mark.parametrize("name", NESTED)
 @pytest.mark.parametrize(
     "transforms",
     [(jacrev, jacrev), (jacrev, jacfwd), (jacfwd, jacrev), (jacfwd, jacfwd), (jacrev, jacfwd, jacrev)],
     ids=lambda transforms: "-".join(t.__name__ for t in transforms),
 )
-def test_nested_transforms(name: str, transforms: Sequence[Callable[..., Any]]) -> None:
-    value = torch.linspace(-1, 1, 4, dtype=DOUBLE).reshape(2, 2)
+def test_nested_transforms(name: str, transforms: Sequence[Callable[..., Any]], device: str) -> None:
+    value = torch.linspace(-1, 1, 4, dtype=DOUBLE, device=device).reshape(2, 2)
 
     def build(module: ModuleType) -> Any:
         function = NESTED[name](module)
@@ -285,9 +306,11 @@ def maps_something(sample: Sample, pattern: str) -> bool:
     return pattern != "others" or len(on_tensors(sample)[1]) > 1
 
 
+PAIRS = [(sample, pattern) for sample in FULL for pattern in MAPS if maps_something(sample, pattern)]
 MAPPED = pytest.mark.parametrize(
     ("sample", "pattern"),
-    [pytest.param(s, p, id=f"{s.id}-{p}") for s in FULL for p in MAPS if maps_something(s, p)],
+    [*PAIRS, *(pytest.param(on_gpu(s), p, marks=NEEDS_GPU) for s, p in PAIRS if s.id in ON_GPU_IDS)],
+    ids=lambda value: value.id if isinstance(value, Sample) else value,
 )
 
 
@@ -374,28 +397,30 @@ DRAWS = pytest.mark.parametrize("function", [draw, draw_beside_kl])
 SAMPLES = pytest.mark.parametrize("num_samples", [None, 3])
 
 
+@ON_DEVICES
 @DRAWS
 @SAMPLES
-def test_vmap_same_randomness(function: Callable[..., Tensor], num_samples: int | None) -> None:
+def test_vmap_same_randomness(function: Callable[..., Tensor], num_samples: int | None, device: str) -> None:
     """Every slice gets the draw of a call without vmap, from one seed."""
-    mu, logvar = numbers(5, 4, 3), numbers(3, seed=1)
+    mu, logvar = numbers(5, 4, 3).to(device), numbers(3, seed=1).to(device)
     torch.manual_seed(0)
     z = vmap(partial(function, num_samples), in_dims=(0, None), randomness="same")(mu, logvar)
-    after = torch.rand(1)
+    after = torch.rand(1, device=device)
     torch.manual_seed(0)
     slices = []
     for m in mu:
         torch.manual_seed(0)
         slices.append(function(num_samples, m, logvar))
     assert torch.equal(z, torch.stack(slices))
-    assert torch.equal(after, torch.rand(1))
+    assert torch.equal(after, torch.rand(1, device=device))
 
 
+@ON_DEVICES
 @DRAWS
 @SAMPLES
-def test_vmap_different_randomness(function: Callable[..., Tensor], num_samples: int | None) -> None:
+def test_vmap_different_randomness(function: Callable[..., Tensor], num_samples: int | None, device: str) -> None:
     """No two slices share a number, and the whole is standard normal."""
-    mu, logvar = torch.zeros(5, 64, 40, dtype=DOUBLE), torch.zeros((), dtype=DOUBLE)
+    mu, logvar = torch.zeros(5, 64, 40, dtype=DOUBLE, device=device), torch.zeros((), dtype=DOUBLE, device=device)
     torch.manual_seed(0)
     z = vmap(partial(function, num_samples), in_dims=(0, None), randomness="different")(mu, logvar)
     assert z.unique().numel() == z.numel()
@@ -429,10 +454,11 @@ def test_vmap_refuses_randomness_by_default(function: Callable[..., Tensor]) -> 
         vmap(partial(function, None), in_dims=(0, None))(numbers(5, 4, 3), numbers(3))
 
 
+@ON_DEVICES
 @pytest.mark.parametrize("randomness", ["same", "different"])
-def test_per_sample_gradients_with_randomness(randomness: str) -> None:
+def test_per_sample_gradients_with_randomness(randomness: str, device: str) -> None:
     """The backward pass makes the noise of each slice again: d(z^2/2)/dmu = z, d(z^2/2)/dlogvar = z (z - mu) / 2."""
-    mu, logvar = numbers(5, 4, 3), numbers(3, seed=1)
+    mu, logvar = numbers(5, 4, 3).to(device), numbers(3, seed=1).to(device)
 
     def half_square(m: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         z = rsample(m, s)
@@ -577,7 +603,7 @@ def test_several_backward_passes(sample: Sample) -> None:
         first = [v.grad.clone() for v in leaves]
         for v in leaves:
             v.grad.mul_(-3)  # the caller's own, to change as he likes
-        total.backward(gradient=torch.tensor(0.25, dtype=DOUBLE), retain_graph=True)
+        total.backward(gradient=torch.full_like(total, 0.25), retain_graph=True)
         second = [v.grad.clone() for v in leaves]
         for v in leaves:
             v.grad = None
@@ -827,22 +853,23 @@ class Step(torch.nn.Module):
         return elbo.loss.sum(), elbo.log_likelihood.sum(), z, other
 
 
-def run_step(step: Step, apply: Callable[..., Any]) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    x = numbers(4, 5).requires_grad_()
+def run_step(step: Step, apply: Callable[..., Any], device: str) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    x = numbers(4, 5).to(device).requires_grad_()
     torch.manual_seed(2)
-    loss, log_likelihood, z, other = apply(step, x)
+    loss, log_likelihood, z, other = apply(step.to(device), x)
     (loss + 0.5 * log_likelihood + z.sum()).backward()
     gradients = [p.grad for p in (x, *step.parameters())]
-    return [loss, log_likelihood, z, other], gradients, torch.rand(2)
+    return [loss, log_likelihood, z, other], gradients, torch.rand(2, device=device)
 
 
+@ON_DEVICES
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpoint(use_reentrant: bool, reduction: str) -> None:
+def test_checkpoint(use_reentrant: bool, reduction: str, device: str) -> None:
     """The recomputation draws what the forward pass drew, and the generator ends where it does without."""
-    plain = run_step(Step(elbo_ext, reduction), lambda step, x: step(x))
-    actual = run_step(Step(elbo_ext, reduction), partial(checkpoint, use_reentrant=use_reentrant))
-    truth = run_step(Step(reference, reduction), lambda step, x: step(x))
+    plain = run_step(Step(elbo_ext, reduction), lambda step, x: step(x), device)
+    actual = run_step(Step(elbo_ext, reduction), partial(checkpoint, use_reentrant=use_reentrant), device)
+    truth = run_step(Step(reference, reduction), lambda step, x: step(x), device)
     # z and the draw after the step, bit for bit.
     for a, b in zip(actual[0][2:], plain[0][2:], strict=True):
         assert torch.equal(a, b)
@@ -852,9 +879,10 @@ def test_checkpoint(use_reentrant: bool, reduction: str) -> None:
     assert_close(actual, truth)
 
 
-def test_checkpoint_of_the_sample_alone() -> None:
+@ON_DEVICES
+def test_checkpoint_of_the_sample_alone(device: str) -> None:
     """Selective use: only the latent stage is recomputed; and with a generator of one's own state."""
-    mu, logvar = (t.requires_grad_() for t in numbers(2, 4, 3))
+    mu, logvar = (t.requires_grad_() for t in numbers(2, 4, 3).to(device))
     torch.manual_seed(3)
     z, kl = checkpoint(rsample_kl, mu, logvar, use_reentrant=False)
     gradients = torch.autograd.grad(z.pow(2).sum() / 2 + kl.sum(), (mu, logvar))

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from samples import CORE, NOISE_ERROR, Maker, Sample, in_float64, run
+from samples import CORE, NEEDS_GPU, NOISE_ERROR, Maker, Sample, in_float64, run
 from test_reproducible import BIG, everything, same_bits
 from torch import Tensor
 
 import elbo_ext
 from elbo_ext import reference
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU, or a torch without CUDA")
+pytestmark = NEEDS_GPU
 
 GIB = 2**30
 
