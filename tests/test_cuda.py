@@ -5,6 +5,9 @@ Values, gradients, noise, numerics and reproducibility are tested on a GPU where
 
 import contextlib
 import math
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -289,6 +292,38 @@ def test_replays_beside_eager_work() -> None:
         eager = [elbo_ext.gaussian_log_prob(x, mean, 0.3, reduction="sum") for _ in range(3)]
         torch.cuda.synchronize()
         assert all(torch.equal(v, expected) for v in (copy, *eager))
+
+
+# To wait for a stream spoils its capture, and until that ends every launch on the stream fails. The operator allocates
+# nothing, and its kernel has been loaded before.
+FAILING_LAUNCH = """
+import torch, elbo_ext
+numbers, factor = torch.ones(6, device="cuda"), torch.full((), 2.0, device="cuda")
+launch = lambda: torch.ops.elbo_ext.scale_gradients_([numbers], factor)
+launch()
+torch.cuda.synchronize()
+stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+with torch.cuda.stream(stream):
+    graph.capture_begin()
+    for call in (stream.synchronize, launch, graph.capture_end):
+        try:
+            call()
+        except RuntimeError as error:
+            print(call.__name__, "raised:", error)
+launch()
+print("numbers:", numbers.tolist(), flush=True)
+"""
+
+
+def test_a_failed_launch() -> None:
+    """It names the operator, the shape and CUDA's reason, does nothing, and does not stand in the way of the next.
+
+    In a process of its own, because torch need not get over a capture that failed.
+    """
+    done = subprocess.run([sys.executable, "-c", FAILING_LAUNCH], capture_output=True, text=True, check=False)
+    sentence = r"<lambda> raised: .*elbo_ext::scale_gradients_ of shape \[1\] failed on CUDA device 0: .*captur"
+    assert re.search(sentence, done.stdout), done.stdout + done.stderr
+    assert f"numbers: {[4.0] * 6}" in done.stdout, done.stdout + done.stderr
 
 
 # ---- compiled, and under autocast ----
