@@ -126,7 +126,8 @@ def rsample(
     named = {"mu": arguments.tensor("mu", mu), name: scale}
     shape = arguments.broadcast(named)
     inputs, constants = _operands(named.values())
-    spec = LatentSpec(constants, form, _NO_FORM, arguments.num_samples(num_samples), Z_ALONE, len(shape), NONE)
+    # The prior, which there is none of, is of the same form: kernels are compiled for pairs of forms.
+    spec = LatentSpec(constants, form, form, arguments.num_samples(num_samples), Z_ALONE, len(shape), NONE)
     return autograd.latent(spec, *_seed_or_noise(mu, shape, spec, generator, noise), inputs)
 
 

@@ -178,7 +178,7 @@ class UnitSums {
     }
     plan_.out[k] = array_of(out);
     if (in_order) return;
-    rows.push_back({units_.pieces.size, {1, 0}});
+    if (units_.pieces.size > 1) rows.push_back({units_.pieces.size, {1, 0}});
     auto* sums = static_cast<double*>(call_.allocate(call_.owner, number * static_cast<int64_t>(sizeof(double))));
     plan_.out[k] = {reinterpret_cast<char*>(sums), DType::kDouble};
     pending_.push_back({sums, array_of(out), std::move(rows)});

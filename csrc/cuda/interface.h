@@ -24,7 +24,7 @@ struct NoiseProblem {
 
 // Every function launches its kernels and returns null, or what CUDA says went wrong.
 struct CudaKernels {
-  const char* architectures;  // "80 90 90-virtual"
+  const char* architectures;  // "sm_80 sm_90 compute_90"
   const char* (*term_sum)(const TermSumProblem&, const CudaCall&);
   const char* (*latent)(const LatentProblem&, const CudaCall&);
   const char* (*latent_backward)(const LatentProblem&, const CudaCall&);

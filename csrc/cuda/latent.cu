@@ -187,10 +187,9 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
   const Dimensions dims(p.space);
   // Rows matter only where their sums are asked for.
   const bool by_row = with_kl && p.kl.row != nullptr;
-  const View* const operands[] = {&p.input[0], &p.input[1], &p.input[2], &p.input[3]};
   const int64_t elements = p.space.elements();
-  const int64_t cols = by_row ? p.space.cols : cut_rows(elements, dims, operands, /*many_sums=*/false);
-  const int64_t rows = by_row ? p.space.rows : cols == 0 ? 1 : elements / cols;
+  const int64_t cols = cut_rows(by_row ? p.space.cols : elements, dims, scales_of(p), by_row, by_row);
+  const int64_t rows = cols == 0 ? 1 : elements / cols;
   const Spread work = spread(rows, cols, by_row, kGroup<R>, call.device);
   params.units = work.units;
 

@@ -4,68 +4,13 @@
 
 #include "forms.cuh"
 #include "gather.cuh"
+#include "noise.cuh"
 
 namespace elbo_ext {
 namespace {
 
 enum Slot { kMu, kScale, kPriorMu, kPriorScale };  // the inputs, as GaussianKL takes them
 constexpr int kNoise = kMaxInputs;
-
-// A thread works on 16 bytes of the compute type at a time: on four floats, whose noise comes from one counter, or on
-// two doubles, whose noise is half of what a counter gives.
-template <class R>
-constexpr int kGroup = sizeof(R) == 8 ? 2 : kNormalsPerCounter;
-
-// The words of a counter.
-__device__ __forceinline__ void random_words(uint64_t seed, uint64_t counter, uint32_t (&word)[4]) {
-  word[0] = static_cast<uint32_t>(counter);
-  word[1] = static_cast<uint32_t>(counter >> 32);
-  word[2] = word[3] = 0u;
-  philox4x32_10(word, seed);
-}
-
-// As many normals as `out` has room for, from number `index * room` on.
-template <class R>
-__device__ __forceinline__ void whole_group(uint64_t seed, uint64_t index, R (&out)[4]) {
-  uint32_t word[4];
-  random_words(seed, index, word);
-  box_muller<R>(word[0], word[1], out[0], out[1]);
-  box_muller<R>(word[2], word[3], out[2], out[3]);
-}
-template <class R>
-__device__ __forceinline__ void whole_group(uint64_t seed, uint64_t index, R (&out)[2]) {
-  uint32_t word[4];
-  random_words(seed, index / 2, word);
-  const bool upper = index % 2 != 0;
-  box_muller<R>(upper ? word[2] : word[0], upper ? word[3] : word[1], out[0], out[1]);
-}
-
-// One normal: half of a pair.
-template <class R>
-__device__ __forceinline__ R normal(uint64_t seed, int64_t number) {
-  R pair[2];
-  whole_group(seed, static_cast<uint64_t>(number) / 2, pair);
-  return number % 2 == 0 ? pair[0] : pair[1];
-}
-
-// Normals from number `first` on. Where that is no multiple of the group, as it may be for samples behind the first one,
-// they come from two groups.
-template <class R, int kRoom>
-__device__ __forceinline__ void normals(uint64_t seed, int64_t first, R (&out)[kRoom]) {
-  const uint64_t index = static_cast<uint64_t>(first) / kRoom;
-  const int skip = static_cast<int>(first % kRoom);
-  whole_group(seed, index, out);
-  if (skip == 0) return;
-  R next[kRoom];
-  whole_group(seed, index + 1, next);
-  for (int i = 0; i < skip; ++i) {  // moved by one place at a time: registers have no addresses
-    ELBO_UNROLL
-    for (int j = 0; j + 1 < kRoom; ++j) out[j] = out[j + 1];
-    out[kRoom - 1] = next[0];
-    ELBO_UNROLL
-    for (int j = 0; j + 1 < kRoom; ++j) next[j] = next[j + 1];
-  }
-}
 
 struct LatentCommon {
   int form, prior_form;
@@ -170,6 +115,9 @@ LatentCommon common_of(const LatentProblem& p, bool with_kl) {
   return common;
 }
 
+// What the kernels for dense tensors take as one number for each unit.
+inline std::vector<const View*> scales_of(const LatentProblem& p) { return {&p.input[kScale], &p.input[kPriorScale]}; }
+
 // Whether the kernels for dense tensors serve: rows of whole groups, vectors everywhere, the noise from a seed.
 template <class R, int kSlots>
 bool is_dense(const Layout<kSlots>& layout, const LatentProblem& p, int64_t cols) {
@@ -207,10 +155,10 @@ const char* run_elements(const Common& common, const LatentProblem& p, const Dim
   params.common = common;
   params.noise_gradient_step = p.noise_gradient_sample_stride;
 
-  const View* operands[kMaxInputs + kUpstreams] = {&p.input[0], &p.input[1], &p.input[2], &p.input[3]};
-  std::copy_n(upstream.view, kUpstreams, operands + kMaxInputs);
+  std::vector<const View*> seldom = scales_of(p);
+  seldom.insert(seldom.end(), upstream.view, upstream.view + kUpstreams);
   const bool by_row = !sinks.by_run().empty();
-  const int64_t cols = cut_rows(sinks.row(), dims, operands, by_row), rows = p.space.elements() / cols;
+  const int64_t cols = cut_rows(sinks.row(), dims, seldom, /*in_order=*/false, by_row), rows = p.space.elements() / cols;
   const Spread work = spread(rows, cols, by_row, kGroup<R>, call.device);
   params.units = work.units;
 
@@ -236,7 +184,8 @@ const char* run_elements(const Common& common, const LatentProblem& p, const Dim
   for (int k : sinks.by_run()) unit_sums.add(k, p.gradient[k]);
 
   const char* error = prepare_totals(params.sums, work.blocks, call);
-  if (error == nullptr)
+  const bool writes = any_written(params.layout, kFirstSink, kUpstream);
+  if (error == nullptr && (writes || any_sum(params.sums)))  // else all gradients are gathered
     error = launch(kernel_of(dense), dim3(static_cast<unsigned>(work.blocks)), kThreads, params, call);
   return error == nullptr ? unit_sums.finish() : error;
 }
@@ -276,7 +225,7 @@ const char* gather_gradients(const Common& common, const LatentProblem& p, const
 // leave most of the device idle. A gather shares the samples out, but makes each normal by itself.
 constexpr int64_t kManySamples = 8;
 inline bool gathers_all(const LatentProblem& p, int64_t per_thread, int device) {
-  const bool few_elements = p.space.elements() / per_thread * kManySamples < multiprocessors(device) * 1024;
+  const bool few_elements = p.space.elements() / per_thread * kManySamples < multiprocessors(device) * kBusyThreads;
   return of_samples(p) && p.samples >= kManySamples && few_elements && p.noise_gradient.data == nullptr;
 }
 

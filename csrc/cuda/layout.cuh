@@ -69,9 +69,10 @@ struct Layout {
     return offset + number * stride[0][slot];
   }
 
-  // Of a group in a tensor that repeats; in others there is no period.
-  __device__ __forceinline__ int64_t repeated(int64_t number) const {
-    return period.size == 1 ? number : number - period.quotient(number) * period.size;
+  // Where a group lies in a tensor that is dense or repeats.
+  __device__ __forceinline__ int64_t vector_offset(Place place, int64_t number) const {
+    if (place != kRepeat || period.size == 1) return number;  // the second says nothing new, but saves a register
+    return number - period.quotient(number) * period.size;
   }
 
   // Adds to the offsets of all slots, over dimensions [low, high) alone.
@@ -116,7 +117,7 @@ struct AnyGroup {
   }
   static __device__ __forceinline__ int64_t vector_offset(const Layout<kSlots>& layout, int slot, int64_t group,
                                                           Place place) {
-    return place == kRun ? layout.offset(slot, group) : place == kRepeat ? layout.repeated(group) : group;
+    return place == kRun ? layout.offset(slot, group) : layout.vector_offset(place, group);
   }
 
   // `base` is added to all offsets: the beginning of a sample.
@@ -189,8 +190,7 @@ struct DenseGroup {
   static __device__ __forceinline__ unsigned members(int64_t, int64_t, int64_t) { return kAllMembers<kGroup>; }
   __device__ __forceinline__ void begin(const Layout<kSlots>& layout, int slot, int64_t group, unsigned, int64_t base = 0) {
     const Place place = layout.place[slot];
-    if (is_each(place))
-      raw = load<R, kGroup>(layout.array[slot], base + (place == kRepeat ? layout.repeated(group) : group));
+    if (is_each(place)) raw = load<R, kGroup>(layout.array[slot], base + layout.vector_offset(place, group));
   }
   __device__ __forceinline__ void finish(const Layout<kSlots>& layout, int slot, unsigned, R* to, R of_all) const {
     if (is_each(layout.place[slot])) return convert<R, kGroup>(raw, layout.array[slot].dtype, to);
@@ -214,6 +214,10 @@ template <class R, int kSlots>
 __device__ __forceinline__ R of_all(const Layout<kSlots>& layout, int slot, double constant) {
   return layout.place[slot] == kOne ? read<R>(layout.array[slot], 0) : static_cast<R>(constant);
 }
+
+// A thread of a kernel for any layout works on 16 bytes of the compute type at a time: on four floats or two doubles.
+template <class R>
+constexpr int kGroup = 16 / sizeof(R);
 
 }  // namespace
 }  // namespace elbo_ext

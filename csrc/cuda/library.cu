@@ -1,5 +1,7 @@
-// The table of functions that the CUDA library hands to the operators, and the two kernels that know no formula.
+// The table of functions that the CUDA library hands to the operators, and the kernels that take no part in a space of
+// operands: normal noise, the importance-weighted bound, and the multiplication of stored gradients.
 #include "entries.h"
+#include "noise.cuh"
 #include "plan.h"
 
 namespace elbo_ext {
@@ -18,11 +20,8 @@ __global__ void __launch_bounds__(kThreads) noise_kernel(const __grid_constant__
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < counters;
          i += static_cast<int64_t>(gridDim.x) * kThreads) {
       const uint64_t counter = static_cast<uint64_t>(first_counter + i);
-      uint32_t word[4] = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0u, 0u};
-      philox4x32_10(word, seed);
       R normal[kNormalsPerCounter];
-      box_muller<R>(word[0], word[1], normal[0], normal[1]);
-      box_muller<R>(word[2], word[3], normal[2], normal[3]);
+      whole_group(seed, counter, normal);
       const int64_t at = static_cast<int64_t>(counter) * kNormalsPerCounter - p.first;
       ELBO_UNROLL
       for (int j = 0; j < kNormalsPerCounter; ++j)
@@ -176,16 +175,11 @@ const char* stored_gradients(const StoredGradients& p, const CudaCall& call) {
 
 // ---- the table ----
 
-template <const char* (*of_float)(const TermSumProblem&, const CudaCall&),
-          const char* (*of_double)(const TermSumProblem&, const CudaCall&)>
-const char* by_type(const TermSumProblem& p, const CudaCall& call) {
-  const OnDevice guard(call.device);
-  if (const char* error = guard.error()) return error;
-  return p.compute_double ? of_double(p, call) : of_float(p, call);
-}
-template <const char* (*of_float)(const LatentProblem&, const CudaCall&),
-          const char* (*of_double)(const LatentProblem&, const CudaCall&)>
-const char* by_type(const LatentProblem& p, const CudaCall& call) {
+// Of the two functions, one for each compute type, the one that a problem asks for.
+template <class Problem>
+using Function = const char*(const Problem&, const CudaCall&);
+template <class Problem, Function<Problem> of_float, Function<Problem> of_double>
+const char* by_type(const Problem& p, const CudaCall& call) {
   const OnDevice guard(call.device);
   if (const char* error = guard.error()) return error;
   return p.compute_double ? of_double(p, call) : of_float(p, call);
@@ -193,11 +187,11 @@ const char* by_type(const LatentProblem& p, const CudaCall& call) {
 
 constexpr CudaKernels kKernels = {
     ELBO_CUDA_ARCHITECTURES,
-    by_type<term_sum<float>, term_sum<double>>,
-    by_type<latent<float>, latent<double>>,
-    by_type<latent_backward<float>, latent_backward<double>>,
-    by_type<log_prob<float>, log_prob<double>>,
-    by_type<log_prob_backward<float>, log_prob_backward<double>>,
+    by_type<TermSumProblem, term_sum<float>, term_sum<double>>,
+    by_type<LatentProblem, latent<float>, latent<double>>,
+    by_type<LatentProblem, latent_backward<float>, latent_backward<double>>,
+    by_type<LatentProblem, log_prob<float>, log_prob<double>>,
+    by_type<LatentProblem, log_prob_backward<float>, log_prob_backward<double>>,
     importance,
     normal_noise,
     stored_gradients,

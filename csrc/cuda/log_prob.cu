@@ -177,19 +177,20 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
   LogProbParams params{};
   params.common = common_of(p, /*with_kl=*/false);
   const Dimensions dims(p.space);
-  const Spread work = spread(p.space.rows, p.space.cols, /*by_row=*/true, kGroup<R>, call.device);
+  const int64_t cols = cut_rows(p.space.cols, dims, scales_of(p), /*in_order=*/true, /*many_sums=*/true);
+  const Spread work = spread(p.space.elements() / cols, cols, /*by_row=*/true, kGroup<R>, call.device);
   params.units = work.units;
 
-  LayoutBuilder<kForwardSlots> layout(params.layout, dims, p.space.cols, kGroup<R>, p.compute_double);
+  LayoutBuilder<kForwardSlots> layout(params.layout, dims, cols, kGroup<R>, p.compute_double);
   for (int k = 0; k < kMaxInputs; ++k) layout.set(k, p.input[k]);
   layout.set(kNoise, p.noise);
   layout.set(kZ, p.z, /*written=*/true);
 
   const DType compute = p.compute_double ? DType::kDouble : DType::kFloat;
-  UnitSums<kLogProbSums> unit_sums(params.sums, work.units, dims, p.space.cols, call);
+  UnitSums<kLogProbSums> unit_sums(params.sums, work.units, dims, cols, call);
   unit_sums.add(kLogQ, dense_rows(p.log_q.row, compute, p.space));
   unit_sums.add(kLogP, dense_rows(p.log_p.row, compute, p.space));
-  const auto kernel = choose_kernel<R>(is_dense<R>(params.layout, p, p.space.cols), p, [](auto dense, auto forms) {
+  const auto kernel = choose_kernel<R>(is_dense<R>(params.layout, p, cols), p, [](auto dense, auto forms) {
     return log_prob_kernel<R, decltype(dense)::value, decltype(forms)::value>;
   });
   if (const char* error = launch(kernel, dim3(static_cast<unsigned>(work.blocks)), kThreads, params, call)) return error;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <numeric>
 #include <vector>
 
 #include "launch.h"
@@ -37,6 +38,9 @@ inline View dense_rows(void* data, DType dtype, const Space& space) {
 // last step of a sum longer.
 constexpr int64_t kBlocksPerMultiprocessor = 16;
 
+// Threads of a multiprocessor that keep it busy.
+constexpr int64_t kBusyThreads = 1024;
+
 // Whether a vector of `width` elements can be read at every multiple of it.
 inline bool aligned(const void* data, DType dtype, int width, int64_t base_step = 0) {
   const int64_t bytes = std::min<int64_t>(width * bytes_of(dtype), 16);  // more than 16 take several accesses
@@ -55,6 +59,7 @@ struct Dimensions {
   int64_t stride(const View& view, int dim) const {
     return dim < rows_ ? view.row_stride[dim] : view.col_stride[dim - rows_];
   }
+  int64_t elements() const { return std::accumulate(size, size + count, int64_t{1}, std::multiplies<>()); }
   // How many neighbours, by number, share each element of a view.
   int64_t run(const View& view) const {
     int64_t length = 1;
@@ -154,7 +159,7 @@ inline Spread spread(int64_t rows, int64_t cols, bool by_row, int64_t per_step, 
     // Many short rows: one for each warp, or for part of a warp, needs neither shared memory nor barriers. A row of more
     // than 8 steps of a warp is worth a block; so is a shorter one while there are too few rows to fill the device.
     const int64_t threads = divide_up(cols, per_step);
-    const bool few = rows * kWarp < processors * 1024;
+    const bool few = rows * kWarp < processors * kBusyThreads;
     if (threads <= (few ? kWarp : 8 * kWarp))
       units.team = static_cast<int>(std::min<int64_t>(std::bit_ceil(static_cast<uint64_t>(threads)), kWarp));
     // Few long rows: several blocks for each, four times what the device has processors for, of at least four steps.
@@ -202,17 +207,30 @@ class SinkPlan {
 };
 
 // Rows of at most `row` elements in which operands that change seldom, a scale for each channel say, have one element
-// each (Place kOfUnit). `many_sums`: sums of rows are kept, so that rows should not become short.
-template <int kOperands>
-int64_t cut_rows(int64_t row, const Dimensions& dims, const View* const (&operand)[kOperands], bool many_sums) {
+// each (Place kOfUnit). `in_order`: sums of whole rows are wanted, and those of shorter ones would be added up by a kernel
+// more. `many_sums`: sums of rows are kept, so that rows should not become short.
+inline int64_t cut_rows(int64_t row, const Dimensions& dims, const std::vector<const View*>& seldom, bool in_order,
+                        bool many_sums) {
   constexpr int64_t kShortest = 16, kWholeGroups = 4;
+  constexpr int64_t kWorthALaunch = int64_t{1} << 20;  // elements, which take some microseconds to read
+  if (in_order && dims.elements() < kWorthALaunch) return row;
   const int64_t shortest = many_sums ? kShortestRun : kShortest;
-  for (const View* view : operand) {
+  for (const View* view : seldom) {
     if (view->data == nullptr) continue;
     const int64_t run = dims.run(*view);
     if (run >= shortest && run % kWholeGroups == 0) row = std::min(row, run);
   }
   return row;
+}
+
+template <int kSums>
+bool any_sum(const SumPlan<kSums>& plan) {
+  return std::any_of(plan.kind, plan.kind + kSums, [](SumKind kind) { return kind != kNoSum; });
+}
+// Whether a kernel writes elements: to one of the slots [first, end).
+template <int kSlots>
+bool any_written(const Layout<kSlots>& layout, int first, int end) {
+  return std::any_of(layout.place + first, layout.place + end, [](Place place) { return place != kAbsent; });
 }
 
 // The memory of the total sums; `blocks` is that of the kernel.

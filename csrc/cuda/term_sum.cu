@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>::kInputs, kGr
       Raw<R, V> raw[kInputs];  // later the gradients
       ELBO_UNROLL
       for (int k = 0; k < kInputs; ++k)
-        if (each[k]) raw[k] = load<R, V>(p.layout.array[k], p.layout.place[k] == kRepeat ? p.layout.repeated(n) : n);
+        if (each[k]) raw[k] = load<R, V>(p.layout.array[k], p.layout.vector_offset(p.layout.place[k], n));
       R total = R(0), of_sink[kInputs] = {};
       const auto part = [&](auto at) {
         constexpr int kAt = decltype(at)::value;
@@ -226,9 +226,6 @@ struct GatherTerm {
 
 // ---- on the host ----
 
-template <class R>
-constexpr int kGroup = sizeof(R) == 8 ? 2 : 4;  // of the general kernel: 16 bytes of the compute type
-
 // Lays the tensors out, and returns the width of the dense kernel's vectors: 16 bytes of what all operands are, or of the
 // narrowest; 0 if it does not serve.
 template <template <class> class TermOf, class R>
@@ -243,6 +240,7 @@ int lay_out(Layout<kTermSlots>& layout, const TermSumProblem& p, const Dimension
     builder.set(kUpstream, p.upstream);
     builder.set(kElement, dense_view(p.values.element, p.compute_double ? DType::kDouble : DType::kFloat), /*written=*/true);
   };
+  // Each of these would double the kernels there are to compile: weights, float64, and a logarithm beside a std or var.
   const bool may_be_dense = !p.input[kWeight].present() && !p.compute_double &&
                             !(TermOf<R>::kInputs == kMaxInputs && class_of(p.form, p.prior_form) == Forms::kAny);
   for (int width = 8; may_be_dense && width >= 4; width /= 2) {
@@ -311,8 +309,10 @@ const char* run(const TermSumProblem& p, const CudaCall& call) {
   const Dimensions dims(p.space);
   const SinkPlan sinks(dims, p.gradient, p.space.elements());
   const bool row_sums = p.values.row != nullptr, by_row = row_sums || !sinks.by_run().empty();
-  const View* const operands[] = {&p.input[0], &p.input[1], &p.input[2], &p.input[3], &p.upstream};
-  const int64_t cols = row_sums ? p.space.cols : cut_rows(sinks.row(), dims, operands, by_row);
+  std::vector<const View*> seldom{&p.upstream};  // what the dense kernel takes as one number for each unit
+  for (int k = 0; k < TermOf<R>::kInputs; ++k)
+    if (TermOf<R>::kSharedInputs >> k & 1) seldom.push_back(&p.input[k]);
+  const int64_t cols = cut_rows(row_sums ? p.space.cols : sinks.row(), dims, seldom, row_sums, by_row);
   const int64_t rows = cols == 0 ? 1 : p.space.elements() / cols;
   const DType compute = p.compute_double ? DType::kDouble : DType::kFloat;
 
@@ -339,7 +339,9 @@ const char* run(const TermSumProblem& p, const CudaCall& call) {
   for (int k : sinks.by_run()) unit_sums.add(k, p.gradient[k]);
 
   const char* error = prepare_totals(params.sums, work.blocks, call);
-  if (error == nullptr) error = launch_main<TermOf, R>(p, params, width, work.blocks, call);
+  const bool writes = any_written(params.layout, kFirstSink, kTermSlots);
+  if (error == nullptr && (writes || any_sum(params.sums)))  // else all gradients are gathered
+    error = launch_main<TermOf, R>(p, params, width, work.blocks, call);
   if (error == nullptr) error = unit_sums.finish();
   if (error == nullptr) error = gather_gradients<TermOf, R>(p, params, sinks.gathered(), call);
   return error;
