@@ -530,6 +530,11 @@ GAUSSIAN = [
         for cols in (1, 24, 100)
     ),
     _gaussian(
+        "scale-of-large-channels",
+        lambda m: dict(x=m.normal(20, 3, 18_000), mean=m.normal(20, 3, 18_000), logvar=m.scale("logvar", 3, 1)),
+        "values of examples, whose channels are worth being summed apart",
+    ),
+    _gaussian(
         "scale-of-two-channels",
         lambda m: dict(
             x=m.normal(4200, 2, 64), mean=m.normal(4200, 2, 64), logvar=m.scale("logvar", 2, 1), reduction="mean"
