@@ -127,11 +127,20 @@ def test_no_local_memory() -> None:
     assert [(name, stack, local) for name, _, stack, local in kernels if (stack, local) != ("0", "0")] == []
 
 
+def terms() -> dict[str, tuple[int, bool]]:
+    """How many inputs each term has, and whether it has scales, by its name in csrc/terms."""
+    number, shared = r"static constexpr int kInputs = (\d);", r"static constexpr unsigned kSharedInputs = ([^;]+);"
+    text = "".join(path.read_text() for path in (ROOT / "csrc" / "terms").glob("*.h"))
+    found = re.findall(rf"struct (\w+) {{\s+{number}.*\s+{shared}", text)
+    return {name: (int(inputs), shared != "0") for name, inputs, shared in found}
+
+
+@needs_sources
 @needs_library
 @needs_cuobjdump
 def test_wide_accesses() -> None:
     """The kernels for dense tensors read each operand, and write each result, 16 bytes at a time."""
-    inputs = {"Gaussian": 3, "Bernoulli": 2, "GaussianKL": 4}
+    assert len(terms()) == len(_C.terms())
     # Loads and stores. Those of the latent stage read mu, the scale, the prior's and, backward, the gradient of z.
     latent = {"forward_kernel": (4, 1), "backward_kernel": (5, 4), "log_prob_kernel": (4, 1), "log_prob_backward_kernel": (5, 4)}
     seen: Counter[str] = Counter()
@@ -141,7 +150,7 @@ def test_wide_accesses() -> None:
             name = function.split(maxsplit=1)[0]
             assert re.search(r"\b(LDL|STL)\b", function) is None, name
             if kernel := re.search(r"12dense_kernelINS0_\d+([A-Za-z]+)EfLi[48]ELb([01])E", name):
-                loads = inputs[kernel[1]]
+                loads, _ = terms()[kernel[1]]
                 stores = loads if kernel[2] == "1" else 1
             elif kernel := re.search(r"\d([a-z_]+_kernel)IfLb1E", name):  # of float, and dense
                 loads, stores = latent[kernel[1]]
@@ -150,9 +159,9 @@ def test_wide_accesses() -> None:
             seen[kernel[1]] += 1
             assert len(re.findall(r"\bLDG\.E[.\w]*\.128\b", function)) >= loads, name
             assert len(re.findall(r"\bSTG\.E[.\w]*\.128\b", function)) >= stores, name
-    # A term has four kernels, with 4 and 8 elements of a thread, with gradients and without; most are there twice, for the
-    # two classes of scales.
-    expected = {"Bernoulli": 4, "Gaussian": 8, "GaussianKL": 8, **dict.fromkeys(latent, 2)}
+    # A term has four kernels, with 4 and 8 elements of a thread, with gradients and without; with scales it has them twice,
+    # for the two classes of forms.
+    expected = {name: 8 if scales else 4 for name, (_, scales) in terms().items()} | dict.fromkeys(latent, 2)
     assert seen == {name: count * len(machine_code()) for name, count in expected.items()}
 
 
