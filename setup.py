@@ -25,10 +25,12 @@ import sys
 import zlib
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+OLDEST_SETUPTOOLS = "77"  # the first that reads pyproject.toml's form of the license
 OLDEST_TORCH = "2.11"
 STABLE_ABI = "0x020b000000000000"  # TORCH_TARGET_VERSION of 2.11
 
@@ -58,6 +60,11 @@ def require(name: str, version: str = ""):
         return importlib.import_module(name)
     except ImportError:
         stop(f"building needs {name}{version}; install it, or drop --no-build-isolation.")
+
+
+def check_setuptools() -> None:
+    if int(setuptools.__version__.split(".")[0]) < int(OLDEST_SETUPTOOLS):
+        stop(f"setuptools {setuptools.__version__} is too old to build with; {OLDEST_SETUPTOOLS} or newer is needed.")
 
 
 def import_torch():
@@ -220,7 +227,8 @@ class Build(build_ext):
         torch, pybind11 = import_torch(), require("pybind11")
         compiler = find_compiler()
         torch_dir = Path(torch.__file__).parent
-        includes = [word for path in (torch_dir / "include", pybind11.get_include(), *self.include_dirs)
+        # pybind11 first: torch brings a copy of its own, which in 2.11 refuses TORCH_TARGET_VERSION.
+        includes = [word for path in (pybind11.get_include(), torch_dir / "include", *self.include_dirs)
                     for word in ("-isystem", path)]
         sets = X86_SETS if platform.machine() in ("x86_64", "AMD64") else {}
         version = subprocess.run([*compiler.split(), "--version"], capture_output=True, text=True).stdout.split("\n")[0]
@@ -232,7 +240,7 @@ class Build(build_ext):
             work,
             f"{compiler} -MMD -MF $out.d {shell(*short, *FLAGS, *includes)} $flags -c $in -o $out",
             f"{compiler} -shared $in -o $out -Wl,{only_export(work, 'PyInit__C')} {shell('-L', torch_dir / 'lib')} "
-            "-ltorch_cpu -ltorch -ldl",
+            "-ltorch_cpu -ldl",
         )
         for source in OPERATOR_SOURCES:
             flags = [f"-DTORCH_TARGET_VERSION={STABLE_ABI}", *(f"-DELBO_HAVE_{name}" for name in sets)]
@@ -269,6 +277,7 @@ DEPENDS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("
 # What tells two builds of the two libraries apart that would not understand each other.
 INTERFACE = "-DELBO_INTERFACE=" + str(zlib.crc32(b"".join(
     (ROOT / "csrc" / name).read_bytes() for name in ("ops/problem.h", "cuda/interface.h"))))
+check_setuptools()
 NVCC = find_nvcc()
 ARCHITECTURES = cuda_architectures(NVCC) if NVCC else {}
 LIBRARIES = ["elbo_ext._C", *(["elbo_ext._cuda"] if NVCC else [])]

@@ -341,10 +341,8 @@ class Latent(Function):
         gradients = ()
         if any(needs):
             gradients = _needed_gradients(LatentBackward, ctx.spec, needs, grad_z, first, second, seed, noise, *inputs)
-        *of_inputs, of_noise = _spread(gradients, needs)
-        if given_on:
-            of_inputs[0] = grad_z
-        return None, None, of_noise, *of_inputs
+        of_mu, *of_others, of_noise = _spread(gradients, needs)
+        return None, None, of_noise, grad_z if given_on else of_mu, *of_others
 
     @staticmethod
     def vmap(info, in_dims, spec: LatentSpec, seed, noise, *inputs: Tensor | None):

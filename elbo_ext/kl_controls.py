@@ -174,8 +174,9 @@ def free_bits(kl: Tensor, nats: Tensor | float, *, per: str, batch_dims: int = 1
     if per == "batch":
         kl = kl.mean(tuple(range(batch_dims))) if batch_dims else kl
         batch_dims = 0
-    # Where a KL equals the floor its gradient passes, so that a floor of 0 changes nothing.
-    floored = kl.clamp(min=nats)
+    # max(nats, kl). Where a KL equals the floor its gradient passes, so that a floor of 0 changes nothing: relu's derivative
+    # at 0 is 0 in every torch, while that of clamp and maximum at a tie has changed from version to version.
+    floored = kl + (nats - kl).relu()
     return floored.flatten(batch_dims).sum(-1) if groups else floored
 
 

@@ -157,7 +157,8 @@ def _standardize(difference: Tensor, logvar: Tensor) -> Tensor:
     """
     finfo = torch.finfo(logvar.dtype)
     exponent = -logvar / 4
-    finite = exponent.clamp(max=math.log(finfo.max) * (1 - finfo.eps))
+    largest = math.log(finfo.max) * (1 - finfo.eps)
+    finite = torch.where(exponent < largest, exponent, largest)
     root = torch.where(difference == 0, finite, exponent).exp()
     return (difference * root) * root
 

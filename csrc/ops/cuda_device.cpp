@@ -11,6 +11,7 @@
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include "../cuda/interface.h"
 #include "../terms/sample.h"
@@ -95,7 +96,7 @@ class CudaDevice final : public Device {
     CudaCall call{site.like.get_device_index(), nullptr, allocate, &workspace};
     // torch's guard, because it goes back to a device that nobody has used yet without making a context there.
     const torch::stable::accelerator::DeviceGuard guard(call.device);
-    STABLE_TORCH_ERROR_CODE_CHECK(current_stream(call.device, &call.stream));
+    TORCH_ERROR_CODE_CHECK(current_stream(call.device, &call.stream));
     const char* error = function(problem, call);
     STD_TORCH_CHECK(error == nullptr, "elbo_ext::", site.op, " of shape ", text_of(site.shape),
                     " failed on CUDA device ", call.device, ": ", error);

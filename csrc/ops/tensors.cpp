@@ -10,6 +10,7 @@
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include "../terms/scale.h"
 
@@ -28,7 +29,7 @@ int32_t code_of(DType dtype) {
 
 int32_t code_of(const Tensor& tensor) {
   int32_t code;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
   return code;
 }
 
@@ -40,7 +41,7 @@ constexpr int64_t kHugePage = int64_t{2} << 20, kPage = 4096;
 Tensor on_huge_pages(Tensor tensor) {
 #if defined(MADV_HUGEPAGE)
   int64_t bytes = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
   if (bytes < kHugePage || !tensor.is_cpu()) return tensor;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.data_ptr());
   const uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = (begin + bytes) / kPage * kPage;
@@ -71,7 +72,7 @@ void check_allocation(AOTITorchError error, int64_t ndim, const int64_t* shape, 
 
 Tensor empty_strided(int64_t ndim, const int64_t* shape, const int64_t* strides, DType dtype, const Tensor& like) {
   int32_t device_type;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle handle;
   check_allocation(aoti_torch_empty_strided(ndim, shape, strides, code_of(dtype), device_type, like.get_device_index(),
                                             &handle),
