@@ -466,6 +466,32 @@ class GradientOf(Function):
         return None, grad
 
 
+class WeightedOnceMore(Function):
+    """``apply(z, log_weights)``: z itself, and zeros [K, ...] in the shape of the log-weights.
+
+    Whatever gradient comes back to z is multiplied by the normalized weights v [K, ...] of its samples. They are known
+    only after z has been used, and so are handed to the backward pass as the gradient of the zeros: a result that adds
+    v * zeros gives them, times its own upstream gradient, which the sum over samples is, as the weights add up to 1.
+    (A hook on z would do, but Dynamo of torch 2.11 loses one that knows of later results.)
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
+        return z.view_as(z), torch.zeros_like(log_weights)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx, grad_z: Tensor, grad_zeros: Tensor):
+        upstream = grad_zeros.sum(0)
+        v = torch.where(upstream == 0, 0.0, grad_zeros / upstream)
+        return grad_z * v.reshape(*v.shape, *(1,) * (grad_z.dim() - v.dim())).to(grad_z.dtype), None
+
+
 # ---- forward mode: torch.compile refuses a Function that defines jvp, so only eager code sees these ----
 
 
@@ -732,6 +758,10 @@ def weighted_gradient(weight: float, t: Tensor) -> Tensor:
 
 def with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
     return _for_mode(GradientOf).apply(value.detach(), surrogate)
+
+
+def weighted_once_more(z: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    return WeightedOnceMore.apply(z, log_weights)
 
 
 def term_sum(spec: TermSpec, operands: Operands) -> Tensor:

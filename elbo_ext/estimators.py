@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from . import arguments
-from .autograd import importance_bound, in_forward_mode, normalized_weights, with_gradient_of
+from .autograd import importance_bound, in_forward_mode, normalized_weights, weighted_once_more, with_gradient_of
 from .functional import Scale, gaussian_log_prob, rsample_kl, rsample_with_log_prob
 from .ops import REDUCTIONS, value_dtype
 
@@ -165,14 +165,12 @@ def dreg(
     if in_forward_mode():
         raise RuntimeError("dreg is an estimator of gradients, and has no forward-mode derivative; iwae has one")
     z, log_q, log_p = _draw(mu, logvar, num_samples, _constant_prior(options), "sticking_the_landing")
-    path = z.view_as(z)
+    # On its way from the decoder to q the gradient, which has the weight v_k already, gets it once more.
+    path, zeros = weighted_once_more(z, log_p)
     likelihood = _of_samples(log_likelihood, path, log_p)
     log_weights = (likelihood + log_p - log_q).detach()
     normalized = normalized_weights(log_weights)
-    if path.requires_grad:
-        # On its way from the decoder to q the gradient, which has the weight v_k already, gets it once more.
-        path.register_hook(lambda gradient: gradient * _like_samples(normalized, gradient))
-    surrogate = normalized * likelihood + normalized.square() * (log_p - log_q)
+    surrogate = normalized * (likelihood + zeros) + normalized.square() * (log_p - log_q)
     of_prior = _log_prior(z.detach(), options)
     if of_prior is not None:
         surrogate = surrogate + normalized * of_prior
@@ -245,11 +243,6 @@ def _of_samples(log_likelihood: LogLikelihood, z: Tensor, samples: Tensor) -> Te
 
 def _mean_weight(log_weights: Tensor, reduction: str) -> Tensor:
     return _reduce(log_weights.mean(0), arguments.reduction(reduction))
-
-
-def _like_samples(weights: Tensor, z: Tensor) -> Tensor:
-    """``[K, *batch]`` with dimensions for the latent ones behind."""
-    return weights.reshape(*weights.shape, *(1,) * (z.dim() - weights.dim())).to(z.dtype)
 
 
 def _constant_prior(options: dict[str, Any]) -> dict[str, Any]:
