@@ -21,11 +21,13 @@ ifneq ($(strip $(SETTINGS)),$(strip $(shell cat $(VENV)/built 2> /dev/null)))
 CHANGED := always
 endif
 
-.PHONY: help build test demo bench clean always
+.PHONY: help build test test-torch test-headers demo bench clean always
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make test    run the tests                    ARGS="-k kl" are options of pytest'
+	@echo 'make test-headers   compile against the oldest torch (downloads 80 MB)'
+	@echo 'make test-torch     run the tests with another torch, TORCH=oldest, newest or 2.12.1 (downloads it)'
 	@echo 'make demo    train a VAE on handwritten digits  ARGS="--epochs 10" are options of python -m elbo_ext.demo'
 	@echo '                                                ARGS=bound measures what theory says about the bound'
 	@echo 'make bench   measure speed and memory           ARGS="--quick" are options of python -m benchmarks'
@@ -35,6 +37,14 @@ help:
 
 test: build
 	@$(VENV_PYTHON) -m pytest -q $(ARGS) $(if $(STATUS),; echo $$? > '$(STATUS)')
+
+# The whole suite with another torch: oldest, newest, or a version. The first needs no more than the headers of the oldest.
+TORCH ?= oldest
+test-torch: build
+	@$(VENV_PYTHON) tests/with_torch.py $(TORCH) $(ARGS)
+
+test-headers: build
+	@$(VENV_PYTHON) -m pytest -q -n 0 -m download $(ARGS) $(if $(STATUS),; echo $$? > '$(STATUS)')
 
 demo: build
 	@$(VENV_PYTHON) -m elbo_ext.demo $(ARGS)

@@ -123,13 +123,26 @@ def find_nvcc() -> str | None:
         if wish == "1":
             stop("ELBO_EXT_CUDA=1, but nvcc was not found; install the CUDA toolkit, or set CUDA_HOME to where it is.")
         return None
-    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
-    found = re.search(r"release (\d+)\.(\d+)", text)
-    version = tuple(map(int, found.groups())) if found else (0, 0)
+    version = nvcc_version(nvcc)
     if version < OLDEST_CUDA:
         stop(f"{nvcc} is of CUDA {version[0]}.{version[1]}; {OLDEST_CUDA[0]}.{OLDEST_CUDA[1]} or newer is needed. "
              "ELBO_EXT_CUDA=0 builds without CUDA.")
     return nvcc
+
+
+def nvcc_version(nvcc: str) -> tuple[int, int]:
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+)\.(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def check_generation(torch) -> None:
+    """Says so where the kernels will need a newer driver than torch does."""
+    major, minor = nvcc_version(NVCC)
+    of_torch = getattr(getattr(torch, "version", None), "cuda", None)  # None: a torch without CUDA
+    if of_torch is not None and int(of_torch.split(".")[0]) < major:
+        print(f"elbo_ext: nvcc is of CUDA {major}.{minor}, torch {torch.__version__} of CUDA {of_torch}: the CUDA kernels need a "
+              f"driver of CUDA {major}, which this torch does not.", file=sys.stderr)
 
 
 def cuda_architectures(nvcc: str) -> dict[str, str]:
@@ -253,6 +266,7 @@ class Build(build_ext):
         ninja.run(target)
 
     def build_cuda(self, target: Path, work: Path) -> None:
+        check_generation(import_torch())
         strict = os.environ.get("ELBO_EXT_STRICT") == "1"
         flags = [*CUDA_FLAGS, *(STRICT_CUDA_FLAGS if strict else []), *ARCHITECTURES.values()]
         # nvcc takes the C++ compiler without its options or a launcher before it.

@@ -275,7 +275,7 @@ def test_torch_has_what_is_imported() -> None:
 
 @linux_only
 def test_needed_libraries() -> None:
-    """libtorch_cpu alone of torch: libtorch_python, libc10 and libtorch_cuda change from build to build; and no
+    """libtorch_cpu alone of torch: libtorch is an empty shell around it, and libtorch_python, libc10 and libtorch_cuda change from build to build; and no
     libpython, whose name holds a version."""
     assert set(Elf(LIBRARY).dynamic(DT_NEEDED)) <= {"libtorch_cpu.so", *SYSTEM_LIBRARIES, *LOADERS}
     assert "libtorch_cpu.so" in Elf(LIBRARY).dynamic(DT_NEEDED)
@@ -366,7 +366,7 @@ def run_setup(
     """
     folder = tmp_path / "stubs"
     for name, source in dict([("torch", "__version__ = '2.99.0'"), *([] if stub is None else [stub])]).items():
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name / "__init__.py").write_text(source + "\n")
     unset = dict.fromkeys(("CXX", "MAX_JOBS", "CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST", "ELBO_EXT_STRICT"), "")
     apart = {**unset, "ELBO_EXT_CUDA": "0", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(folder)}
@@ -425,6 +425,21 @@ def test_a_compiler_without_cpp20(tmp_path: Path, complaint: str) -> None:
 def test_an_old_torch(tmp_path: Path, version: str) -> None:
     sentence = f"elbo_ext: torch {version} is too old to build with; 2.11 or newer is needed."
     assert build(tmp_path, ("torch", f"__version__ = {version!r}")) == (1, [sentence])
+
+
+@needs_sources
+@pytest.mark.parametrize("version", ["76.1.0", "68.0", "59.6.0.post1"])
+def test_an_old_setuptools(tmp_path: Path, version: str) -> None:
+    """Which cannot read how pyproject.toml names the license, and would complain of that."""
+    stub = ("setuptools", f"""__version__ = {version!r}
+Extension = setup = None
+import sys, types
+command = types.ModuleType('setuptools.command')
+command.build_ext = types.ModuleType('setuptools.command.build_ext')
+command.build_ext.build_ext = object
+sys.modules |= {{'setuptools.command': command, 'setuptools.command.build_ext': command.build_ext}}""")
+    sentence = f"elbo_ext: setuptools {version} is too old to build with; 77 or newer is needed."
+    assert build(tmp_path, stub) == (1, [sentence])
 
 
 @needs_sources

@@ -9,6 +9,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import zlib
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -304,7 +306,9 @@ def test_no_architecture(tmp_path: Path, separators: str) -> None:
 # ---- what setup.py tells nvcc ----
 
 
-def compile_with_fakes(folder: Path, nvcc: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def compile_with_fakes(
+    folder: Path, nvcc: str, stub: tuple[str, str] | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """A build of both libraries, in which the compilers only write down what they are told."""
     tools = folder / "bin"
     write_script(tools / "plain-c++", WRITES_ITS_WORDS)
@@ -312,7 +316,7 @@ def compile_with_fakes(folder: Path, nvcc: str, **environment: str) -> subproces
     known = "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120"
     settings = {"CXX": "plain-c++", "CUDA_HOME": fake_nvcc(folder, "13.0", known, nvcc), "ELBO_EXT_CUDA": "1",
                 "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}  # fmt: skip
-    return run_setup(folder, **{**settings, **environment})
+    return run_setup(folder, stub, **{**settings, **environment})
 
 
 def nvcc_words(folder: Path, **environment: str) -> list[list[str]]:
@@ -357,6 +361,61 @@ def test_a_way_out_where_nvcc_fails(tmp_path: Path, strict: str) -> None:
     lenient = " ELBO_EXT_STRICT=0 lets warnings, spilled registers and local memory pass." if strict == "1" else ""
     sentence = f"elbo_ext: compiling failed; the compiler's message stands above.{lenient} ELBO_EXT_CUDA=0 builds without CUDA."
     assert (run.returncode, run.stderr.strip().splitlines()[-1]) == (1, sentence)
+
+
+@needs_sources
+@pytest.mark.parametrize(("of_torch", "warns"), [("'12.6'", True), ("'13.2'", False), ("'14.0'", False), ("None", False)])
+def test_an_nvcc_newer_than_torch(tmp_path: Path, of_torch: str, warns: bool) -> None:
+    """Its kernels need a newer driver than torch does, and that is easily missed."""
+    torch_stub = ("torch", f"import types\n__version__ = '2.99.0'\nversion = types.SimpleNamespace(cuda={of_torch})")
+    run = compile_with_fakes(tmp_path, WRITES_ITS_WORDS, stub=torch_stub)
+    sentence = (f"elbo_ext: nvcc is of CUDA 13.0, torch 2.99.0 of CUDA {of_torch[1:-1]}: the CUDA kernels need a driver of CUDA 13, "
+                "which this torch does not.")  # fmt: skip
+    assert (run.returncode, sentence in run.stderr.splitlines()) == (0, warns), run.stderr
+
+
+# ---- the driver ----
+
+# A driver of another version, as the CUDA runtime finds it by its name.
+FAKE_DRIVER = """
+int cuDriverGetVersion(int* version) { *version = VERSION; return 0; }
+int cuInit(unsigned flags) { return 100; } /* no device */
+"""
+COMPLAINT = """
+import ctypes, sys
+entry = ctypes.CDLL(sys.argv[1]).elbo_ext_cuda_kernels
+entry.argtypes, entry.restype = [ctypes.c_int64], ctypes.POINTER(ctypes.c_void_p)
+complaint = ctypes.CFUNCTYPE(ctypes.c_char_p)(entry(int(sys.argv[2]))[1])
+print((complaint() or b'none').decode())
+"""
+
+
+@needs_library
+@needs_sources
+@linux_only
+@pytest.mark.parametrize(("driver", "too_old"), [(0, False), (9020, True), (11080, True), (99000, False)])
+def test_a_driver_that_is_too_old(tmp_path: Path, driver: int, too_old: bool) -> None:
+    """It would fail at the first call, in CUDA's words; the library's generation is that of the nvcc that built it."""
+    (tmp_path / "driver.c").write_text(FAKE_DRIVER)
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    library = tmp_path / "libcuda.so.1"
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", f"-DVERSION={driver}", "-o", str(library), str(tmp_path / "driver.c")], check=True
+    )
+    interface = zlib.crc32(b"".join((ROOT / "csrc" / name).read_bytes() for name in ("ops/problem.h", "cuda/interface.h")))
+    run = subprocess.run(
+        [sys.executable, "-c", COMPLAINT, str(LIBRARY), str(interface)], capture_output=True, text=True,
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
+    )  # fmt: skip
+    expected = (
+        r"it was built with CUDA (\d+) and needs an NVIDIA driver of that generation, but the driver here is of CUDA "
+        rf"{driver // 1000}\.{driver % 1000 // 10}"
+        if too_old
+        else "none"
+    )
+    assert re.fullmatch(expected, run.stdout.strip()), run.stdout + run.stderr
 
 
 def test_the_package_imports_without_it() -> None:

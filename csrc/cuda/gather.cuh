@@ -128,7 +128,7 @@ const char* gather(typename Evaluate::Params& params, std::vector<GatherDimensio
   const dim3 blocks = share_out(plan, dims, call.device);
   const int64_t splits = blocks.y;
   if (splits > 1)
-    plan.partial = static_cast<double*>(call.allocate(call.owner, kSums * splits * plan.outputs * sizeof(double)));
+    plan.partial = static_cast<double*>(call.workspace(kSums * splits * plan.outputs * sizeof(double)));
   if (const char* error = launch(gather_kernel<Evaluate>, blocks, kThreads, params, call)) return error;
   if (splits == 1) return nullptr;
   std::vector<GatherDimension<2>> of_partial{{splits, {plan.outputs, 0}}};
@@ -179,7 +179,7 @@ class UnitSums {
     plan_.out[k] = array_of(out);
     if (in_order) return;
     if (units_.pieces.size > 1) rows.push_back({units_.pieces.size, {1, 0}});
-    auto* sums = static_cast<double*>(call_.allocate(call_.owner, number * static_cast<int64_t>(sizeof(double))));
+    auto* sums = static_cast<double*>(call_.workspace(number * static_cast<int64_t>(sizeof(double))));
     plan_.out[k] = {reinterpret_cast<char*>(sums), DType::kDouble};
     pending_.push_back({sums, array_of(out), std::move(rows)});
   }

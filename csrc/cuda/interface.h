@@ -11,8 +11,18 @@ namespace elbo_ext {
 struct CudaCall {
   int device;
   void* stream;
-  void* (*allocate)(void* owner, int64_t bytes);  // never 0 bytes; 256 byte aligned
+  // Never asked for 0 bytes; 256 byte aligned; null if there is no memory: no exception crosses from one library to the other.
+  void* (*allocate)(void* owner, int64_t bytes) noexcept;
   void* owner;
+  mutable bool out_of_memory = false;
+
+  // Memory to work in. If there is none, no further kernel of this call is launched (launch.h), so that the caller need not
+  // look at what it gets.
+  void* workspace(int64_t bytes) const {
+    void* const memory = allocate(owner, bytes);
+    if (memory == nullptr) out_of_memory = true;
+    return memory;
+  }
 };
 
 struct NoiseProblem {
@@ -25,6 +35,8 @@ struct NoiseProblem {
 // Every function launches its kernels and returns null, or what CUDA says went wrong.
 struct CudaKernels {
   const char* architectures;  // "sm_80 sm_90 compute_90"
+  // Why the machine's driver cannot run these kernels, in a sentence; null if it can, or if there is no driver.
+  const char* (*driver_complaint)();
   const char* (*term_sum)(const TermSumProblem&, const CudaCall&);
   const char* (*latent)(const LatentProblem&, const CudaCall&);
   const char* (*latent_backward)(const LatentProblem&, const CudaCall&);

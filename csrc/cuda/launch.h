@@ -53,9 +53,13 @@ inline int multiprocessors(int device) {
   return count == 0 ? 1 : count;
 }
 
+// What an operator is told if torch has no memory for a kernel to work in; it then raises torch's own error.
+constexpr const char* kOutOfMemory = "no memory to work in";
+
 template <class Params>
 const char* launch(void (*kernel)(Params), dim3 blocks, int threads, const Params& params, const CudaCall& call) {
   static_assert(sizeof(Params) <= 4096, "the parameters of a kernel");
+  if (call.out_of_memory) return kOutOfMemory;
   cudaLaunchConfig_t config{};
   config.gridDim = blocks;
   config.blockDim = dim3(threads);

@@ -1,5 +1,7 @@
 // The table of functions that the CUDA library hands to the operators, and the kernels that take no part in a space of
 // operands: normal noise, the importance-weighted bound, and the multiplication of stored gradients.
+#include <string>
+
 #include "entries.h"
 #include "noise.cuh"
 #include "plan.h"
@@ -173,6 +175,19 @@ const char* stored_gradients(const StoredGradients& p, const CudaCall& call) {
   return launch(stored_kernel, grid, kThreads, params, call);
 }
 
+// ---- the driver ----
+
+// Code of one generation of CUDA runs with the drivers of that generation and later ones (minor versions do not matter).
+const char* driver_complaint() {
+  int driver = 0, runtime = 0;  // 13020 is CUDA 13.2
+  if (message(cudaDriverGetVersion(&driver)) != nullptr || message(cudaRuntimeGetVersion(&runtime)) != nullptr) return nullptr;
+  if (driver == 0 || driver / 1000 >= runtime / 1000) return nullptr;
+  static std::string sentence;
+  sentence = "it was built with CUDA " + std::to_string(runtime / 1000) + " and needs an NVIDIA driver of that generation, but the driver here is of CUDA " +
+             std::to_string(driver / 1000) + "." + std::to_string(driver % 1000 / 10);
+  return sentence.c_str();
+}
+
 // ---- the table ----
 
 // Of the two functions, one for each compute type, the one that a problem asks for.
@@ -187,6 +202,7 @@ const char* by_type(const Problem& p, const CudaCall& call) {
 
 constexpr CudaKernels kKernels = {
     ELBO_CUDA_ARCHITECTURES,
+    driver_complaint,
     by_type<TermSumProblem, term_sum<float>, term_sum<double>>,
     by_type<LatentProblem, latent<float>, latent<double>>,
     by_type<LatentProblem, latent_backward<float>, latent_backward<double>>,

@@ -240,7 +240,8 @@ const char* prepare_totals(SumPlan<kSums>& plan, int64_t blocks, const CudaCall&
   if (!any || blocks == 1) return nullptr;
   // Fresh for every call, and set to 0 on its stream: a counter that outlives the call would be shared by kernels that
   // run at the same time on other streams, or in replays of a graph.
-  char* memory = static_cast<char*>(call.allocate(call.owner, 256 + kSums * blocks * sizeof(double)));
+  char* memory = static_cast<char*>(call.workspace(256 + kSums * blocks * sizeof(double)));
+  if (call.out_of_memory) return kOutOfMemory;
   plan.arrived = reinterpret_cast<unsigned*>(memory);
   plan.block = reinterpret_cast<double*>(memory + 256);
   return message(cudaMemsetAsync(memory, 0, sizeof(unsigned), static_cast<cudaStream_t>(call.stream)));

@@ -1,5 +1,5 @@
-// Sums over elements, the same bits in every run: numbers are added up in double, in an order that depends on the shape
-// and the device alone. A vector's few numbers are added in the compute type; then thread, warp, block in double; blocks
+// Sums over elements, the same bits in every run: numbers are added up in double, in an order that depends on the shapes,
+// dtypes, strides and alignment of the tensors (which choose the kernel) and on the device, and on nothing else. A vector's few numbers are added in the compute type; then thread, warp, block in double; blocks
 // meet in a buffer that the last block to finish adds up in order. No floating-point atomics.
 #pragma once
 

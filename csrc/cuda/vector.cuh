@@ -28,7 +28,8 @@ struct Raw {
   uint32_t word[(kBytes + 3) / 4];
 };
 
-// Most data is read once, and should not displace other data in the caches.
+// Most data is read once, and should not displace other data in the caches. None of these loads is one of ld.global.nc
+// (__ldg), which may only read what its kernel does not write: stored gradients are multiplied in place (library.cu).
 template <int kBytes>
 __device__ __forceinline__ void load_bytes(const char* from, uint32_t* word) {
   if constexpr (kBytes > 16) {
@@ -46,9 +47,9 @@ __device__ __forceinline__ void load_bytes(const char* from, uint32_t* word) {
     const uint32_t* at = reinterpret_cast<const uint32_t*>(from);
     word[0] = __ldcs(at);
   } else if constexpr (kBytes == 2) {
-    word[0] = __ldg(reinterpret_cast<const uint16_t*>(from));
+    word[0] = *reinterpret_cast<const uint16_t*>(from);
   } else {
-    word[0] = __ldg(reinterpret_cast<const uint8_t*>(from));
+    word[0] = *reinterpret_cast<const uint8_t*>(from);
   }
 }
 

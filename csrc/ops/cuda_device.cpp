@@ -5,6 +5,7 @@
 #include <elf.h>
 
 #include <cstring>
+#include <exception>
 #include <filesystem>
 #include <fstream>
 #include <stdexcept>
@@ -87,17 +88,24 @@ class CudaDevice final : public Device {
     struct Workspace {
       const Tensor& like;
       std::vector<Tensor> tensors;
-    } workspace{site.like, {}};
-    const auto allocate = [](void* owner, int64_t bytes) {
+      std::exception_ptr failure;  // of torch's allocator, kept while the CUDA library, which knows no exceptions, returns
+    } workspace{site.like, {}, nullptr};
+    const auto allocate = [](void* owner, int64_t bytes) noexcept -> void* {
       Workspace& own = *static_cast<Workspace*>(owner);
-      own.tensors.push_back(empty({(bytes + 7) / 8}, DType::kDouble, own.like));
-      return own.tensors.back().data_ptr();
+      try {
+        own.tensors.push_back(empty({(bytes + 7) / 8}, DType::kDouble, own.like));
+        return own.tensors.back().data_ptr();
+      } catch (...) {
+        own.failure = std::current_exception();
+        return nullptr;
+      }
     };
     CudaCall call{site.like.get_device_index(), nullptr, allocate, &workspace};
     // torch's guard, because it goes back to a device that nobody has used yet without making a context there.
     const torch::stable::accelerator::DeviceGuard guard(call.device);
     TORCH_ERROR_CODE_CHECK(current_stream(call.device, &call.stream));
     const char* error = function(problem, call);
+    if (workspace.failure) std::rethrow_exception(workspace.failure);
     STD_TORCH_CHECK(error == nullptr, "elbo_ext::", site.op, " of shape ", text_of(site.shape),
                     " failed on CUDA device ", call.device, ": ", error);
   }
@@ -113,6 +121,7 @@ std::string load_cuda_library(const std::string& path) {
   auto* const entry = reinterpret_cast<CudaEntry*>(dlsym(library, kCudaEntry));
   const CudaKernels* table = entry == nullptr ? nullptr : entry(kCudaVersion);
   if (table == nullptr) throw std::runtime_error(path + " belongs to another version of elbo_ext");
+  if (const char* complaint = table->driver_complaint()) throw std::runtime_error(complaint);
   current_stream = stream;
   kernels = table;
   return kernels->architectures;
