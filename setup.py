@@ -35,7 +35,8 @@ OLDEST_TORCH = "2.11"
 STABLE_ABI = "0x020b000000000000"  # TORCH_TARGET_VERSION of 2.11
 
 OPERATOR_SOURCES = ["module.cpp", "cpu/dispatch.cpp", *(f"ops/{name}.cpp" for name in (
-    "cpu_device", "cuda_device", "device", "importance", "latent", "schema", "space", "stored_gradients", "tensors", "term_sum"))]
+    "cpu_device", "cuda_device", "device", "importance", "latent", "schema", "space", "stored_gradients", "tensors", "term_sum",
+    "terms"))]
 KERNEL_SOURCES = ["cpu/term_sum.cpp", "cpu/latent.cpp", "cpu/log_prob.cpp", "cpu/importance.cpp"]
 
 X86_SETS = {

@@ -2,20 +2,24 @@
 // built and which kernels are in use.
 #include <map>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include "cpu/dispatch.h"
 #include "ops/cuda_loader.h"
-#include "terms/list.h"
+#include "ops/terms.h"
 
 namespace {
 
-std::map<std::string, int> terms() {
-#define ELBO_TERM_ENTRY(number, Term, name) {name, number},
-  return {ELBO_FOR_EACH_TERM(ELBO_TERM_ENTRY)};
-#undef ELBO_TERM_ENTRY
+using Inputs = std::vector<std::vector<std::string>>;
+
+std::map<std::string, std::pair<int, Inputs>> terms() {
+  std::map<std::string, std::pair<int, Inputs>> known;
+  for (const elbo_ext::TermInfo& term : elbo_ext::terms()) known[term.name] = {term.number, term.inputs};
+  return known;
 }
 
 }  // namespace
@@ -30,5 +34,5 @@ PYBIND11_MODULE(_C, module) {
              "The CPU instruction set in use: the widest that this machine has and ATEN_CPU_CAPABILITY allows.");
   module.def("load_cuda_library", &elbo_ext::load_cuda_library, "Loads the CUDA kernels; returns their architectures.");
   module.def("set_cuda_absence", &elbo_ext::set_cuda_absence, "Why there are no CUDA kernels, for error messages.");
-  module.def("terms", &terms, "The number of each term in the operator schema, by name.");
+  module.def("terms", &terms, "Of each term, by name: its number in the operator schema, and the forms of each of its inputs.");
 }

@@ -8,24 +8,25 @@ namespace {
 
 template <class R>
 void run_forward(const LatentProblem& p, int64_t begin, int64_t end) {
-  Buffer<R> buffer[kMaxInputs], sigma, z_buffer;
+  Buffer<R> buffer[kLatentInputs], sigma, z_buffer;
   Noise<R> noise;
   Sums<R> sums(p.space, p.kl.row, p.block_sum);
   const bool with_kl = p.results == kWithKL;
   TermTile<R> t;
+  const int form = form_of(p.forms, kScale);
 
   for (int64_t group = begin; group < end; ++group) {  // a group is one block here
     for_each_tile(p.space, p.blocks, group, Cut{}, [&](const Tile& tile) {
       t.size = tile.size();
-      const int inputs = with_kl ? kMaxInputs : 2;
-      for (int k = 0; k < inputs; ++k) t.input[k] = load(p.space, p.input[k], tile, buffer[k]);
+      const int inputs = with_kl ? kLatentInputs : 2;
+      for (int k = 0; k < inputs; ++k) t.operand[k] = load(p.space, p.input[k], tile, buffer[k]);
       if (with_kl) {
         t.value = sums.values_of_short_rows();
-        run_term<GaussianKL, R, false>(t, p.form, p.prior_form);
+        run_term<GaussianKL, R, false>(t, p.forms);
         sums.add(tile, t.sum);
       }
       for_each_register<R>(t.size, [&](int64_t i, int64_t count) {
-        put(sigma.data + i, standard_deviation(p.form, get(t.input[kScale], i, count)), count);
+        put(sigma.data + i, standard_deviation(form, get(t.operand[kScale], i, count)), count);
       });
       for (int64_t sample = 0; sample < p.samples; ++sample) {
         const Lane<R> eps = noise.load(p, tile, sample);
@@ -34,7 +35,7 @@ void run_forward(const LatentProblem& p, int64_t begin, int64_t end) {
         R* out = begin_store(p.space, z, tile, z_buffer);
         for_each_register<R>(t.size, [&](int64_t i, int64_t count) {
           const Vec<R> s = Vec<R>::loadu(sigma.data + i);
-          put(out + i, at::vec::fmadd(s, get(eps, i, count), get(t.input[kMu], i, count)), count);
+          put(out + i, at::vec::fmadd(s, get(eps, i, count), get(t.operand[kMu], i, count)), count);
         });
         finish_store(p.space, z, tile, out, z_buffer);
       }
@@ -46,25 +47,26 @@ void run_forward(const LatentProblem& p, int64_t begin, int64_t end) {
 template <class R>
 void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
   using V = Vec<R>;
-  Buffer<R> buffer[kMaxInputs], upstream_buffer, grad_z_buffer, noise_gradient_buffer;
+  Buffer<R> buffer[kLatentInputs], upstream_buffer, grad_z_buffer, noise_gradient_buffer;
   Buffer<R> grad, grad_eps;  // gz and gz * eps of a sample, in the end of all
   SampleSum<R> grad_sum, grad_eps_sum;
   Noise<R> noise;
   TermTile<R> t;
   const bool samples = p.grad_z.present();
   const bool scale_needed = p.gradient[kScale].wanted();
+  const int form = form_of(p.forms, kScale);
 
   for (int64_t group = begin; group < end; ++group) {
     const int64_t first = group * p.blocks.per_group;
     for (int64_t block = first; block < std::min(first + p.blocks.per_group, p.blocks.count); ++block) {
       for_each_tile(p.space, p.blocks, block, Cut{}, [&](const Tile& tile) {
         t.size = tile.size();
-        const int inputs = p.with_kl ? kMaxInputs : 2;
-        for (int k = 0; k < inputs; ++k) t.input[k] = load(p.space, p.input[k], tile, buffer[k]);
+        const int inputs = p.with_kl ? kLatentInputs : 2;
+        for (int k = 0; k < inputs; ++k) t.operand[k] = load(p.space, p.input[k], tile, buffer[k]);
         for (int k = 0; k < inputs; ++k) t.gradient[k].begin(p.space, p.gradient[k], tile);
         if (p.with_kl) {
           t.upstream = load(p.space, p.upstream_kl, tile, upstream_buffer);
-          run_term<GaussianKL, R, true>(t, p.form, p.prior_form);
+          run_term<GaussianKL, R, true>(t, p.forms);
         }
         if (samples) {
           for (int64_t sample = 0; sample < p.samples; ++sample) {
@@ -86,7 +88,7 @@ void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
               view.data = Noise<R>::advance(view, sample * p.noise_gradient_sample_stride);
               R* out = begin_store(p.space, view, tile, noise_gradient_buffer);
               for_each_register<R>(t.size, [&](int64_t i, int64_t count) {  // dz/deps = sigma
-                put(out + i, get(gz, i, count) * standard_deviation(p.form, get(t.input[kScale], i, count)), count);
+                put(out + i, get(gz, i, count) * standard_deviation(form, get(t.operand[kScale], i, count)), count);
               });
               finish_store(p.space, view, tile, out, noise_gradient_buffer);
             }
@@ -99,8 +101,8 @@ void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
             return V::loadu(grad.data + i);
           });
           deliver(t.gradient[kScale], t.size, p.with_kl, [&](int64_t i, int64_t count) {  // dz/dscale = eps dsigma/dscale
-            const V sigma = standard_deviation(p.form, get(t.input[kScale], i, count));
-            return V::loadu(grad_eps.data + i) * standard_deviation_slope(p.form, sigma);
+            const V sigma = standard_deviation(form, get(t.operand[kScale], i, count));
+            return V::loadu(grad_eps.data + i) * standard_deviation_slope(form, sigma);
           });
         }
         for (int k = 0; k < inputs; ++k) t.gradient[k].finish(p.space, p.gradient[k], tile, group);

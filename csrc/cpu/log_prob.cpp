@@ -7,7 +7,7 @@ namespace {
 
 template <class R>
 bool prior_of_each(const TermTile<R>& t) {
-  return t.input[kPriorScale].step != 0;
+  return t.operand[kPriorScale].step != 0;
 }
 
 // Each sample is a row, or several.
@@ -15,27 +15,28 @@ template <class R>
 void run_forward(const LatentProblem& p, int64_t begin, int64_t end) {
   using V = Vec<R>;
   const V zero(R(0));
-  Buffer<R> buffer[kMaxInputs], z_buffer;
+  Buffer<R> buffer[kLatentInputs], z_buffer;
   Noise<R> noise;
   Sums<R> sums_q(p.space, p.log_q.row, p.block_sum_q), sums_p(p.space, p.log_p.row, p.block_sum_p);
   TermTile<R> t;
+  const int form = form_of(p.forms, kScale), prior_form = form_of(p.forms, kPriorScale);
 
   for (int64_t group = begin; group < end; ++group) {  // a group is one block here
     for_each_tile(p.space, p.blocks, group, Cut{}, [&](const Tile& tile) {
       t.size = tile.size();
-      for (int k = 0; k < kMaxInputs; ++k) t.input[k] = load(p.space, p.input[k], tile, buffer[k]);
+      for (int k = 0; k < kLatentInputs; ++k) t.operand[k] = load(p.space, p.input[k], tile, buffer[k]);
       const Lane<R> eps = noise.load(p, tile, 0);
       R* const out = begin_store(p.space, p.z, tile, z_buffer);
       R *const values_q = sums_q.values_of_short_rows(), *const values_p = sums_p.values_of_short_rows();
       const bool each = prior_of_each(t);
-      Scale<V> prior = make_scale(p.prior_form, V(t.input[kPriorScale].data[0]));
+      Scale<V> prior = make_scale(prior_form, V(t.operand[kPriorScale].data[0]));
       V sum_q = zero, sum_p = zero;
       for_each_register<R>(t.size, [&](int64_t i, int64_t count) {
-        const V scale = get(t.input[kScale], i, count), noise_i = get(eps, i, count);
-        const V z = at::vec::fmadd(standard_deviation(p.form, scale), noise_i, get(t.input[kMu], i, count));
-        if (each) prior = make_scale(p.prior_form, get(t.input[kPriorScale], i, count));
-        const V in[] = {z, get(t.input[kPriorMu], i, count)};
-        const V log_q = log_prob_of_sample(p.form, scale, noise_i), log_p = Gaussian<V>::value(prior, in);
+        const V scale = get(t.operand[kScale], i, count), noise_i = get(eps, i, count);
+        const V z = at::vec::fmadd(standard_deviation(form, scale), noise_i, get(t.operand[kMu], i, count));
+        if (each) prior = make_scale(prior_form, get(t.operand[kPriorScale], i, count));
+        const V in[] = {z, get(t.operand[kPriorMu], i, count)};
+        const V log_q = log_prob_of_sample(form, scale, noise_i), log_p = Gaussian<V>::value(prior, in);
         put(out + i, z, count);
         if (values_q) put(values_q + i, log_q, count);
         if (values_p) put(values_p + i, log_p, count);
@@ -69,20 +70,20 @@ void with_constants(const LatentProblem& p, Body&& body) {
       default: return body(usual, std::integral_constant<int, kScore>{});
     }
   };
-  if (p.form == kLogvar && p.prior_form == kLogvar) return with_results(std::true_type{});
+  if (p.forms == 0) return with_results(std::true_type{});
   with_results(std::false_type{});
 }
 
 template <class R>
 void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
   using V = Vec<R>;
-  Buffer<R> buffer[kMaxInputs], z_buffer, q_buffer, p_buffer, noise_gradient_buffer;
-  Buffer<R> sum[kMaxInputs];  // the gradients of a sample, in the end of all
-  SampleSum<R> total[kMaxInputs];
+  Buffer<R> buffer[kLatentInputs], z_buffer, q_buffer, p_buffer, noise_gradient_buffer;
+  Buffer<R> sum[kLatentInputs];  // the gradients of a sample, in the end of all
+  SampleSum<R> total[kLatentInputs];
   Noise<R> noise;
   TermTile<R> t;
 
-  const auto add_sample = [&](const Tile& tile, int64_t sample, R* const (&to)[kMaxInputs]) {
+  const auto add_sample = [&](const Tile& tile, int64_t sample, R* const (&to)[kLatentInputs]) {
     const Lane<R> eps = noise.load(p, tile, sample);
     const Lane<R> of_z = load_sample(p.space, p.grad_z, sample * p.grad_z_sample_stride, tile, z_buffer);
     const Lane<R> of_q = load_sample(p.space, p.upstream_q, sample * p.upstream_q_sample_stride, tile, q_buffer);
@@ -95,21 +96,21 @@ void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
     }
     const bool each = prior_of_each(t);
     with_constants(p, [&](auto usual, auto results) {
-      const int form = usual ? kLogvar : p.form, prior_form = usual ? kLogvar : p.prior_form;
-      Scale<V> prior = make_scale(prior_form, V(t.input[kPriorScale].data[0]));
+      const int forms = usual ? 0 : p.forms, form = form_of(forms, kScale), prior_form = form_of(forms, kPriorScale);
+      Scale<V> prior = make_scale(prior_form, V(t.operand[kPriorScale].data[0]));
       for_each_register<R>(t.size, [&](int64_t i, int64_t count) {
-        const Deviation<V> q = make_deviation(form, get(t.input[kScale], i, count));
-        if (each) prior = make_scale(prior_form, get(t.input[kPriorScale], i, count));
-        const SampleGradient<V> d(results, q, prior, get(t.input[kMu], i, count), get(t.input[kPriorMu], i, count),
+        const Deviation<V> q = make_deviation(form, get(t.operand[kScale], i, count));
+        if (each) prior = make_scale(prior_form, get(t.operand[kPriorScale], i, count));
+        const SampleGradient<V> d(results, q, prior, get(t.operand[kMu], i, count), get(t.operand[kPriorMu], i, count),
                                   get(eps, i, count), get(of_z, i, count), get(of_q, i, count), get(of_p, i, count));
-        const V gradient[kMaxInputs] = {d.mu, d.scale, d.prior_mu, d.prior_scale};
-        for (int k = 0; k < kMaxInputs; ++k)
+        const V gradient[kLatentInputs] = {d.mu, d.scale, d.prior_mu, d.prior_scale};
+        for (int k = 0; k < kLatentInputs; ++k)
           if (to[k]) put(to[k] + i, gradient[k], count);
         if (out) put(out + i, d.eps, count);
       });
     });
     if (out) finish_store(p.space, view, tile, out, noise_gradient_buffer);
-    for (int k = 0; k < kMaxInputs && p.samples > 1; ++k)
+    for (int k = 0; k < kLatentInputs && p.samples > 1; ++k)
       if (to[k]) total[k].add(sum[k], t.size, sample == 0);
   };
 
@@ -118,15 +119,15 @@ void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
     for (int64_t block = first; block < std::min(first + p.blocks.per_group, p.blocks.count); ++block) {
       for_each_tile(p.space, p.blocks, block, Cut{}, [&](const Tile& tile) {
         t.size = tile.size();
-        for (int k = 0; k < kMaxInputs; ++k) t.input[k] = load(p.space, p.input[k], tile, buffer[k]);
-        R* to[kMaxInputs];  // one sample goes where the gradient is wanted, several are added up in a buffer
-        for (int k = 0; k < kMaxInputs; ++k) {
+        for (int k = 0; k < kLatentInputs; ++k) t.operand[k] = load(p.space, p.input[k], tile, buffer[k]);
+        R* to[kLatentInputs];  // one sample goes where the gradient is wanted, several are added up in a buffer
+        for (int k = 0; k < kLatentInputs; ++k) {
           t.gradient[k].begin(p.space, p.gradient[k], tile);
           R* const numbers = t.gradient[k].numbers;
           to[k] = !p.gradient[k].wanted() ? nullptr : p.samples == 1 && numbers ? numbers : sum[k].data;
         }
         for (int64_t sample = 0; sample < p.samples; ++sample) add_sample(tile, sample, to);
-        for (int k = 0; k < kMaxInputs; ++k) {
+        for (int k = 0; k < kLatentInputs; ++k) {
           if (to[k] && p.samples > 1) total[k].finish(sum[k], t.size);
           if (to[k] == sum[k].data)
             deliver(t.gradient[k], t.size, false, [&](int64_t i, int64_t) { return V::loadu(sum[k].data + i); });

@@ -11,14 +11,14 @@ constexpr int64_t kStreamedElements = int64_t{1} << 21;
 
 template <template <class> class TermOf, class R, bool kGradient>
 void run_groups(const TermSumProblem& p, int64_t begin, int64_t end) {
-  constexpr int kInputs = TermOf<Vec<R>>::kInputs;
-  Buffer<R> buffer[kMaxOperands], upstream_buffer;
+  constexpr int kWeight = TermOf<Vec<R>>::kInputs, kOperands = kWeight + 1;
+  Buffer<R> buffer[kOperands], upstream_buffer;
   Sums<R> sums(p.space, p.values.row, p.block_sum);
   TermTile<R> t;
-  t.weighted = p.input[kWeight].present();
+  t.weighted = p.operand[kWeight].present();
   Cutting<R> cutting(p.space);
-  for (int k = 0; k < kMaxOperands; ++k) {
-    cutting.look_at(p.input[k]);
+  for (int k = 0; k < kOperands; ++k) {
+    cutting.look_at(p.operand[k]);
     cutting.look_at(p.gradient[k]);
   }
   const Cut cut = cutting.cut();
@@ -29,19 +29,19 @@ void run_groups(const TermSumProblem& p, int64_t begin, int64_t end) {
     for (int64_t block = first; block < std::min(first + p.blocks.per_group, p.blocks.count); ++block) {
       for_each_tile(p.space, p.blocks, block, cut, [&](const Tile& tile) {
         t.size = tile.size();
-        for (int k = 0; k < kInputs; ++k) t.input[k] = load(p.space, p.input[k], tile, buffer[k]);
-        if (t.weighted) t.input[kWeight] = load(p.space, p.input[kWeight], tile, buffer[kWeight]);
+        for (int k = 0; k < (t.weighted ? kOperands : kWeight); ++k)
+          t.operand[k] = load(p.space, p.operand[k], tile, buffer[k]);
         if (kGradient) {
           t.upstream = load(p.space, p.upstream, tile, upstream_buffer);
-          for (int k = 0; k < kMaxOperands; ++k) t.gradient[k].begin(p.space, p.gradient[k], tile);
+          for (int k = 0; k < kOperands; ++k) t.gradient[k].begin(p.space, p.gradient[k], tile);
         }
         t.value = p.values.element ? static_cast<R*>(p.values.element) + tile.col : sums.values_of_short_rows();
 
-        run_term<TermOf, R, kGradient>(t, p.form, p.prior_form);
+        run_term<TermOf, R, kGradient>(t, p.forms);
 
         sums.add(tile, t.sum);
         if (kGradient)
-          for (int k = 0; k < kMaxOperands; ++k) t.gradient[k].finish(p.space, p.gradient[k], tile, group);
+          for (int k = 0; k < kOperands; ++k) t.gradient[k].finish(p.space, p.gradient[k], tile, group);
       });
       sums.end_block(block);
     }

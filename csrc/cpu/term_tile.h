@@ -9,7 +9,7 @@ namespace {
 template <class R>
 struct TermTile {
   int64_t size;
-  Lane<R> input[kMaxOperands];  // the last one is the weight
+  Lane<R> operand[kMaxOperands];  // the inputs, and the weight
   bool weighted = false;
   R* value = nullptr;           // where the values go one by one, if anywhere
   double sum = 0;               // their sum
@@ -18,23 +18,24 @@ struct TermTile {
   bool streams = false;         // gradients go past the caches
 };
 
-// What is known of a tile before its loop begins. The usual tile is unweighted and has its scales as logvar; a loop
-// without the branches for all else takes half the time (benchmarks/NOTES.md).
-enum class Usual { kNo, kSharedScale, kScaleOfEach };
+// What is known of a tile before its loop begins. The ordinary tile is unweighted and has each input in its first form, a
+// scale as logvar; a loop without the branches for all else takes half the time (benchmarks/NOTES.md). What is precomputed
+// (from the scale) is computed once for the tile, or anew for each register.
+enum class FastPath { kNone, kPrecomputedOnce, kRecomputed };
 
-template <template <class> class TermOf, class R, bool kGradient, Usual kUsual>
-void run_term_loop(TermTile<R>& tile, int form, int prior_form, bool share_each) {
+template <template <class> class TermOf, class R, bool kGradient, FastPath kFastPath>
+void run_term_loop(TermTile<R>& tile, int forms, bool recompute) {
   using V = Vec<R>;
   using Term = TermOf<V>;
   constexpr int kWidth = V::size();
-  constexpr int kInputs = Term::kInputs;
+  constexpr int kInputs = Term::kInputs, kWeight = kInputs;
   const V zero(R(0));
-  if constexpr (kUsual != Usual::kNo) {
-    form = prior_form = kLogvar;
-    share_each = kUsual == Usual::kScaleOfEach;
+  if constexpr (kFastPath != FastPath::kNone) {
+    forms = 0;
+    recompute = kFastPath == FastPath::kRecomputed;
   }
-  const bool weighted = kUsual == Usual::kNo && tile.weighted;
-  bool streams = kUsual != Usual::kNo && tile.streams;
+  const bool weighted = kFastPath == FastPath::kNone && tile.weighted;
+  bool streams = kFastPath != FastPath::kNone && tile.streams;
 
   // Copies, because the compiler must assume that a store through any pointer could change the tile itself.
   const R* from[kInputs];
@@ -42,22 +43,22 @@ void run_term_loop(TermTile<R>& tile, int form, int prior_form, bool share_each)
   R* to[kInputs];
   bool wanted[kInputs];
   for (int k = 0; k < kInputs; ++k) {
-    from[k] = tile.input[k].data;
-    step_of[k] = tile.input[k].step * kWidth;
+    from[k] = tile.operand[k].data;
+    step_of[k] = tile.operand[k].step * kWidth;
     to[k] = tile.gradient[k].numbers;
     wanted[k] = to[k] != nullptr || tile.gradient[k].add_up;
     streams = streams && reinterpret_cast<uintptr_t>(to[k]) % sizeof(V) == 0;
   }
-  const R *weights = tile.input[kWeight].data, *upstream = tile.upstream.data;
-  const int64_t weight_step = tile.input[kWeight].step * kWidth, upstream_step = tile.upstream.step * kWidth;
+  const R *weights = tile.operand[kWeight].data, *upstream = tile.upstream.data;
+  const int64_t weight_step = tile.operand[kWeight].step * kWidth, upstream_step = tile.upstream.step * kWidth;
   R* const weight_gradient = tile.gradient[kWeight].numbers;
   R* values = tile.value;
 
-  typename Term::Shared shared{};
-  if (!share_each) {
+  typename Term::Precomputed precomputed{};
+  if (!recompute) {
     V in[kInputs];
     for (int k = 0; k < kInputs; ++k) in[k] = V(from[k][0]);
-    shared = Term::share(in, form, prior_form);
+    precomputed = Term::precompute(in, forms);
   }
 
   V sum = zero, gradient_sum[kInputs], weight_gradient_sum = zero;
@@ -76,11 +77,11 @@ void run_term_loop(TermTile<R>& tile, int form, int prior_form, bool share_each)
 
     V in[kInputs];
     for (int k = 0; k < kInputs; ++k) in[k] = get(from[k], step_of[k]);
-    if (share_each) shared = Term::share(in, form, prior_form);
+    if (recompute) precomputed = Term::precompute(in, forms);
 
     V value, derivative[kInputs];
-    if constexpr (kGradient) value = Term::gradient(shared, in, derivative);
-    else value = Term::value(shared, in);
+    if constexpr (kGradient) value = Term::gradient(precomputed, in, derivative);
+    else value = Term::value(precomputed, in);
 
     V weight = zero, masked = zero;
     if (weighted) {
@@ -120,19 +121,19 @@ void run_term_loop(TermTile<R>& tile, int form, int prior_form, bool share_each)
 }
 
 template <template <class> class TermOf, class R, bool kGradient>
-void run_term(TermTile<R>& tile, int form, int prior_form) {
+void run_term(TermTile<R>& tile, int forms) {
   using Term = TermOf<Vec<R>>;
-  bool share_each = false;  // what depends on a uniform scale alone is computed once a tile
+  bool recompute = false;
   for (int k = 0; k < Term::kInputs; ++k)
-    if ((Term::kSharedInputs >> k & 1) && tile.input[k].step != 0) share_each = true;
+    if ((Term::kPrecomputedFrom >> k & 1) && tile.operand[k].step != 0) recompute = true;
   if constexpr (std::is_same_v<R, float>) {
-    if (!tile.weighted && form == kLogvar && prior_form == kLogvar) {
-      if constexpr (Term::kSharedInputs != 0)
-        if (share_each) return run_term_loop<TermOf, R, kGradient, Usual::kScaleOfEach>(tile, form, prior_form, true);
-      return run_term_loop<TermOf, R, kGradient, Usual::kSharedScale>(tile, form, prior_form, false);
+    if (!tile.weighted && forms == 0) {
+      if constexpr (Term::kPrecomputedFrom != 0)
+        if (recompute) return run_term_loop<TermOf, R, kGradient, FastPath::kRecomputed>(tile, forms, true);
+      return run_term_loop<TermOf, R, kGradient, FastPath::kPrecomputedOnce>(tile, forms, false);
     }
   }
-  run_term_loop<TermOf, R, kGradient, Usual::kNo>(tile, form, prior_form, share_each);
+  run_term_loop<TermOf, R, kGradient, FastPath::kNone>(tile, forms, recompute);
 }
 
 // The sums of a block: of each of its rows, and of all of it, whichever are wanted.

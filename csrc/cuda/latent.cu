@@ -18,12 +18,12 @@ struct ForwardParams {
   int64_t z_step;
 };
 
-template <class R, bool kDense, Forms forms>
+template <class R, bool kDense, int kFormClass>
 __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) forward_kernel(const __grid_constant__ ForwardParams p) {
   using T = Pack<R, kGroup<R>>;
   using Reader = Group<R, kForwardSlots, kDense>;
   const LatentCommon& c = p.common;
-  const int form = within<forms>(c.form), prior_form = within<forms>(c.prior_form);
+  const int forms = LatentForms::within<kFormClass>(c.forms), form = form_of(forms, kScale);
   const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
   Inputs<R, kForwardSlots, kDense> inputs(c, p.layout);
   double sum[1] = {};
@@ -31,10 +31,10 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) forward_kernel(const
     inputs.enter_unit(p.layout, first);
     for (int64_t n = (first / kGroup<R> + lane) * kGroup<R>; n < end; n += lanes * kGroup<R>) {
       const unsigned mask = Reader::members(n, first, end);
-      T in[kMaxInputs];
+      T in[kLatentInputs];
       inputs.read(p.layout, n, mask, in);
       if (c.with_kl && blockIdx.y == 0) {
-        T kl = GaussianKL<T>::value(GaussianKL<T>::share(in, form, prior_form), in);
+        T kl = GaussianKL<T>::value(GaussianKL<T>::precompute(in, forms), in);
         ELBO_UNROLL
         for (int i = 0; i < kGroup<R>; ++i) kl.x[i] = mask >> i & 1 ? kl.x[i] : R(0);
         sum[0] += static_cast<double>(sum_of(kl));
@@ -70,13 +70,13 @@ __device__ __forceinline__ void add_samples(int form, const T& scale, const T& s
   d[kScale] = d[kScale] + sum_g_eps * standard_deviation_slope(form, sigma);  // dz/dscale = eps dsigma/dscale
 }
 
-template <class R, bool kDense, Forms forms>
+template <class R, bool kDense, int kFormClass>
 __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) backward_kernel(
     const __grid_constant__ KLBackwardParams p) {
   using T = Pack<R, kGroup<R>>;
   using Reader = Group<R, kUpstream + 1, kDense>;
   const BackwardCommon& c = p.common;
-  const int form = within<forms>(c.form), prior_form = within<forms>(c.prior_form);
+  const int forms = LatentForms::within<kFormClass>(c.forms), form = form_of(forms, kScale);
   const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
   const bool upstream_each = !kDense && p.layout.place[kUpstream] > kOne;
   R upstream = static_cast<R>(p.layout.place[kUpstream] == kOne
@@ -85,14 +85,14 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) backward_kernel(
                                                     : c.upstream_constant);
   const R grad_z_of_all = of_all<R>(p.layout, kGradZ, 0.0);
   Inputs<R, kUpstream + 1, kDense> inputs(c, p.layout);
-  double sum[kMaxInputs] = {};
+  double sum[kLatentInputs] = {};
   for_each_unit<kAllSums>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
     inputs.enter_unit(p.layout, first);
     if (kDense && p.layout.place[kUpstream] == kOfUnit)
       upstream = static_cast<R>(of_unit<double>(p.layout, kUpstream, first) * c.upstream_factor);
     for (int64_t n = (first / kGroup<R> + lane) * kGroup<R>; n < end; n += lanes * kGroup<R>) {
       const unsigned mask = Reader::members(n, first, end);
-      T in[kMaxInputs];
+      T in[kLatentInputs];
       inputs.read(p.layout, n, mask, in);
       double total_g[kGroup<R>] = {}, total_g_eps[kGroup<R>] = {};  // over the samples: there may be many thousands
       if (c.with_samples) {
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) backward_kernel(
         sum_g.x[i] = static_cast<R>(total_g[i]);
         sum_g_eps.x[i] = static_cast<R>(total_g_eps[i]);
       }
-      T d[kMaxInputs] = {T(R(0)), T(R(0)), T(R(0)), T(R(0))};
+      T d[kLatentInputs] = {T(R(0)), T(R(0)), T(R(0)), T(R(0))};
       if (c.with_kl) {
         T grad(upstream);
         if (upstream_each) {
@@ -128,9 +128,9 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) backward_kernel(
           reader.finish(p.layout, kUpstream, mask, grad.x, R(1));
           grad = grad * T(upstream);
         }
-        GaussianKL<T>::gradient(GaussianKL<T>::share(in, form, prior_form), in, d);
+        GaussianKL<T>::gradient(GaussianKL<T>::precompute(in, forms), in, d);
         ELBO_UNROLL
-        for (int k = 0; k < kMaxInputs; ++k) d[k] = d[k] * grad;
+        for (int k = 0; k < kLatentInputs; ++k) d[k] = d[k] * grad;
       }
       if (c.with_samples) add_samples(form, in[kScale], sum_g, sum_g_eps, d);
       deliver<Reader>(p.layout, p.sums, n, mask, d, sum);
@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) backward_kernel(
 template <class R>
 struct GatherLatent {
   // The inputs, noise, gradient of z, upstream gradient of the KL; the element's number; the gradient.
-  static constexpr int kUpstream = kGradZ + 1, kNumber = kUpstream + 1, kSlots = kNumber + 2, kSums = kMaxInputs;
+  static constexpr int kUpstream = kGradZ + 1, kNumber = kUpstream + 1, kSlots = kNumber + 2, kSums = kLatentInputs;
   struct Params {
     Gather<kSlots, kSums> gather;
     BackwardCommon common;
@@ -152,27 +152,27 @@ struct GatherLatent {
   static __device__ __forceinline__ void add(const Params& p, const int64_t (&offset)[kSlots], double (&sum)[kSums]) {
     const BackwardCommon& c = p.common;
     const auto& array = p.gather.layout.array;
-    R x[kMaxInputs], d[kMaxInputs] = {};
+    R x[kLatentInputs], d[kLatentInputs] = {};
     ELBO_UNROLL
-    for (int k = 0; k < kMaxInputs; ++k)
+    for (int k = 0; k < kLatentInputs; ++k)
       x[k] = array[k].data == nullptr ? static_cast<R>(c.constant[k]) : read<R>(array[k], offset[k]);
     if (c.with_kl && offset[kNumber] < c.elements) {  // once for all samples
-      GaussianKL<R>::gradient(GaussianKL<R>::share(x, c.form, c.prior_form), x, d);
+      GaussianKL<R>::gradient(GaussianKL<R>::precompute(x, c.forms), x, d);
       const R upstream = static_cast<R>(array[kUpstream].data == nullptr
                                             ? c.upstream_constant
                                             : read<double>(array[kUpstream], offset[kUpstream]) * c.upstream_factor);
       ELBO_UNROLL
-      for (int k = 0; k < kMaxInputs; ++k) d[k] *= upstream;
+      for (int k = 0; k < kLatentInputs; ++k) d[k] *= upstream;
     }
     if (c.with_samples) {
       const R g = read<R>(array[kGradZ], offset[kGradZ]);
       R eps = R(0);
       if (p.gather.out[kScale].data != nullptr)
         eps = c.seed == nullptr ? read<R>(array[kNoise], offset[kNoise]) : normal<R>(__ldg(c.seed), offset[kNumber]);
-      add_samples(c.form, x[kScale], g, g * eps, d);
+      add_samples(form_of(c.forms, kScale), x[kScale], g, g * eps, d);
     }
     ELBO_UNROLL
-    for (int k = 0; k < kMaxInputs; ++k) sum[k] += static_cast<double>(d[k]);
+    for (int k = 0; k < kLatentInputs; ++k) sum[k] += static_cast<double>(d[k]);
   }
 };
 
@@ -194,7 +194,7 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
   params.units = work.units;
 
   LayoutBuilder<kForwardSlots> layout(params.layout, dims, cols, kGroup<R>, p.compute_double);
-  for (int k = 0; k < kMaxInputs; ++k) layout.set(k, p.input[k]);
+  for (int k = 0; k < kLatentInputs; ++k) layout.set(k, p.input[k]);
   layout.set(kNoise, p.noise, /*written=*/false, p.noise_sample_stride);
   layout.set(kZ, p.z, /*written=*/true, p.z_sample_stride);
 
@@ -203,8 +203,8 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
   if (by_row) unit_sums.add(0, dense_rows(p.kl.row, compute, p.space));
   if (with_kl && p.kl.total != nullptr) params.kl.total(0, {as_bytes(p.kl.total), compute}, p.kl.divisor);
   const char* error = prepare_totals(params.kl, work.blocks, call);
-  const auto kernel = choose_kernel<R>(is_dense<R>(params.layout, p, cols), p, [](auto dense, auto forms) {
-    return forward_kernel<R, decltype(dense)::value, decltype(forms)::value>;
+  const auto kernel = choose_kernel<R>(is_dense<R>(params.layout, p, cols), p, [](auto dense, auto form_class) {
+    return forward_kernel<R, decltype(dense)::value, decltype(form_class)::value>;
   });
   // Where the elements of one sample do not fill the device, the rows of the grid share the samples.
   const int64_t most = multiprocessors(call.device) * kBlocksPerMultiprocessor;
@@ -225,8 +225,8 @@ const char* run_backward(const LatentProblem& p, const CudaCall& call) {
   common.scale_needed = p.gradient[kScale].wanted();
   const Upstreams<1> upstream{{&p.upstream_kl}, {0}};
   return run_backward<R, GatherLatent<R>>(common, p, upstream, call, [&](bool dense) {
-    return choose_kernel<R>(dense, p, [](auto dense, auto forms) {
-      return backward_kernel<R, decltype(dense)::value, decltype(forms)::value>;
+    return choose_kernel<R>(dense, p, [](auto dense, auto form_class) {
+      return backward_kernel<R, decltype(dense)::value, decltype(form_class)::value>;
     });
   });
 }

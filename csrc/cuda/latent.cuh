@@ -2,7 +2,6 @@
 // and how inputs are read.
 #pragma once
 
-#include "forms.cuh"
 #include "gather.cuh"
 #include "noise.cuh"
 
@@ -10,15 +9,16 @@ namespace elbo_ext {
 namespace {
 
 enum Slot { kMu, kScale, kPriorMu, kPriorScale };  // the inputs, as GaussianKL takes them
-constexpr int kNoise = kMaxInputs;
+constexpr int kNoise = kLatentInputs;
+using LatentForms = ScaleForms<kScale, kPriorScale>;
 
 struct LatentCommon {
-  int form, prior_form;
+  int forms;
   bool with_kl;
   int64_t samples, elements;  // elements of one sample
   const int64_t* seed;
   int64_t noise_step;  // between samples
-  double constant[kMaxInputs];
+  double constant[kLatentInputs];
 };
 
 // How a kernel reads: any layout, or dense tensors alone, with the noise from a seed.
@@ -41,55 +41,55 @@ __host__ __device__ constexpr bool may_be_of_unit(int slot) { return slot == kSc
 // scale may be one number for each unit.
 template <class R, int kSlots, bool kDense>
 struct Inputs {
-  R one[kMaxInputs];
+  R one[kLatentInputs];
 
   __device__ __forceinline__ Inputs(const LatentCommon& p, const Layout<kSlots>& layout) {
     ELBO_UNROLL
-    for (int k = 0; k < kMaxInputs; ++k) one[k] = of_all<R>(layout, k, p.constant[k]);
+    for (int k = 0; k < kLatentInputs; ++k) one[k] = of_all<R>(layout, k, p.constant[k]);
   }
   // Behind this come the groups of the unit that begins with element `first`.
   __device__ __forceinline__ void enter_unit(const Layout<kSlots>& layout, int64_t first) {
     if constexpr (kDense) {
       if (!layout.units_differ) return;
       ELBO_UNROLL
-      for (int k = 0; k < kMaxInputs; ++k)
+      for (int k = 0; k < kLatentInputs; ++k)
         if (may_be_of_unit(k) && layout.place[k] == kOfUnit) one[k] = of_unit<R>(layout, k, first);
     }
   }
   __device__ __forceinline__ void read(const Layout<kSlots>& layout, int64_t group, unsigned mask,
-                                       Pack<R, kGroup<R>> (&in)[kMaxInputs]) const {
-    Group<R, kSlots, kDense> reader[kMaxInputs];
+                                       Pack<R, kGroup<R>> (&in)[kLatentInputs]) const {
+    Group<R, kSlots, kDense> reader[kLatentInputs];
     ELBO_UNROLL
-    for (int k = 0; k < kMaxInputs; ++k) reader[k].begin(layout, k, group, mask);
+    for (int k = 0; k < kLatentInputs; ++k) reader[k].begin(layout, k, group, mask);
     ELBO_UNROLL
-    for (int k = 0; k < kMaxInputs; ++k) reader[k].finish(layout, k, mask, in[k].x, one[k]);
+    for (int k = 0; k < kLatentInputs; ++k) reader[k].finish(layout, k, mask, in[k].x, one[k]);
   }
 };
 
 // ---- backward ----
 
 // The first slots of a backward kernel; the gradients of the results behind z follow.
-constexpr int kGradZ = kNoise + 1, kFirstSink = kGradZ + 1, kNoiseGradient = kFirstSink + kMaxInputs,
+constexpr int kGradZ = kNoise + 1, kFirstSink = kGradZ + 1, kNoiseGradient = kFirstSink + kLatentInputs,
               kUpstream = kNoiseGradient + 1;
 
-constexpr unsigned kAllSums = (1u << kMaxInputs) - 1;
+constexpr unsigned kAllSums = (1u << kLatentInputs) - 1;
 
 // Kernel adds to LatentCommon what it needs of its own.
 template <int kUpstreams, class Common>
 struct BackwardParams {
   Layout<kUpstream + kUpstreams> layout;
   Units units;
-  SumPlan<kMaxInputs> sums;
+  SumPlan<kLatentInputs> sums;
   Common common;
   int64_t noise_gradient_step;
 };
 
 // The gradients of a group of elements: stored one by one, or added up.
 template <class Reader, class R, int kSlots>
-__device__ __forceinline__ void deliver(const Layout<kSlots>& layout, const SumPlan<kMaxInputs>& sums, int64_t group,
-                                        unsigned mask, Pack<R, kGroup<R>> (&d)[kMaxInputs], double (&sum)[kMaxInputs]) {
+__device__ __forceinline__ void deliver(const Layout<kSlots>& layout, const SumPlan<kLatentInputs>& sums, int64_t group,
+                                        unsigned mask, Pack<R, kGroup<R>> (&d)[kLatentInputs], double (&sum)[kLatentInputs]) {
   ELBO_UNROLL
-  for (int k = 0; k < kMaxInputs; ++k) {
+  for (int k = 0; k < kLatentInputs; ++k) {
     if (layout.place[kFirstSink + k] != kAbsent) {
       Reader::store(layout, kFirstSink + k, group, mask, d[k].x);
     } else if (sums.kind[k] != kNoSum) {
@@ -104,14 +104,13 @@ __device__ __forceinline__ void deliver(const Layout<kSlots>& layout, const SumP
 
 LatentCommon common_of(const LatentProblem& p, bool with_kl) {
   LatentCommon common{};
-  common.form = p.form;
-  common.prior_form = p.prior_form;
+  common.forms = p.forms;
   common.with_kl = with_kl;
   common.samples = p.samples;
   common.elements = p.space.elements();
   common.seed = p.seed;
   common.noise_step = p.noise_sample_stride;
-  for (int k = 0; k < kMaxInputs; ++k) common.constant[k] = p.input[k].constant;
+  for (int k = 0; k < kLatentInputs; ++k) common.constant[k] = p.input[k].constant;
   return common;
 }
 
@@ -127,17 +126,15 @@ bool is_dense(const Layout<kSlots>& layout, const LatentProblem& p, int64_t cols
   return fits;
 }
 
-// The kernel for dense tensors and a class of forms, or for anything: kernel_for(dense, forms) names it, given constants.
+// The kernel for dense tensors and a class of forms, or for anything: kernel_for(dense, form_class) names it, given constants.
 template <class R, class KernelFor>
 auto choose_kernel(bool dense, const LatentProblem& p, KernelFor&& kernel_for) {
   if constexpr (sizeof(R) == 4) {
-    const Forms forms = class_of(p.form, p.prior_form);
-    if (dense && forms == Forms::kExponential)
-      return kernel_for(std::true_type{}, std::integral_constant<Forms, Forms::kExponential>{});
-    if (dense && forms == Forms::kDirect)
-      return kernel_for(std::true_type{}, std::integral_constant<Forms, Forms::kDirect>{});
+    const int form_class = LatentForms::form_class(p.forms);
+    if (dense && form_class == 0) return kernel_for(std::true_type{}, std::integral_constant<int, 0>{});
+    if (dense && form_class == 1) return kernel_for(std::true_type{}, std::integral_constant<int, 1>{});
   }
-  return kernel_for(std::false_type{}, std::integral_constant<Forms, Forms::kAny>{});
+  return kernel_for(std::false_type{}, std::integral_constant<int, kAnyForms>{});
 }
 
 // The gradients of the results behind z, and the distances of their samples.
@@ -163,7 +160,7 @@ const char* run_elements(const Common& common, const LatentProblem& p, const Dim
   params.units = work.units;
 
   LayoutBuilder<kUpstream + kUpstreams> layout(params.layout, dims, cols, kGroup<R>, p.compute_double);
-  for (int k = 0; k < kMaxInputs; ++k) {
+  for (int k = 0; k < kLatentInputs; ++k) {
     layout.set(k, p.input[k]);
     if (p.gradient[k].wanted() && !p.gradient[k].summed) layout.set(kFirstSink + k, p.gradient[k], /*written=*/true);
   }
@@ -177,10 +174,10 @@ const char* run_elements(const Common& common, const LatentProblem& p, const Dim
     dense = dense && (place <= kOne || place == kOfUnit);
   }
 
-  for (int k = 0; k < kMaxInputs; ++k)
+  for (int k = 0; k < kLatentInputs; ++k)
     if (p.gradient[k].wanted() && p.gradient[k].summed && p.gradient[k].numel == 1)
       params.sums.total(k, array_of(p.gradient[k]));
-  UnitSums<kMaxInputs> unit_sums(params.sums, work.units, dims, cols, call);
+  UnitSums<kLatentInputs> unit_sums(params.sums, work.units, dims, cols, call);
   for (int k : sinks.by_run()) unit_sums.add(k, p.gradient[k]);
 
   const char* error = prepare_totals(params.sums, work.blocks, call);
@@ -235,7 +232,7 @@ const char* run_backward(const Common& common, const LatentProblem& p, const Ups
   const Dimensions dims(p.space);
   if (gathers_all(p, kGroup<R>, call.device)) {
     std::vector<int> all;
-    for (int k = 0; k < kMaxInputs; ++k)
+    for (int k = 0; k < kLatentInputs; ++k)
       if (p.gradient[k].wanted()) all.push_back(k);
     return gather_gradients<Evaluate>(common, p, dims, std::move(all), upstream, call);
   }

@@ -9,8 +9,6 @@ namespace {
 
 #define ELBO_NO_UNROLL _Pragma("unroll 1")
 
-constexpr int kMaxLayoutDims = 2 * kMaxDims;  // rows and columns together
-
 // Division of numbers below 2^63 by a size that the host knows: a multiplication and a shift. With
 // multiplier = ceil(2^(63 + bits) / size), 2^(bits - 1) < size <= 2^bits, the quotient is exact (Granlund, Montgomery,
 // "Division by invariant integers using multiplication", PLDI 1994).
@@ -53,8 +51,8 @@ struct Layout {
   unsigned dense = 0;  // bit k: in slot k, offset = element number
   Divider period;  // of kRepeat
   bool units_differ = false;  // there is a kOfUnit
-  Divider size[kMaxLayoutDims];
-  int64_t stride[kMaxLayoutDims][kSlots];
+  Divider size[kMaxDims];
+  int64_t stride[kMaxDims][kSlots];
   Array array[kSlots];
   Place place[kSlots] = {};
 

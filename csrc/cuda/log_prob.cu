@@ -18,13 +18,13 @@ struct LogProbParams {
   LatentCommon common;
 };
 
-template <class R, bool kDense, Forms forms>
+template <class R, bool kDense, int kFormClass>
 __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) log_prob_kernel(const __grid_constant__ LogProbParams p) {
   using T = Pack<R, kGroup<R>>;
   using Reader = Group<R, kForwardSlots, kDense>;
   constexpr unsigned kUsed = (1u << kLogProbSums) - 1;
   const LatentCommon& c = p.common;
-  const int form = within<forms>(c.form), prior_form = within<forms>(c.prior_form);
+  const int forms = LatentForms::within<kFormClass>(c.forms), form = form_of(forms, kScale);
   const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
   Inputs<R, kForwardSlots, kDense> inputs(c, p.layout);
   double sum[kLogProbSums] = {};
@@ -32,14 +32,14 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) log_prob_kernel(cons
     inputs.enter_unit(p.layout, first);
     for (int64_t n = (first / kGroup<R> + lane) * kGroup<R>; n < end; n += lanes * kGroup<R>) {
       const unsigned mask = Reader::members(n, first, end);
-      T in[kMaxInputs], eps;
+      T in[kLatentInputs], eps;
       inputs.read(p.layout, n, mask, in);
       noise<kDense>(c, p.layout, seed, 0, n, mask, eps.x);
       const T z = standard_deviation(form, in[kScale]) * eps + in[kMu];
       Reader::store(p.layout, kZ, n, mask, z.x);
       const T at[] = {z, in[kPriorMu], in[kPriorScale]};
       T log_q = log_prob_of_sample(form, in[kScale], eps);
-      T log_p = Gaussian<T>::value(Gaussian<T>::share(at, prior_form, prior_form), at);
+      T log_p = Gaussian<T>::value(make_scale(form_of(forms, kPriorScale), in[kPriorScale]), at);
       ELBO_UNROLL
       for (int i = 0; i < kGroup<R>; ++i) {
         log_q.x[i] = mask >> i & 1 ? log_q.x[i] : R(0);
@@ -88,28 +88,28 @@ class UpstreamOfSamples {
   R of_all_ = R(0);
 };
 
-template <class R, bool kDense, Forms forms>
+template <class R, bool kDense, int kFormClass>
 __global__ void __launch_bounds__(kThreads, 1) log_prob_backward_kernel(
     const __grid_constant__ LogProbBackwardParams p) {
   using T = Pack<R, kGroup<R>>;
   using Reader = Group<R, kBackwardSlots, kDense>;
   const BackwardCommon& c = p.common;
-  const int form = within<forms>(c.form), prior_form = within<forms>(c.prior_form);
+  const int forms = LatentForms::within<kFormClass>(c.forms), form = form_of(forms, kScale);
   const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
   Inputs<R, kBackwardSlots, kDense> inputs(c, p.layout);
   const R of_all_z = of_all<R>(p.layout, kGradZ, 0.0);
-  double sum[kMaxInputs] = {};
+  double sum[kLatentInputs] = {};
   for_each_unit<kAllSums>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
     inputs.enter_unit(p.layout, first);
     const UpstreamOfSamples<R, kDense> upstream_q(p.layout, kUpstreamQ, first, c.upstream_q_step),
         upstream_p(p.layout, kUpstreamP, first, c.upstream_p_step);
     for (int64_t n = (first / kGroup<R> + lane) * kGroup<R>; n < end; n += lanes * kGroup<R>) {
       const unsigned mask = Reader::members(n, first, end);
-      T in[kMaxInputs];
+      T in[kLatentInputs];
       inputs.read(p.layout, n, mask, in);
       const Deviation<T> q = make_deviation(form, in[kScale]);
-      const Scale<T> prior = make_scale(prior_form, in[kPriorScale]);
-      double total[kMaxInputs][kGroup<R>] = {};  // over the samples, of which there may be many thousands
+      const Scale<T> prior = make_scale(form_of(forms, kPriorScale), in[kPriorScale]);
+      double total[kLatentInputs][kGroup<R>] = {};  // over the samples, of which there may be many thousands
       for (int64_t sample = 0; sample < c.samples; ++sample) {
         Reader z_reader;
         z_reader.begin(p.layout, kGradZ, n, mask, sample * c.grad_z_step);
@@ -129,9 +129,9 @@ __global__ void __launch_bounds__(kThreads, 1) log_prob_backward_kernel(
         if (!kDense && p.layout.place[kNoiseGradient] != kAbsent)
           Reader::store(p.layout, kNoiseGradient, n, mask, by.eps.x, sample * p.noise_gradient_step);
       }
-      T d[kMaxInputs];
+      T d[kLatentInputs];
       ELBO_UNROLL
-      for (int k = 0; k < kMaxInputs; ++k) {
+      for (int k = 0; k < kLatentInputs; ++k) {
         ELBO_UNROLL
         for (int i = 0; i < kGroup<R>; ++i) d[k].x[i] = static_cast<R>(total[k][i]);
       }
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, 1) log_prob_backward_kernel(
 template <class R>
 struct GatherLogProb {
   // The inputs, noise, gradients of z, log q and log p; the element's number; the gradient.
-  static constexpr int kUpstream = kGradZ + 1, kNumber = kUpstream + 2, kSlots = kNumber + 2, kSums = kMaxInputs;
+  static constexpr int kUpstream = kGradZ + 1, kNumber = kUpstream + 2, kSlots = kNumber + 2, kSums = kLatentInputs;
   struct Params {
     Gather<kSlots, kSums> gather;
     BackwardCommon common;
@@ -158,8 +158,8 @@ struct GatherLogProb {
       return array[slot].data == nullptr ? static_cast<R>(constant) : read<R>(array[slot], offset[slot]);
     };
     const R mu = number(kMu, c.constant[kMu]), prior_mu = number(kPriorMu, c.constant[kPriorMu]);
-    const Deviation<R> q = make_deviation(c.form, number(kScale, c.constant[kScale]));
-    const Scale<R> prior = make_scale(c.prior_form, number(kPriorScale, c.constant[kPriorScale]));
+    const Deviation<R> q = make_deviation(form_of(c.forms, kScale), number(kScale, c.constant[kScale]));
+    const Scale<R> prior = make_scale(form_of(c.forms, kPriorScale), number(kPriorScale, c.constant[kPriorScale]));
     const R eps = c.seed == nullptr ? number(kNoise, 0.0) : normal<R>(__ldg(c.seed), offset[kNumber]);
     const SampleGradient<R> by(c.results, q, prior, mu, prior_mu, eps, number(kGradZ, 0.0), number(kUpstream, 0.0),
                                number(kUpstream + 1, 0.0));
@@ -182,7 +182,7 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
   params.units = work.units;
 
   LayoutBuilder<kForwardSlots> layout(params.layout, dims, cols, kGroup<R>, p.compute_double);
-  for (int k = 0; k < kMaxInputs; ++k) layout.set(k, p.input[k]);
+  for (int k = 0; k < kLatentInputs; ++k) layout.set(k, p.input[k]);
   layout.set(kNoise, p.noise);
   layout.set(kZ, p.z, /*written=*/true);
 
@@ -190,8 +190,8 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
   UnitSums<kLogProbSums> unit_sums(params.sums, work.units, dims, cols, call);
   unit_sums.add(kLogQ, dense_rows(p.log_q.row, compute, p.space));
   unit_sums.add(kLogP, dense_rows(p.log_p.row, compute, p.space));
-  const auto kernel = choose_kernel<R>(is_dense<R>(params.layout, p, cols), p, [](auto dense, auto forms) {
-    return log_prob_kernel<R, decltype(dense)::value, decltype(forms)::value>;
+  const auto kernel = choose_kernel<R>(is_dense<R>(params.layout, p, cols), p, [](auto dense, auto form_class) {
+    return log_prob_kernel<R, decltype(dense)::value, decltype(form_class)::value>;
   });
   if (const char* error = launch(kernel, dim3(static_cast<unsigned>(work.blocks)), kThreads, params, call)) return error;
   return unit_sums.finish();
@@ -207,8 +207,8 @@ const char* run_backward(const LatentProblem& p, const CudaCall& call) {
   common.upstream_p_step = p.upstream_p_sample_stride;
   const Upstreams<2> upstream{{&p.upstream_q, &p.upstream_p}, {common.upstream_q_step, common.upstream_p_step}};
   return run_backward<R, GatherLogProb<R>>(common, p, upstream, call, [&](bool dense) {
-    return choose_kernel<R>(dense, p, [](auto dense, auto forms) {
-      return log_prob_backward_kernel<R, decltype(dense)::value, decltype(forms)::value>;
+    return choose_kernel<R>(dense, p, [](auto dense, auto form_class) {
+      return log_prob_backward_kernel<R, decltype(dense)::value, decltype(form_class)::value>;
     });
   });
 }

@@ -50,7 +50,7 @@ inline bool aligned(const void* data, DType dtype, int width, int64_t base_step 
 // The dimensions of a space, rows and columns in one list.
 struct Dimensions {
   int count;
-  int64_t size[kMaxLayoutDims];
+  int64_t size[kMaxDims];
 
   explicit Dimensions(const Space& space) : count(space.row_dims + space.col_dims), rows_(space.row_dims) {
     std::copy_n(space.row_size, space.row_dims, size);

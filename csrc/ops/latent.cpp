@@ -18,7 +18,7 @@ struct Call {
   const Tensor* like;
   LatentProblem problem;
 
-  Call(const OptionalTensors& inputs, const std::vector<double>& constants, int64_t form, int64_t prior_form,
+  Call(const OptionalTensors& inputs, const std::vector<double>& constants, int64_t forms,
        const std::optional<Tensor>& seed, const std::optional<Tensor>& noise, std::optional<int64_t> num_samples,
        int64_t results, int64_t batch_dims, int64_t reduction)
       : inputs(inputs), noise(noise), num_samples(num_samples) {
@@ -36,10 +36,14 @@ struct Call {
     for (const Tensor* tensor : tensors) check_device("latent", *tensor, *like);
     check_device("latent", seed ? *seed : *noise, *like);
     shape = broadcast_shape(tensors);
-    check_numbers(form, prior_form, batch_dims, reduction, shape);
+    check_numbers(batch_dims, reduction, shape);
+    // z alone has no prior, and takes a form for one all the same: kernels are compiled for pairs of forms.
+    using Forms = ScaleForms<1, 3>;
+    const int known = static_cast<int>(forms);
+    STD_TORCH_CHECK(Forms::within<kAnyForms>(known) == forms && form_of(known, 1) <= kVar && form_of(known, 3) <= kVar,
+                    "elbo_ext: latent has no forms ", forms);
     problem.compute_double = any_double(tensors);
-    problem.form = static_cast<int>(form);
-    problem.prior_form = static_cast<int>(prior_form);
+    problem.forms = static_cast<int>(forms);
     problem.results = static_cast<int>(results);
     problem.samples = num_samples.value_or(1);
     sample_shape = shape;
@@ -99,10 +103,10 @@ struct Call {
   int64_t examples(int64_t batch_dims) const { return numel_of(Dims(shape.begin(), shape.begin() + batch_dims)); }
 };
 
-std::vector<Tensor> latent(OptionalTensors inputs, std::vector<double> constants, int64_t form, int64_t prior_form,
+std::vector<Tensor> latent(OptionalTensors inputs, std::vector<double> constants, int64_t forms,
                            std::optional<Tensor> seed, std::optional<Tensor> noise, std::optional<int64_t> num_samples,
                            int64_t results, int64_t batch_dims, int64_t reduction) {
-  Call call(inputs, constants, form, prior_form, seed, noise, num_samples, results, batch_dims, reduction);
+  Call call(inputs, constants, forms, seed, noise, num_samples, results, batch_dims, reduction);
   LatentProblem& problem = call.problem;
   const Tensor& mu = inputs[0] ? *inputs[0] : *call.like;
   // The layout of mu carries over to z (channels_last stays channels_last) where they have one shape.
@@ -141,14 +145,13 @@ std::vector<Tensor> latent(OptionalTensors inputs, std::vector<double> constants
   return tensors;
 }
 
-std::vector<Tensor> latent_backward(OptionalTensors inputs, std::vector<double> constants, int64_t form,
-                                    int64_t prior_form, std::optional<Tensor> seed, std::optional<Tensor> noise,
+std::vector<Tensor> latent_backward(OptionalTensors inputs, std::vector<double> constants, int64_t forms, std::optional<Tensor> seed, std::optional<Tensor> noise,
                                     std::optional<int64_t> num_samples, int64_t results, int64_t batch_dims,
                                     int64_t reduction, std::optional<Tensor> grad_z, std::optional<Tensor> grad_kl,
                                     std::optional<Tensor> grad_log_q, std::optional<Tensor> grad_log_p,
                                     std::vector<bool> needs) {
   STD_TORCH_CHECK(needs.size() == inputs.size() + 1, "elbo_ext: needs has ", needs.size(), " flags");
-  Call call(inputs, constants, form, prior_form, seed, noise, num_samples, results, batch_dims, reduction);
+  Call call(inputs, constants, forms, seed, noise, num_samples, results, batch_dims, reduction);
   STD_TORCH_CHECK((results == kWithKL || !grad_kl) && (results >= kPathwise || (!grad_log_q && !grad_log_p)),
                   "elbo_ext: latent_backward got the gradient of a result that there is not");
   for (const std::optional<Tensor>* grad : {&grad_z, &grad_kl, &grad_log_q, &grad_log_p})
@@ -157,7 +160,7 @@ std::vector<Tensor> latent_backward(OptionalTensors inputs, std::vector<double> 
   SpaceBuilder builder(call.shape, 0, /*any_order=*/false);
   Gradients gradients(call.shape);
   call.enter_operands(builder);
-  std::optional<Tensor> prior_gradient[kMaxInputs];
+  std::optional<Tensor> prior_gradient[kLatentInputs];
   for (size_t k = 0; k < inputs.size(); ++k) {
     if (!inputs[k] || !needs[k]) continue;
     gradients.add(*inputs[k], problem.gradient[k], builder);

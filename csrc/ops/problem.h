@@ -6,10 +6,10 @@
 
 namespace elbo_ext {
 
-constexpr int kMaxDims = 12;      // after neighbouring dimensions have been joined
-constexpr int kMaxInputs = 4;     // of a term
-constexpr int kWeight = kMaxInputs;          // the slot of weight= behind the inputs of a term
-constexpr int kMaxOperands = kMaxInputs + 1;
+constexpr int kMaxDims = 12;  // rows and columns together, after neighbouring dimensions have been joined
+constexpr int kMaxInputs = 6;  // of a term
+constexpr int kMaxOperands = kMaxInputs + 1;  // with the weight, which comes after the inputs
+constexpr int kLatentInputs = 4;  // mu, scale, prior_mu, prior_scale
 
 enum class DType : int { kFloat, kDouble, kBFloat16, kHalf, kBool };
 
@@ -116,10 +116,10 @@ struct ImportanceProblem {
 
 struct TermSumProblem {
   int term;
-  int form, prior_form;
+  int forms;  // terms/forms.h
   bool compute_double;
   Space space;
-  Operand input[kMaxOperands];  // the last one is the weight, absent: 1
+  Operand operand[kMaxOperands];  // the inputs of the term, and the weight, absent: 1
   Values values;
   ELBO elbo;
   Upstream upstream;
@@ -133,12 +133,12 @@ struct TermSumProblem {
 // z[k, row, col] = mu + sigma * eps, where eps is element (k * rows + row) * cols + col of the stream of `seed`, or read.
 struct LatentProblem {
   int results;  // terms/sample.h
-  int form, prior_form;
+  int forms;    // of the inputs, as for the term gaussian_kl
   bool compute_double;
   // Of one sample; columns and rows count in row-major order of the tensors' dimensions. Only where log q and log p are
   // wanted, which are sums over each sample of its own, the samples are rows too, and `samples` is 1.
   Space space;
-  Operand input[kMaxInputs];  // mu, scale, prior_mu, prior_scale, as the term gaussian_kl takes them
+  Operand input[kLatentInputs];  // as the term gaussian_kl takes them
   int64_t samples = 1;        // K
   const int64_t* seed = nullptr;
   Operand noise;  // where there is no seed
@@ -156,7 +156,7 @@ struct LatentProblem {
   bool with_log_prob = false;  // there is one of log q or log p
   Upstream upstream_q, upstream_p;
   int64_t upstream_q_sample_stride = 0, upstream_p_sample_stride = 0;
-  GradientSink gradient[kMaxInputs];
+  GradientSink gradient[kLatentInputs];
   View noise_gradient;
   int64_t noise_gradient_sample_stride = 0;
   // set by the CPU

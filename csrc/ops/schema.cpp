@@ -1,21 +1,21 @@
 // The operators, for every device. They know nothing of autograd: elbo_ext/autograd.py builds on them.
 //
 // Common arguments of the term_sum family:
-//   term        the number of the formula in csrc/terms/terms.h
-//   inputs      its operands in order; where one is None, the number in `constants` stands for every element
-//   weight      multiplies each element's term
-//   form, prior_form   what the scale and the prior's scale hold: 0 logvar, 1 log_std, 2 std, 3 var
+//   term        the number of the formula in csrc/terms/list.h
+//   operands    its inputs in order, and last the weight, which multiplies each element's term; where one is None, the
+//               number in `constants` stands for every element
+//   forms       what the inputs hold, four bits each (csrc/terms/forms.h): 0 logvar, 1 log_std, 2 std, 3 var of a scale
 //   batch_dims  leading dimensions of the joint broadcast shape that index examples; the others are summed
 //   reduction   over the examples: 0 none, 1 sum, 2 mean
-//   needs       which of the inputs, and the weight behind them, a gradient is returned for
+//   needs       which of the operands a gradient is returned for
 // Values are float64 if any operand is, else float32; a gradient has the shape and the dtype of its operand.
 #include <torch/csrc/stable/library.h>
 
 #define ELBO_TERM \
-  "int term, Tensor?[] inputs, float[] constants, Tensor? weight, int form, int prior_form, int batch_dims, int reduction"
-#define ELBO_LATENT                                                                                             \
-  "Tensor?[] inputs, float[] constants, int form, int prior_form, Tensor? seed, Tensor? noise, int? num_samples, " \
-  "int results, int batch_dims, int reduction"
+  "int term, Tensor?[] operands, float[] constants, int forms, int batch_dims, int reduction"
+#define ELBO_LATENT \
+  "Tensor?[] inputs, float[] constants, int forms, Tensor? seed, Tensor? noise, int? num_samples, int results, " \
+  "int batch_dims, int reduction"
 
 STABLE_TORCH_LIBRARY(elbo_ext, library) {
   library.def("term_sum(" ELBO_TERM ") -> Tensor");

@@ -58,15 +58,15 @@ void SpaceBuilder::sort_by_memory(Dims& dims) const {
     for (size_t j = i; j > 0 && is_inside(dims[j - 1], dims[j]); --j) std::swap(dims[j - 1], dims[j]);
 }
 
-// Joins neighbours that every view steps through evenly; returns how many dimensions are left.
-int SpaceBuilder::join(const Dims& dims, int64_t (&size)[kMaxDims], int64_t (View::*stride)[kMaxDims]) const {
+// Joins neighbours that every view steps through evenly; returns how many dimensions are left, `most` at the most.
+int SpaceBuilder::join(const Dims& dims, int most, int64_t (&size)[kMaxDims], int64_t (View::*stride)[kMaxDims]) const {
   int count = 0;
   for (const int64_t dim : dims) {
     const bool joins = count > 0 && std::all_of(members_.begin(), members_.end(), [&](const Member& member) {
       return (member.view->*stride)[count - 1] == member.strides[dim] * shape_[dim];
     });
     if (!joins) {
-      STD_TORCH_CHECK(count < kMaxDims, "elbo_ext: a layout with more than ", kMaxDims,
+      STD_TORCH_CHECK(count < most, "elbo_ext: a layout with more than ", kMaxDims,
                       " dimensions that cannot be joined; call contiguous() first");
       size[count++] = 1;
     }
@@ -83,8 +83,8 @@ Space SpaceBuilder::build() const {
   if (any_order_) sort_by_memory(cols);
 
   Space space;
-  space.row_dims = join(rows, space.row_size, &View::row_stride);
-  space.col_dims = join(cols, space.col_size, &View::col_stride);
+  space.row_dims = join(rows, kMaxDims, space.row_size, &View::row_stride);
+  space.col_dims = join(cols, kMaxDims - space.row_dims, space.col_size, &View::col_stride);
   for (int i = 0; i < space.row_dims; ++i) space.rows *= space.row_size[i];
   for (int i = 0; i < space.col_dims; ++i) space.cols *= space.col_size[i];
 

@@ -40,7 +40,7 @@ class SpaceBuilder {
     Dims strides;
   };
   void sort_by_memory(Dims& dims) const;
-  int join(const Dims& dims, int64_t (&size)[kMaxDims], int64_t (View::*stride)[kMaxDims]) const;
+  int join(const Dims& dims, int most, int64_t (&size)[kMaxDims], int64_t (View::*stride)[kMaxDims]) const;
 
   Dims shape_;
   int64_t row_dims_;

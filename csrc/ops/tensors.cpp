@@ -12,8 +12,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/shim_utils.h>
 
-#include "../terms/scale.h"
-
 // What went wrong in the call of torch that failed last. Part of torch's stable C interface from 2.13 on; null before.
 extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 
@@ -89,9 +87,7 @@ Dims row_major(const Dims& shape) {
 
 }  // namespace
 
-void check_numbers(int64_t form, int64_t prior_form, int64_t batch_dims, int64_t reduction, const Dims& shape) {
-  for (const int64_t number : {form, prior_form})
-    STD_TORCH_CHECK(kLogvar <= number && number <= kVar, "elbo_ext: there is no form ", number);
+void check_numbers(int64_t batch_dims, int64_t reduction, const Dims& shape) {
   STD_TORCH_CHECK(kNone <= reduction && reduction <= kMean, "elbo_ext: there is no reduction ", reduction);
   STD_TORCH_CHECK(0 <= batch_dims && batch_dims <= static_cast<int64_t>(shape.size()), "elbo_ext: batch_dims is ",
                   batch_dims, " for ", shape.size(), " dimensions");

@@ -17,7 +17,7 @@ using OptionalTensors = std::vector<std::optional<Tensor>>;
 enum Reduction : int64_t { kNone = 0, kSum = 1, kMean = 2 };
 
 // Raises for numbers of the schema, common to the operators over a joint shape, that mean nothing.
-void check_numbers(int64_t form, int64_t prior_form, int64_t batch_dims, int64_t reduction, const Dims& shape);
+void check_numbers(int64_t batch_dims, int64_t reduction, const Dims& shape);
 
 DType dtype_of(const Tensor& tensor);  // raises for any that is none of DType
 bool is_seed(const Tensor& tensor);    // int64

@@ -2,75 +2,58 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "../terms/list.h"
 #include "device.h"
 #include "gradients.h"
+#include "terms.h"
 
 namespace elbo_ext {
 
 namespace {
 
-bool is_term(int64_t number) {
-#define ELBO_IS_TERM(known, Term, name) || number == known
-  return false ELBO_FOR_EACH_TERM(ELBO_IS_TERM);
-#undef ELBO_IS_TERM
-}
-
 // A term over its operands: what all three operators have in common.
 struct Call {
-  const OptionalTensors& inputs;
-  const std::optional<Tensor>& weight;
+  const OptionalTensors& operands;  // the inputs, and the weight
   int64_t batch_dims;
   Dims shape;
   const Tensor* like;  // any operand, for the device
   TermSumProblem problem;
 
-  Call(int64_t term, const OptionalTensors& inputs, const std::vector<double>& constants,
-       const std::optional<Tensor>& weight, int64_t form, int64_t prior_form, int64_t batch_dims, int64_t reduction)
-      : inputs(inputs), weight(weight), batch_dims(batch_dims) {
-    STD_TORCH_CHECK(is_term(term), "elbo_ext: there is no term ", term);
-    STD_TORCH_CHECK(inputs.size() <= kMaxInputs && constants.size() == inputs.size(),
-                    "elbo_ext: a term takes at most ", kMaxInputs, " inputs, each with a constant");
+  Call(int64_t term, const OptionalTensors& operands, const std::vector<double>& constants, int64_t forms,
+       int64_t batch_dims, int64_t reduction)
+      : operands(operands), batch_dims(batch_dims) {
+    const TermInfo* const info = find_term(term);
+    STD_TORCH_CHECK(info != nullptr, "elbo_ext: there is no term ", term);
+    STD_TORCH_CHECK(operands.size() == info->inputs.size() + 1 && constants.size() == operands.size(), "elbo_ext: ",
+                    info->name, " takes ", info->inputs.size(), " inputs and a weight, each with a constant");
+    STD_TORCH_CHECK(has_forms(*info, forms), "elbo_ext: ", info->name, " has no forms ", forms);
     std::vector<const Tensor*> tensors;
-    for (size_t k = 0; k < inputs.size(); ++k) {
-      if (inputs[k]) tensors.push_back(&*inputs[k]);
-      problem.input[k].constant = constants[k];
+    for (size_t k = 0; k < operands.size(); ++k) {
+      if (operands[k]) tensors.push_back(&*operands[k]);
+      problem.operand[k].constant = constants[k];
     }
     STD_TORCH_CHECK(!tensors.empty(), "elbo_ext: a term needs a tensor");
-    if (weight) tensors.push_back(&*weight);
     like = tensors.front();
     for (const Tensor* tensor : tensors) check_device("a term", *tensor, *like);
     shape = broadcast_shape(tensors);
-    check_numbers(form, prior_form, batch_dims, reduction, shape);
+    check_numbers(batch_dims, reduction, shape);
     problem.term = static_cast<int>(term);
-    problem.form = static_cast<int>(form);
-    problem.prior_form = static_cast<int>(prior_form);
+    problem.forms = static_cast<int>(forms);
     problem.compute_double = any_double(tensors);
   }
 
-  const std::optional<Tensor>& operand(int k) const { return k == kWeight ? weight : inputs[k]; }
-
-  // Calls visit(slot, tensor) for the operands that are tensors.
-  template <class Visit>
-  void for_each_operand(Visit&& visit) const {
-    for (size_t k = 0; k < inputs.size(); ++k)
-      if (inputs[k]) visit(static_cast<int>(k), *inputs[k]);
-    if (weight) visit(kWeight, *weight);
-  }
-
   void enter_operands(SpaceBuilder& builder) {
-    for_each_operand([&](int k, const Tensor& tensor) {
-      set_view(problem.input[k], tensor);
-      builder.add(problem.input[k], tensor);
-    });
+    for (size_t k = 0; k < operands.size(); ++k) {
+      if (!operands[k]) continue;
+      set_view(problem.operand[k], *operands[k]);
+      builder.add(problem.operand[k], *operands[k]);
+    }
   }
 
-  // needs: one flag for each input, and one for the weight.
+  // needs: one flag for each operand.
   void enter_gradients(const std::vector<bool>& needs, Gradients& gradients, SpaceBuilder& builder) {
-    STD_TORCH_CHECK(needs.size() == inputs.size() + 1, "elbo_ext: needs has ", needs.size(), " flags");
-    for_each_operand([&](int k, const Tensor& tensor) {
-      if (needs[k == kWeight ? inputs.size() : k]) gradients.add(tensor, problem.gradient[k], builder);
-    });
+    STD_TORCH_CHECK(needs.size() == operands.size(), "elbo_ext: needs has ", needs.size(), " flags");
+    for (size_t k = 0; k < operands.size(); ++k)
+      if (operands[k] && needs[k]) gradients.add(*operands[k], problem.gradient[k], builder);
     problem.wants_gradient = !gradients.tensors().empty();
   }
 
@@ -79,9 +62,9 @@ struct Call {
   void run(const char* op) { device_of(*like).term_sum({op, shape, *like}, problem); }
 };
 
-Tensor term_sum(int64_t term, OptionalTensors inputs, std::vector<double> constants, std::optional<Tensor> weight,
-                int64_t form, int64_t prior_form, int64_t batch_dims, int64_t reduction) {
-  Call call(term, inputs, constants, weight, form, prior_form, batch_dims, reduction);
+Tensor term_sum(int64_t term, OptionalTensors operands, std::vector<double> constants, int64_t forms,
+                int64_t batch_dims, int64_t reduction) {
+  Call call(term, operands, constants, forms, batch_dims, reduction);
   TermSumProblem& problem = call.problem;
   const Tensor result = empty_values(call.shape, batch_dims, reduction, problem.compute_double, *call.like);
   set_values(problem.values, result, reduction, call.examples());
@@ -97,10 +80,10 @@ Tensor term_sum(int64_t term, OptionalTensors inputs, std::vector<double> consta
   return result;
 }
 
-std::vector<Tensor> term_sum_backward(int64_t term, OptionalTensors inputs, std::vector<double> constants,
-                                      std::optional<Tensor> weight, int64_t form, int64_t prior_form,
-                                      int64_t batch_dims, int64_t reduction, Tensor grad, std::vector<bool> needs) {
-  Call call(term, inputs, constants, weight, form, prior_form, batch_dims, reduction);
+std::vector<Tensor> term_sum_backward(int64_t term, OptionalTensors operands, std::vector<double> constants, int64_t forms,
+                                      int64_t batch_dims, int64_t reduction, Tensor grad,
+                                      std::vector<bool> needs) {
+  Call call(term, operands, constants, forms, batch_dims, reduction);
   check_device("term_sum_backward", grad, *call.like);
   TermSumProblem& problem = call.problem;
   SpaceBuilder builder(call.shape, 0, /*any_order=*/true);
@@ -142,21 +125,19 @@ struct ValueAndGradients {
   }
 };
 
-std::vector<Tensor> term_sum_with_gradients(int64_t term, OptionalTensors inputs, std::vector<double> constants,
-                                            std::optional<Tensor> weight, int64_t form, int64_t prior_form,
+std::vector<Tensor> term_sum_with_gradients(int64_t term, OptionalTensors operands, std::vector<double> constants, int64_t forms,
                                             int64_t batch_dims, int64_t reduction, double factor,
                                             std::vector<bool> needs) {
-  Call call(term, inputs, constants, weight, form, prior_form, batch_dims, reduction);
+  Call call(term, operands, constants, forms, batch_dims, reduction);
   ValueAndGradients result(call, reduction, factor, needs);
   call.run("term_sum_with_gradients");
   return result.take({result.value});
 }
 
-std::vector<Tensor> elbo_with_gradients(int64_t term, OptionalTensors inputs, std::vector<double> constants,
-                                        std::optional<Tensor> weight, int64_t form, int64_t prior_form,
+std::vector<Tensor> elbo_with_gradients(int64_t term, OptionalTensors operands, std::vector<double> constants, int64_t forms,
                                         int64_t batch_dims, int64_t reduction, Tensor kl, double beta,
                                         std::vector<bool> needs) {
-  Call call(term, inputs, constants, weight, form, prior_form, batch_dims, reduction);
+  Call call(term, operands, constants, forms, batch_dims, reduction);
   check_device("elbo_with_gradients", kl, *call.like);
   ValueAndGradients result(call, reduction, /*factor=*/-1.0, needs);
 

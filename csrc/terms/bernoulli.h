@@ -2,23 +2,25 @@
 // Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014, appendix C.1, with p = sigmoid(logits).
 #pragma once
 
+#include "forms.h"
 #include "math.h"
 
 namespace elbo_ext {
 namespace {
 
 template <class T>
-struct Bernoulli {
-  static constexpr int kInputs = 2;  // x, logits
-  static constexpr unsigned kSharedInputs = 0;
+struct Bernoulli : OneForm {
+  static constexpr int kInputs = 2;
+  static constexpr const char* kSignature = "x logits";
+  static constexpr unsigned kPrecomputedFrom = 0;
   using R = Real<T>;
-  struct Shared {};
+  struct Precomputed {};
 
-  ELBO_INLINE static Shared share(const T*, int, int) { return {}; }
+  ELBO_INLINE static Precomputed precompute(const T*, int) { return {}; }
 
-  ELBO_INLINE static T value(const Shared&, const T* in) { return from_tail(in, tail(in[1])); }
+  ELBO_INLINE static T value(const Precomputed&, const T* in) { return from_tail(in, tail(in[1])); }
 
-  ELBO_INLINE static T gradient(const Shared&, const T* in, T* d) {
+  ELBO_INLINE static T gradient(const Precomputed&, const T* in, T* d) {
     const T one = T(R(1)), t = tail(in[1]);
     const T larger = one / (one + t), smaller = t * larger;  // sigmoid of +-|logits|, neither rounded from 1
     const auto positive = in[1] > T(R(0));

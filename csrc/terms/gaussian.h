@@ -8,19 +8,20 @@ namespace elbo_ext {
 namespace {
 
 template <class T>
-struct Gaussian {
-  static constexpr int kInputs = 3;                 // x, mean, scale
-  static constexpr unsigned kSharedInputs = 1 << 2;  // Shared is made from the scale alone
+struct Gaussian : ScaleForms<2> {
+  static constexpr int kInputs = 3;
+  static constexpr const char* kSignature = "x mean logvar|log_std|std|var";
+  static constexpr unsigned kPrecomputedFrom = 1 << 2;  // the inputs that Precomputed is made from: the scale alone
   using R = Real<T>;
-  using Shared = Scale<T>;
+  using Precomputed = Scale<T>;
 
-  ELBO_INLINE static Shared share(const T* in, int form, int /*prior_form*/) { return make_scale(form, in[2]); }
+  ELBO_INLINE static Precomputed precompute(const T* in, int forms) { return make_scale(form_of(forms, 2), in[2]); }
 
-  ELBO_INLINE static T value(const Shared& scale, const T* in) {
+  ELBO_INLINE static T value(const Precomputed& scale, const T* in) {
     return from_z2(scale, scale.standardize(in[0] - in[1]).z2);
   }
 
-  ELBO_INLINE static T gradient(const Shared& scale, const T* in, T* d) {
+  ELBO_INLINE static T gradient(const Precomputed& scale, const T* in, T* d) {
     const Standardized<T> standardized = scale.standardize(in[0] - in[1]);
     d[1] = standardized.over_var;                                      // d/dmean = (x - mean) / sigma^2
     d[0] = T(R(0)) - d[1];                                             // d/dx    = -(x - mean) / sigma^2
@@ -29,7 +30,7 @@ struct Gaussian {
   }
 
  private:
-  ELBO_INLINE static T from_z2(const Shared& scale, T z2) {
+  ELBO_INLINE static T from_z2(const Precomputed& scale, T z2) {
     return (z2 + (scale.logvar + T(R(kLogTwoPi)))) * T(R(-0.5));
   }
 };

@@ -10,43 +10,44 @@ namespace elbo_ext {
 namespace {
 
 template <class T>
-struct GaussianKL {
-  static constexpr int kInputs = 4;                  // mu, scale, prior_mu, prior_scale
-  static constexpr unsigned kSharedInputs = 1 << 3;  // Shared is made from the prior's scale alone
+struct GaussianKL : ScaleForms<1, 3> {
+  static constexpr int kInputs = 4;
+  static constexpr const char* kSignature = "mu logvar|log_std|std|var prior_mu logvar|log_std|std|var";
+  static constexpr unsigned kPrecomputedFrom = 1 << 3;  // the prior's scale alone
   using R = Real<T>;
-  struct Shared {
+  struct Precomputed {
     Scale<T> prior;
     int form, prior_form;
   };
 
-  ELBO_INLINE static Shared share(const T* in, int form, int prior_form) {
-    return {make_scale(prior_form, in[3]), form, prior_form};
+  ELBO_INLINE static Precomputed precompute(const T* in, int forms) {
+    return {make_scale(form_of(forms, 3), in[3]), form_of(forms, 1), form_of(forms, 3)};
   }
 
-  ELBO_INLINE static T value(const Shared& shared, const T* in) {
-    return (shared.prior.standardize(in[0] - in[2]).z2 + ratio_parts(shared, in).minus_d) * T(R(0.5));
+  ELBO_INLINE static T value(const Precomputed& known, const T* in) {
+    return (known.prior.standardize(in[0] - in[2]).z2 + ratio_parts(known, in).minus_d) * T(R(0.5));
   }
 
-  ELBO_INLINE static T gradient(const Shared& shared, const T* in, T* d) {
-    const Standardized<T> u = shared.prior.standardize(in[0] - in[2]);
-    const Expm1<T> ratio = ratio_parts(shared, in);
+  ELBO_INLINE static T gradient(const Precomputed& known, const T* in, T* d) {
+    const Standardized<T> u = known.prior.standardize(in[0] - in[2]);
+    const Expm1<T> ratio = ratio_parts(known, in);
     const T half = T(R(0.5));
     d[0] = u.over_var;                                                   // d/dmu = (mu - prior_mu) / prior_sigma^2
     d[2] = T(R(0)) - d[0];                                               // d/dprior_mu
-    d[1] = ratio.value * (half * log_variance_slope(shared.form, in[1]));  // d/dlogvar = expm1(d) / 2
-    d[3] = (T(R(0)) - ratio.value - u.z2) * (half * shared.prior.slope);   // d/dprior_logvar
+    d[1] = ratio.value * (half * log_variance_slope(known.form, in[1]));  // d/dlogvar = expm1(d) / 2
+    d[3] = (T(R(0)) - ratio.value - u.z2) * (half * known.prior.slope);   // d/dprior_logvar
     return (u.z2 + ratio.minus_d) * half;
   }
 
  private:
   // d is taken from the numbers as given, before any logarithm is rounded: the difference of two neighbours is exact.
-  ELBO_INLINE static Expm1<T> ratio_parts(const Shared& shared, const T* in) {
-    if (shared.form != shared.prior_form) {
-      const T d = log_variance(shared.form, in[1]) - shared.prior.logvar;
+  ELBO_INLINE static Expm1<T> ratio_parts(const Precomputed& known, const T* in) {
+    if (known.form != known.prior_form) {
+      const T d = log_variance(known.form, in[1]) - known.prior.logvar;
       return expm1_parts(d, exp(d));
     }
     const T difference = in[1] - in[3];
-    switch (shared.form) {
+    switch (known.form) {
       case kLogvar: return expm1_parts(difference, exp(difference));
       case kLogStd: return expm1_parts(difference * T(R(2)), exp(difference * T(R(2))));
       case kStd: {

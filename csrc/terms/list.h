@@ -1,6 +1,10 @@
-// The list of terms. A new likelihood is a header beside this one, one line here and its include in terms.h, one function
-// in elbo_ext/reference.py and one line in the table of the tests (README, "Add a likelihood").
+// The list of terms. A new likelihood is a header next to this one, its two lines here, and an entry in
+// elbo_ext/likelihoods.py (CONTRIBUTING.md, "Add a likelihood").
 #pragma once
+
+#include "bernoulli.h"
+#include "gaussian.h"
+#include "gaussian_kl.h"
 
 // X(number in the operator schema, template of the formula, name in Python)
 #define ELBO_FOR_EACH_TERM(X) \

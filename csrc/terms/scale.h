@@ -3,6 +3,7 @@
 
 #include <limits>
 
+#include "forms.h"
 #include "math.h"
 
 namespace elbo_ext {
@@ -10,6 +11,25 @@ namespace {
 
 // What the scale tensor holds. The numbers are part of the operator schema.
 enum Form : int { kLogvar = 0, kLogStd = 1, kStd = 2, kVar = 3 };
+
+// The classes of forms of a term whose inputs with these numbers are such scales: exponential (logvar and log_std), and
+// direct (std and var).
+template <int... scales>
+struct ScaleForms {
+  static constexpr int kFormClasses = 2;
+  ELBO_INLINE static constexpr int form_class(int forms) {
+    const int direct = ((form_of(forms, scales) >= kStd ? 1 : 0) + ...);
+    return direct == 0 ? 0 : direct == static_cast<int>(sizeof...(scales)) ? 1 : kAnyForms;
+  }
+  template <int kClass>
+  ELBO_INLINE static constexpr int within(int forms) {
+    return (((kClass == 0   ? (form_of(forms, scales) == kLogStd ? kLogStd : kLogvar)
+              : kClass == 1 ? (form_of(forms, scales) == kStd ? kStd : kVar)
+                            : form_of(forms, scales))
+             << (4 * scales)) |
+            ...);
+  }
+};
 
 constexpr double kLogTwoPi = 1.83787706640934548356065947281;
 
