@@ -7,14 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ops import FORMS, REDUCTIONS
+from .likelihoods import LikelihoodWithParameters
+from .ops import REDUCTIONS
 
-# Names of the scales, in the order of FORMS.
-SCALES = tuple(FORMS)
-PRIOR_SCALES = tuple(f"prior_{name}" for name in FORMS)
-RECON_SCALES = tuple(f"recon_{name}" for name in FORMS)
-
-LIKELIHOODS = ("gaussian", "bernoulli")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -57,9 +52,11 @@ def weight(value: Any) -> Tensor | None:
     return tensor("weight", value)
 
 
-def scale(names: Sequence[str], values: Sequence[Any], default: float | None = None) -> tuple[str, Tensor | float, int]:
-    """Name, value and form of the one scale that is given; names and values in the order of FORMS. ``default``: the
-    logvar where none is."""
+def one_form(
+    names: Sequence[str], values: Sequence[Any], positive: Sequence[int] = (), default: float | None = None
+) -> tuple[str, Tensor | float, int]:
+    """Name, value and number of the one form of an input that is given; names and values in the order of the forms.
+    ``positive``: forms whose numbers have to be above 0. ``default``: in the first form, where none is given."""
     chosen = [form for form, value in enumerate(values) if value is not None]
     if default is not None and not chosen:
         return names[0], default, 0
@@ -68,7 +65,7 @@ def scale(names: Sequence[str], values: Sequence[Any], default: float | None = N
         raise ValueError(f"exactly one of {', '.join(names)} must be given, got {found}")
     form = chosen[0]
     value = tensor_or_number(names[form], values[form])
-    if form >= FORMS["std"] and isinstance(value, float) and not value > 0:
+    if form in positive and isinstance(value, float) and not value > 0:
         raise ValueError(f"{names[form]} must be positive, got {value}")
     return names[form], value, form
 
@@ -105,7 +102,7 @@ def _joint(a: torch.Size, b: torch.Size) -> torch.Size | None:
     return torch.Size(joint)
 
 
-def one_sided(recon: Tensor, x: Tensor) -> None:
+def at_most_one_broadcasts(recon: Tensor, x: Tensor) -> None:
     """One of the two may repeat, as data does over several samples; both against each other are a forgotten dimension."""
     joint = None if recon.shape == x.shape else _joint(recon.shape, x.shape)
     if joint is not None and joint != recon.shape and joint != x.shape:
@@ -115,11 +112,27 @@ def one_sided(recon: Tensor, x: Tensor) -> None:
         )
 
 
-def beside_recon(recon: Tensor, values: Mapping[str, Any]) -> None:
-    """Tensors on the device of recon."""
-    for name, t in values.items():
-        if isinstance(t, Tensor) and t.device != recon.device:
-            raise ValueError(f"all tensors must be on one device, got recon on {recon.device} and {name} on {t.device}")
+def on_one_device(first: Mapping[str, Tensor], others: Mapping[str, Any]) -> None:
+    """Tensors on the device of the first one."""
+    (name, like), = first.items()
+    for other, t in others.items():
+        if isinstance(t, Tensor) and t.device != like.device:
+            raise ValueError(f"all tensors must be on one device, got {name} on {like.device} and {other} on {t.device}")
+
+
+def recon_scales(likelihood: LikelihoodWithParameters, scales: Mapping[str, Any]) -> dict[str, Any]:
+    """The scales recon_logvar, ... by their names without recon_: for a Gaussian without parameters of its own."""
+    given = {name.removeprefix("recon_"): value for name, value in scales.items() if value is not None}
+    of_term = likelihood.likelihood
+    known = {form for forms in of_term.forms_of_inputs for form in forms}
+    for name in given:
+        if name not in known:
+            others = [form for form in known if form not in ("x", of_term.decoder)]
+            reason = f"takes likelihoods.{of_term.class_name}({' or '.join(sorted(f'{form}=...' for form in others))})" if others else "has no scale"
+            raise ValueError(f"recon_{name} has no meaning for likelihood={of_term.name!r}, which {reason}")
+        if likelihood.parameters:
+            raise ValueError(f"recon_{name} has no use beside {likelihood!r}, which has its parameters already")
+    return given
 
 
 def broadcasts_to_batch(description: str, value: Any, batch: torch.Size, target: str = "batch shape") -> None:
@@ -127,16 +140,6 @@ def broadcasts_to_batch(description: str, value: Any, batch: torch.Size, target:
     if isinstance(value, Tensor) and value.shape != batch and _joint(batch, value.shape) != batch:
         described = description.format(tuple(value.shape))
         raise ValueError(f"{described} does not broadcast to the {target} {tuple(batch)}")
-
-
-def likelihood(value: Any, scales: Sequence[Any]) -> None:
-    """A known likelihood, and no scale for the Bernoulli; the scales in the order of FORMS."""
-    if not isinstance(value, str) or value not in LIKELIHOODS:
-        raise ValueError(f"likelihood must be 'gaussian' or 'bernoulli', got {value!r}")
-    if value == "bernoulli":
-        for name, given in zip(RECON_SCALES, scales, strict=True):
-            if given is not None:
-                raise ValueError(f"{name} has no meaning for likelihood='bernoulli', which has no scale")
 
 
 def batch_dims(value: Any, shape: torch.Size) -> int:

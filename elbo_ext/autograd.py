@@ -6,7 +6,7 @@
   forward pass reads the inputs once and writes the gradients at the same time.
 
 First derivatives always come from the kernels. Derivatives of derivatives are taken of the same formula written in torch
-operations (``reference.TERMS``), by torch itself.
+operations (formulas.py), by torch itself.
 """
 
 import math
@@ -17,15 +17,14 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from . import reference
-from .ops import FORMS, NONE, REDUCTIONS, TERM_NUMBERS, WITH_KL, WITH_LOG_PROB, Z_ALONE, value_dtype
+from . import formulas
+from .likelihoods import GAUSSIAN_KL, TERMS_BY_NUMBER
+from .ops import NONE, REDUCTIONS, WITH_KL, WITH_LOG_PROB, Z_ALONE, value_dtype
 
 _ops = torch.ops.elbo_ext
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
-_FORM_NAMES = list(FORMS)
 _LOG_PROB_NAMES = {number: name for name, number in WITH_LOG_PROB.items()}
 _SCORE = WITH_LOG_PROB["score"]
-_TERM_NAMES = {number: name for name, number in TERM_NUMBERS.items()}
 MEAN = REDUCTIONS["mean"]
 
 Operands = Sequence[Tensor | None]
@@ -35,9 +34,8 @@ class TermSpec(NamedTuple):
     """The arguments of the term_sum operators that are not tensors (csrc/ops/schema.cpp)."""
 
     term: int
-    constants: tuple[float, ...]  # stand for inputs that are None
-    form: int
-    prior_form: int
+    constants: tuple[float, ...]  # stand for operands that are None
+    forms: int
     batch_dims: int
     reduction: int
 
@@ -46,8 +44,7 @@ class LatentSpec(NamedTuple):
     """The arguments of the latent operators that are not tensors (csrc/ops/schema.cpp)."""
 
     constants: tuple[float, ...]
-    form: int
-    prior_form: int
+    forms: int  # of the inputs, as for the term gaussian_kl
     num_samples: int | None
     results: int
     batch_dims: int
@@ -62,13 +59,13 @@ class LatentSpec(NamedTuple):
 
 
 def _term_arguments(spec: TermSpec, operands: Operands) -> tuple[Any, ...]:
-    term, constants, form, prior_form, batch_dims, reduction = spec
-    return term, operands[:-1], constants, operands[-1], form, prior_form, batch_dims, reduction
+    term, constants, forms, batch_dims, reduction = spec
+    return term, operands, constants, forms, batch_dims, reduction
 
 
 def _latent_arguments(spec: LatentSpec, seed: Tensor | None, noise: Tensor | None, inputs: Operands) -> tuple[Any, ...]:
-    constants, form, prior_form, num_samples, results, batch_dims, reduction = spec
-    return inputs, constants, form, prior_form, seed, noise, num_samples, results, batch_dims, reduction
+    constants, forms, num_samples, results, batch_dims, reduction = spec
+    return inputs, constants, forms, seed, noise, num_samples, results, batch_dims, reduction
 
 
 def _spread(gradients: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
@@ -83,16 +80,11 @@ def _spread(gradients: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor |
 def _term_in_torch(spec: TermSpec, *operands: Tensor | None) -> Tensor:
     dtype = value_dtype(*operands)
     device = next(t.device for t in operands if t is not None)
-    *inputs, weight = (None if t is None else t.to(dtype) for t in operands)
-    inputs = [
-        torch.full((), constant, dtype=dtype, device=device) if t is None else t
-        for t, constant in zip(inputs, spec.constants, strict=True)
-    ]
-    name = _TERM_NAMES[spec.term]
-    forms = {"gaussian": [spec.form], "gaussian_kl": [spec.form, spec.prior_form]}.get(name, [])
-    value = reference.weighted(
-        lambda *ts: reference.TERMS[name](*ts, *(_FORM_NAMES[form] for form in forms)), inputs, weight
+    *inputs, weight = (
+        torch.full((), constant, dtype=dtype, device=device) if t is None else t.to(dtype)
+        for t, constant in zip(operands, spec.constants, strict=True)
     )
+    value = TERMS_BY_NUMBER[spec.term].in_torch(spec.forms, inputs, None if operands[-1] is None else weight)
     shape = torch.broadcast_shapes(*(t.shape for t in operands if t is not None))
     value = value.expand(shape)
     return _reduce(value.flatten(spec.batch_dims).sum(-1) if len(shape) > spec.batch_dims else value, spec.reduction)
@@ -109,15 +101,15 @@ def _latent_in_torch(spec: LatentSpec, seed: Tensor | None, noise: Tensor | None
     if spec.num_samples is not None:
         shape = (spec.num_samples, *shape)
     eps = _explicit_noise(seed, shape, dtype)[0] if noise is None else noise.to(dtype)
-    form = _FORM_NAMES[spec.form]
-    z, log_q = reference.sample_and_log_prob(mu, scale, form, eps, _LOG_PROB_NAMES.get(spec.results, "pathwise"))
+    form, prior_form = GAUSSIAN_KL.form_names(spec.forms)
+    z, log_q = formulas.sample_and_log_prob(mu, scale, form, eps, _LOG_PROB_NAMES.get(spec.results, "pathwise"))
     rounded = z.to(_sample_dtype(inputs))
     if spec.results == Z_ALONE:
         return rounded
     if spec.results == WITH_KL:
-        kl = TermSpec(TERM_NUMBERS["gaussian_kl"], spec.constants, spec.form, spec.prior_form, spec.batch_dims, spec.reduction)
+        kl = TermSpec(GAUSSIAN_KL.number, (*spec.constants, 1.0), spec.forms, spec.batch_dims, spec.reduction)
         return rounded, _term_in_torch(kl, *inputs, None)
-    log_p = reference.TERMS["gaussian"](z, *prior, _FORM_NAMES[spec.prior_form])
+    log_p = formulas.gaussian(z, *prior, prior_form.removeprefix("prior_"))
     batch = shape[: spec.batch_dims + spec.sample_axes]
     return rounded, *(t.expand(shape).reshape(*batch, math.prod(shape[len(batch) :])).sum(-1) for t in (log_q, log_p))
 

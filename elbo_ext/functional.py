@@ -27,15 +27,16 @@ exist. The message names the argument, what came and what was expected.
 All values are natural logarithms (nats).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import arguments, autograd
+from . import arguments, autograd, likelihoods
 from .autograd import LatentSpec, TermSpec
-from .ops import FORMS, NONE, REDUCTIONS, TERM_NUMBERS, WITH_KL, WITH_LOG_PROB, Z_ALONE, draw_seed, value_dtype
+from .likelihoods import GAUSSIAN_KL, Likelihood, LikelihoodWithParameters, Term
+from .ops import NONE, REDUCTIONS, WITH_KL, WITH_LOG_PROB, Z_ALONE, draw_seed, value_dtype
 from .reference import ELBO
 
 __all__ = [
@@ -51,13 +52,13 @@ __all__ = [
 
 Scale = Tensor | float | None
 
-GAUSSIAN = TERM_NUMBERS["gaussian"]
-BERNOULLI = TERM_NUMBERS["bernoulli"]
-GAUSSIAN_KL = TERM_NUMBERS["gaussian_kl"]
+SCALES = GAUSSIAN_KL.forms["logvar"]
+PRIOR_SCALES = GAUSSIAN_KL.forms["prior_logvar"]
+RECON_SCALES = tuple(f"recon_{name}" for name in SCALES)
 
-_UNIT_SCALE = (0.0, 0.0, 1.0, 1.0)  # sigma = 1 in each form, in the order of FORMS
-_POSTERIOR_AND_PRIOR = (*arguments.SCALES, "prior_mu", *arguments.PRIOR_SCALES)
-_NO_FORM = FORMS["logvar"]  # for terms without a scale, and for the prior of terms without one
+_UNIT_SCALE = (0.0, 0.0, 1.0, 1.0)  # sigma = 1 in each form, in the order of SCALES
+_DIRECT_SCALES = (SCALES.index("std"), SCALES.index("var"))
+_POSTERIOR_AND_PRIOR = (*SCALES, "prior_mu", *PRIOR_SCALES)
 
 
 def _operands(values: Iterable[Any]) -> tuple[tuple[Tensor | None, ...], tuple[float, ...]]:
@@ -74,21 +75,26 @@ def _operands(values: Iterable[Any]) -> tuple[tuple[Tensor | None, ...], tuple[f
     return tuple(tensors), tuple(constants)
 
 
+def one_scale(names: Sequence[str], values: Sequence[Scale]) -> tuple[str, Tensor | float, int]:
+    """The one scale of a Gaussian that is given: its name, value and form."""
+    return arguments.one_form(names, values, _DIRECT_SCALES)
+
+
 def _posterior_and_prior(
     mu: Any, scales: Sequence[Scale], prior_mu: Any, prior_scales: Sequence[Scale]
-) -> tuple[dict[str, Any], int, int]:
-    """The operands of a KL by name, and the forms of the two scales. The prior is N(0, 1), in the posterior's own form,
-    where nothing else is given."""
-    name, scale, form = arguments.scale(arguments.SCALES, scales)
+) -> tuple[dict[str, Any], int]:
+    """The operands of a KL by name, and their forms. The prior is N(0, 1), in the posterior's own form, where nothing else
+    is given."""
+    name, scale, form = one_scale(SCALES, scales)
     named = {"mu": arguments.tensor("mu", mu), name: scale}
     named["prior_mu"] = 0.0 if prior_mu is None else arguments.tensor_or_number("prior_mu", prior_mu)
     for given in prior_scales:
         if given is not None:
-            name, scale, prior_form = arguments.scale(arguments.PRIOR_SCALES, prior_scales)
+            name, scale, prior_form = one_scale(PRIOR_SCALES, prior_scales)
             named[name] = scale
-            return named, form, prior_form
+            return named, GAUSSIAN_KL.pack((0, form, 0, prior_form))
     named["prior_scale"] = _UNIT_SCALE[form]
-    return named, form, form
+    return named, GAUSSIAN_KL.pack((0, form, 0, form))
 
 
 def rsample(
@@ -122,12 +128,12 @@ def rsample(
     Raises:
         ValueError, TypeError: see the module's conventions; also if noise has not z's shape or a generator comes with it.
     """
-    name, scale, form = arguments.scale(arguments.SCALES, (logvar, log_std, std, var))
+    name, scale, form = one_scale(SCALES, (logvar, log_std, std, var))
     named = {"mu": arguments.tensor("mu", mu), name: scale}
     shape = arguments.broadcast(named)
     inputs, constants = _operands(named.values())
     # The prior, which there is none of, is of the same form: kernels are compiled for pairs of forms.
-    spec = LatentSpec(constants, form, form, arguments.num_samples(num_samples), Z_ALONE, len(shape), NONE)
+    spec = LatentSpec(constants, GAUSSIAN_KL.pack((0, form, 0, form)), arguments.num_samples(num_samples), Z_ALONE, len(shape), NONE)
     return autograd.latent(spec, *_seed_or_noise(mu, shape, spec, generator, noise), inputs)
 
 
@@ -231,13 +237,12 @@ def _sample_beside_prior(
     reduction: Any,
 ) -> tuple[Tensor, ...]:
     """z and what else of ``results`` (ops.py) there is."""
-    named, form, prior_form = _posterior_and_prior(mu, scales, prior_mu, prior_scales)
+    named, forms = _posterior_and_prior(mu, scales, prior_mu, prior_scales)
     shape = arguments.broadcast(named)
     inputs, constants = _operands(named.values())
     spec = LatentSpec(
         constants,
-        form,
-        prior_form,
+        forms,
         arguments.num_samples(num_samples),
         results,
         arguments.batch_dims(batch_dims, shape),
@@ -297,10 +302,10 @@ def gaussian_kl(
     Raises:
         ValueError, TypeError: see the module's conventions.
     """
-    named, form, prior_form = _posterior_and_prior(
+    named, forms = _posterior_and_prior(
         mu, (logvar, log_std, std, var), prior_mu, (prior_logvar, prior_log_std, prior_std, prior_var)
     )
-    return _term_sum(GAUSSIAN_KL, named, form, prior_form, weight, batch_dims, reduction)
+    return _term_sum(GAUSSIAN_KL, named, forms, weight, batch_dims, reduction)
 
 
 def gaussian_log_prob(
@@ -332,9 +337,8 @@ def gaussian_log_prob(
     Raises:
         ValueError, TypeError: see the module's conventions.
     """
-    name, scale, form = arguments.scale(arguments.SCALES, (logvar, log_std, std, var), default=0.0)
-    named = {"x": arguments.tensor("x", x), "mean": arguments.tensor_or_number("mean", mean), name: scale}
-    return _term_sum(GAUSSIAN, named, form, _NO_FORM, weight, batch_dims, reduction)
+    given = {"x": x, "mean": mean, "logvar": logvar, "log_std": log_std, "std": std, "var": var}
+    return _log_prob(likelihoods.Gaussian, given, weight, batch_dims, reduction)
 
 
 def bernoulli_log_prob(
@@ -361,37 +365,60 @@ def bernoulli_log_prob(
     Raises:
         ValueError, TypeError: see the module's conventions.
     """
-    named = {"x": arguments.tensor("x", x), "logits": arguments.tensor("logits", logits)}
-    return _term_sum(BERNOULLI, named, _NO_FORM, _NO_FORM, weight, batch_dims, reduction)
+    return _log_prob(likelihoods.Bernoulli, {"x": x, "logits": logits}, weight, batch_dims, reduction)
+
+
+def _named_inputs(term: Term, given: Mapping[str, Any], shown: Mapping[str, str]) -> tuple[dict[str, Any], int]:
+    """The inputs of a term, checked, by the names that errors call them; and their forms. ``given`` has a value or None for
+    the forms of the inputs; ``shown`` their names where they differ."""
+    named: dict[str, Any] = {}
+    chosen = []
+    for name, forms in zip(term.inputs, term.forms_of_inputs, strict=True):
+        if len(forms) == 1 and name not in term.defaults:
+            check = arguments.tensor if name == "x" else arguments.tensor_or_number
+            label, form = shown.get(name, name), 0
+            value = check(label, given[name])
+        else:
+            label, value, form = arguments.one_form(
+                [shown.get(form, form) for form in forms],
+                [given.get(form) for form in forms],
+                [k for k, form in enumerate(forms) if form in term.positive],
+                term.defaults.get(name),
+            )
+        named[label] = value
+        chosen.append(form)
+    return named, term.pack(chosen)
 
 
 def _term(
-    term: int, named: dict[str, Any], form: int, prior_form: int, weight: Any, batch_dims: Any, reduction: Any
+    term: Term, named: dict[str, Any], forms: int, weight: Any, batch_dims: Any, reduction: Any
 ) -> tuple[TermSpec, tuple[Tensor | None, ...], torch.Size]:
     """Spec, operands (weight last) and joint shape of a term whose inputs are checked one by one."""
     weight = arguments.weight(weight)
     shape = arguments.broadcast(named if weight is None else {**named, "weight": weight})
-    inputs, constants = _operands(named.values())
-    spec = TermSpec(
-        term, constants, form, prior_form, arguments.batch_dims(batch_dims, shape), arguments.reduction(reduction)
-    )
-    return spec, (*inputs, weight), shape
+    operands, constants = _operands((*named.values(), 1.0 if weight is None else weight))
+    spec = TermSpec(term.number, constants, forms, arguments.batch_dims(batch_dims, shape), arguments.reduction(reduction))
+    return spec, operands, shape
 
 
-def _term_sum(
-    term: int, named: dict[str, Any], form: int, prior_form: int, weight: Any, batch_dims: Any, reduction: Any
-) -> Tensor:
-    spec, operands, _ = _term(term, named, form, prior_form, weight, batch_dims, reduction)
+def _term_sum(term: Term, named: dict[str, Any], forms: int, weight: Any, batch_dims: Any, reduction: Any) -> Tensor:
+    spec, operands, _ = _term(term, named, forms, weight, batch_dims, reduction)
     return autograd.term_sum(spec, operands)
 
 
+def _log_prob(likelihood: Likelihood, given: Mapping[str, Any], weight: Any, batch_dims: Any, reduction: Any) -> Tensor:
+    """What every ``..._log_prob`` does: ``given`` has its arguments by name."""
+    return _term_sum(likelihood, *_named_inputs(likelihood, given, {}), weight, batch_dims, reduction)
+
+
 def elbo_loss(
-    recon: Tensor,
-    x: Tensor,
+    recon: Tensor | None = None,
+    x: Tensor | None = None,
     mu: Tensor | None = None,
     logvar: Scale = None,
     *,
     kl: Tensor | None = None,
+    log_likelihood: Tensor | None = None,
     log_std: Scale = None,
     std: Scale = None,
     var: Scale = None,
@@ -400,7 +427,7 @@ def elbo_loss(
     prior_log_std: Scale = None,
     prior_std: Scale = None,
     prior_var: Scale = None,
-    likelihood: str = "gaussian",
+    likelihood: str | Likelihood | LikelihoodWithParameters = "gaussian",
     recon_logvar: Scale = None,
     recon_log_std: Scale = None,
     recon_std: Scale = None,
@@ -417,12 +444,16 @@ def elbo_loss(
     first backward pass after a reduced result, the gradients are ready: the forward pass made them.
 
     Args:
-        recon: the decoder's output: the mean, or the logits of a Bernoulli. With K samples it has a leading axis K
-            that x lacks, which counts among ``batch_dims`` (K samples of B examples: ``batch_dims=2``).
+        recon: the decoder's output: the mean of a Gaussian or Laplace likelihood, the logits of a Bernoulli. With K samples
+            it has a leading axis K that x lacks, which counts among ``batch_dims`` (K samples of B examples:
+            ``batch_dims=2``).
         x: data; broadcasts to recon without a copy.
         mu, logvar: of the posterior, whose KL to the prior is computed (:func:`gaussian_kl`); or
         kl: the KL of each example, as :func:`rsample_kl` returns it. Broadcasts to the batch shape.
-        likelihood: "gaussian" or "bernoulli".
+        log_likelihood: ln p(x|z) of each example, ``[*batch]``, computed by the caller, in place of recon and x;
+            ``batch_dims`` are then those of mu.
+        likelihood: "gaussian", "bernoulli" or "laplace"; or an object of :mod:`elbo_ext.likelihoods` with the parameters
+            that the decoder does not give, ``likelihoods.Laplace(scale=0.5)``.
         recon_logvar: scale of the Gaussian likelihood, ln sigma^2 = 0 by default; or ``recon_log_std=``, ...
         beta: factor of the KL, a number or a tensor that broadcasts to the batch shape.
         weight: multiplies each element's log-likelihood.
@@ -432,71 +463,88 @@ def elbo_loss(
         ``ELBO(loss, log_likelihood, kl)`` in nats, each of the batch shape, or scalars if reduced; kl is without beta.
 
     Raises:
-        ValueError, TypeError: see the module's conventions; also for an unknown likelihood, a scale with the Bernoulli,
-            if recon and x repeat against each other, and if neither or both of kl and mu are given.
+        ValueError, TypeError: see the module's conventions; also for an unknown likelihood, a scale with another likelihood
+            than the Gaussian, if recon and x repeat against each other, and if neither or both of kl and mu are given.
     """
-    scales = (recon_logvar, recon_log_std, recon_std, recon_var)
-    arguments.likelihood(likelihood, scales)
-    named = {"x": arguments.tensor("x", x), "recon": arguments.tensor("recon", recon)}
-    arguments.one_sided(recon, x)
-    if likelihood == "gaussian":
-        name, scale, form = arguments.scale(arguments.RECON_SCALES, scales, default=0.0)
-        named[name] = scale
-        spec, operands, shape = _term(GAUSSIAN, named, form, _NO_FORM, weight, batch_dims, reduction)
+    recon_scales = dict(zip(RECON_SCALES, (recon_logvar, recon_log_std, recon_std, recon_var), strict=True))
+    if log_likelihood is None:
+        named, forms, term = _recon_and_x(likelihood, recon, x, recon_scales)
+        spec, operands, shape = _term(term, named, forms, weight, batch_dims, reduction)
+        batch, sample_axes, first = shape[: spec.batch_dims], max(len(shape) - x.dim(), 0), {"recon": recon}
     else:
-        spec, operands, shape = _term(BERNOULLI, named, _NO_FORM, _NO_FORM, weight, batch_dims, reduction)
-    batch = shape[: spec.batch_dims]
+        _no_use_beside("log_likelihood", {"recon": recon, "x": x, **recon_scales, "weight": weight})
+        spec, sample_axes, first = None, 0, {"log_likelihood": arguments.tensor("log_likelihood", log_likelihood)}
+        operands, batch = (log_likelihood,), log_likelihood.shape
 
     if (kl is None) == (mu is None):
         raise ValueError(f"exactly one of kl and mu must be given, got {'neither' if kl is None else 'both'}")
+    scales, prior_scales = (logvar, log_std, std, var), (prior_logvar, prior_log_std, prior_std, prior_var)
     if kl is None:
-        named, form, prior_form = _posterior_and_prior(
-            mu, (logvar, log_std, std, var), prior_mu, (prior_logvar, prior_log_std, prior_std, prior_var)
-        )
+        named, forms = _posterior_and_prior(mu, scales, prior_mu, prior_scales)
         arguments.broadcast(named)  # a posterior at odds with itself comes before one at odds with recon
-        arguments.beside_recon(recon, named)
-        sample_axes = max(len(shape) - x.dim(), 0)
-        if spec.batch_dims < sample_axes:
-            raise ValueError(
-                f"batch_dims must be at least {sample_axes}, the number of axes of samples that recon has beyond x, "
-                f"got {spec.batch_dims}"
-            )
-        if sample_axes == spec.batch_dims > 0 and mu.shape[:sample_axes] == batch:
-            raise ValueError(
-                f"x of shape {tuple(x.shape)} has no batch dimension, so that those of mu, of shape {tuple(mu.shape)}, "
-                "are taken for latent ones; expand x to the batch, or pass kl"
-            )
-        kl = _term_sum(GAUSSIAN_KL, named, form, prior_form, None, spec.batch_dims - sample_axes, "none")
+        arguments.on_one_device(first, named)
+        if spec is not None:
+            _check_batch(spec.batch_dims, sample_axes, x, mu, batch)
+            batch_dims = spec.batch_dims - sample_axes
+        kl = _term_sum(GAUSSIAN_KL, named, forms, None, batch_dims, "none")
         arguments.broadcasts_to_batch("the KL of mu and its scale has shape {}, which", kl, batch)
     else:
         arguments.tensor("kl", kl)
-        _no_use_beside_kl(
-            (logvar, log_std, std, var, prior_mu, prior_logvar, prior_log_std, prior_std, prior_var)
-        )
+        given = dict(zip(_POSTERIOR_AND_PRIOR, (*scales, prior_mu, *prior_scales), strict=True))
+        _no_use_beside("kl", given)
         arguments.broadcasts_to_batch("kl of shape {}", kl, batch)
     beta = arguments.tensor_or_number("beta", beta)
-    arguments.beside_recon(recon, {"kl": kl, "beta": beta})
+    arguments.on_one_device(first, {"kl": kl, "beta": beta})
     arguments.broadcasts_to_batch("beta of shape {}", beta, batch)
 
-    log_likelihood_dtype = value_dtype(*operands)
     dtype = value_dtype(*operands, kl, beta if isinstance(beta, Tensor) else None)
-    if isinstance(beta, float) and dtype is log_likelihood_dtype:
-        reduced = autograd.elbo(spec, beta, kl, operands)
-        if reduced is not None:
-            return ELBO(*reduced)
-    log_likelihood = autograd.term_sum(spec._replace(reduction=NONE), operands).to(dtype)
-    kl = kl.to(dtype).expand(batch)
-    loss = beta * kl - log_likelihood
-    if spec.reduction == REDUCTIONS["sum"]:
-        return ELBO(loss.sum(), log_likelihood.sum(), kl.sum())
-    if spec.reduction == REDUCTIONS["mean"]:
-        return ELBO(loss.mean(), log_likelihood.mean(), kl.mean())
-    return ELBO(loss, log_likelihood, kl)
+    if spec is not None:
+        if isinstance(beta, float) and dtype is value_dtype(*operands):
+            reduced = autograd.elbo(spec, beta, kl, operands)
+            if reduced is not None:
+                return ELBO(*reduced)
+        log_likelihood = autograd.term_sum(spec._replace(reduction=NONE), operands)
+    log_likelihood, kl = log_likelihood.to(dtype), kl.to(dtype).expand(batch)
+    parts = ELBO(beta * kl - log_likelihood, log_likelihood, kl)
+    number = arguments.reduction(reduction)
+    if number == NONE:
+        return parts
+    return ELBO(*(part.sum() if number == REDUCTIONS["sum"] else part.mean() for part in parts))
 
 
-def _no_use_beside_kl(values: Sequence[Any]) -> None:
-    """mu's scales and the prior, in the order of their names."""
-    names = [name for name, value in zip(_POSTERIOR_AND_PRIOR, values, strict=True) if value is not None]
+def _recon_and_x(
+    likelihood: Any, recon: Any, x: Any, recon_scales: Mapping[str, Any]
+) -> tuple[dict[str, Any], int, Likelihood]:
+    """The inputs of a likelihood by name, their forms, and the likelihood."""
+    chosen = likelihoods.by_name(likelihood)
+    term = chosen.likelihood
+    scales = arguments.recon_scales(chosen, recon_scales)
+    arguments.tensor("x", x)
+    arguments.tensor("recon", recon)
+    arguments.at_most_one_broadcasts(recon, x)
+    shown = {term.decoder: "recon"}
+    if not chosen.parameters:
+        shown |= {name.removeprefix("recon_"): name for name in recon_scales}
+    named, forms = _named_inputs(term, {"x": x, term.decoder: recon, **scales, **chosen.parameters}, shown)
+    return named, forms, term
+
+
+def _check_batch(batch_dims: int, sample_axes: int, x: Tensor, mu: Tensor, batch: torch.Size) -> None:
+    """That mu's examples are those of recon, without its axes of samples."""
+    if batch_dims < sample_axes:
+        raise ValueError(
+            f"batch_dims must be at least {sample_axes}, the number of axes of samples that recon has beyond x, "
+            f"got {batch_dims}"
+        )
+    if sample_axes == batch_dims > 0 and mu.shape[:sample_axes] == batch:
+        raise ValueError(
+            f"x of shape {tuple(x.shape)} has no batch dimension, so that those of mu, of shape {tuple(mu.shape)}, "
+            "are taken for latent ones; expand x to the batch, or pass kl"
+        )
+
+
+def _no_use_beside(what: str, given: Mapping[str, Any]) -> None:
+    names = [name for name, value in given.items() if value is not None]
     if names:
         verb = "has" if len(names) == 1 else "have"
-        raise ValueError(f"{' and '.join(names)} {verb} no use beside kl, which is computed already")
+        raise ValueError(f"{' and '.join(names)} {verb} no use beside {what}, which is computed already")

@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 from . import arguments
-from .functional import ELBO, elbo_loss
+from .functional import ELBO, RECON_SCALES, elbo_loss, one_scale
+from .likelihoods import Likelihood, LikelihoodWithParameters, by_name
 
 
 class ELBOLoss(torch.nn.Module):
     """:func:`elbo_ext.elbo_loss` with its options fixed.
 
     Args:
-        likelihood: "gaussian" or "bernoulli".
+        likelihood: a name or an object, as in :func:`elbo_ext.elbo_loss`.
         beta: factor of the KL.
         batch_dims, reduction: as in :func:`elbo_ext.elbo_loss`.
         recon_logvar: scale of the Gaussian likelihood: a number, a tensor, or a ``torch.nn.Parameter``, which is then
@@ -29,7 +30,7 @@ class ELBOLoss(torch.nn.Module):
 
     def __init__(
         self,
-        likelihood: str = "gaussian",
+        likelihood: str | Likelihood | LikelihoodWithParameters = "gaussian",
         *,
         beta: float = 1.0,
         batch_dims: int = 1,
@@ -40,14 +41,14 @@ class ELBOLoss(torch.nn.Module):
         recon_var: Any = None,
     ) -> None:
         super().__init__()
-        scales = (recon_logvar, recon_log_std, recon_std, recon_var)
-        arguments.likelihood(likelihood, scales)
+        scales = dict(zip(RECON_SCALES, (recon_logvar, recon_log_std, recon_std, recon_var), strict=True))
+        arguments.recon_scales(by_name(likelihood), scales)
         arguments.reduction(reduction)
         self.likelihood, self.beta = likelihood, beta
         self.batch_dims, self.reduction = batch_dims, reduction
         self.scale_name, scale = None, None
-        if any(scale is not None for scale in scales):
-            self.scale_name, scale, _ = arguments.scale(arguments.RECON_SCALES, scales)
+        if any(scale is not None for scale in scales.values()):
+            self.scale_name, scale, _ = one_scale(RECON_SCALES, tuple(scales.values()))
         if isinstance(scale, torch.nn.Parameter):
             self.register_parameter("scale", scale)
         elif isinstance(scale, Tensor):

@@ -20,7 +20,6 @@ except ImportError as error:
     ) from error
 
 __all__ = [
-    "FORMS",
     "NONE",
     "REDUCTIONS",
     "TERM_NUMBERS",
@@ -32,13 +31,12 @@ __all__ = [
 ]
 
 # Numbers of the operator schema (csrc/ops/schema.cpp).
-FORMS = {"logvar": 0, "log_std": 1, "std": 2, "var": 3}
 REDUCTIONS = {"none": 0, "sum": 1, "mean": 2}
 NONE = REDUCTIONS["none"]
 # What the latent stage returns: z alone, z and the KL, or z, log q and log p, by how log q is differentiated.
 Z_ALONE, WITH_KL = 0, 1
 WITH_LOG_PROB = {"pathwise": 2, "sticking_the_landing": 3, "score": 4}
-TERM_NUMBERS: dict[str, int] = _C.terms()
+TERM_NUMBERS: dict[str, int] = {name: number for name, (number, _) in _C.terms().items()}
 
 
 def _load_cuda_library() -> tuple[list[str], str]:
@@ -147,27 +145,24 @@ def _gradients(operands: Sequence[Tensor | None], needs: Sequence[bool]) -> list
 
 
 @torch.library.register_fake("elbo_ext::term_sum")
-def _(term, inputs, constants, weight, form, prior_form, batch_dims, reduction):
-    operands = [*inputs, weight]
+def _(term, operands, constants, forms, batch_dims, reduction):
     shape = _broadcast(operands)[:batch_dims] if reduction == NONE else ()
     return _first(operands).new_empty(shape, dtype=value_dtype(*operands))
 
 
 @torch.library.register_fake("elbo_ext::term_sum_backward")
-def _(term, inputs, constants, weight, form, prior_form, batch_dims, reduction, grad, needs):
-    return _gradients([*inputs, weight], needs)
+def _(term, operands, constants, forms, batch_dims, reduction, grad, needs):
+    return _gradients(operands, needs)
 
 
 @torch.library.register_fake("elbo_ext::term_sum_with_gradients")
-def _(term, inputs, constants, weight, form, prior_form, batch_dims, reduction, factor, needs):
-    operands = [*inputs, weight]
+def _(term, operands, constants, forms, batch_dims, reduction, factor, needs):
     value = _first(operands).new_empty((), dtype=value_dtype(*operands))
     return [value, *_gradients(operands, needs)]
 
 
 @torch.library.register_fake("elbo_ext::elbo_with_gradients")
-def _(term, inputs, constants, weight, form, prior_form, batch_dims, reduction, kl, beta, needs):
-    operands = [*inputs, weight]
+def _(term, operands, constants, forms, batch_dims, reduction, kl, beta, needs):
     loss, log_likelihood, reduced_kl = (_first(operands).new_empty((), dtype=value_dtype(*operands)) for _ in range(3))
     return [loss, log_likelihood, reduced_kl, _one_number(kl.shape, loss), *_gradients(operands, needs)]
 
@@ -182,7 +177,7 @@ def _one_number(expanded_to: Sequence[int], like: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("elbo_ext::latent")
-def _(inputs, constants, form, prior_form, seed, noise, num_samples, results, batch_dims, reduction):
+def _(inputs, constants, forms, seed, noise, num_samples, results, batch_dims, reduction):
     mu, scale = inputs[:2]
     full = _broadcast(inputs)
     dtype = _z_dtype(mu, scale)
@@ -209,7 +204,7 @@ def _z_dtype(mu: Tensor | None, scale: Tensor | None) -> torch.dtype:
 
 
 @torch.library.register_fake("elbo_ext::latent_backward")
-def _(inputs, constants, form, prior_form, seed, noise, num_samples, results, batch_dims, reduction, grad_z, grad_kl, grad_log_q, grad_log_p, needs):
+def _(inputs, constants, forms, seed, noise, num_samples, results, batch_dims, reduction, grad_z, grad_kl, grad_log_q, grad_log_p, needs):
     full = _broadcast(inputs)
     gradients = _gradients(inputs, needs[:-1])
     if noise is not None and needs[-1]:

@@ -21,9 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .formulas import gaussian, sample_and_log_prob, standard_deviation
+from .likelihoods import GAUSSIAN_KL, LIKELIHOODS, Term, by_name
+
 __all__ = [
     "ELBO",
-    "TERMS",
     "bernoulli_log_prob",
     "elbo_loss",
     "gaussian_kl",
@@ -34,8 +36,6 @@ __all__ = [
     "rsample_kl",
     "rsample_with_log_prob",
 ]
-
-LOG_TWO_PI = math.log(2 * math.pi)
 
 
 class ELBO(NamedTuple):
@@ -128,130 +128,6 @@ def normal_noise(seed: int, n: int, offset: int = 0) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Terms: one formula per element, differentiable any number of times in every tensor argument
-# ---------------------------------------------------------------------------------------------------------
-
-def _logvar(scale: Tensor, form: str) -> Tensor:
-    """ln sigma^2 from a scale tensor of any shape that holds what ``form`` says."""
-    if form == "logvar":
-        return scale
-    if form == "log_std":
-        return 2 * scale
-    return 2 * scale.log() if form == "std" else scale.log()
-
-
-def standard_deviation(scale: Tensor, form: str) -> Tensor:
-    """sigma from a scale tensor of any shape that holds what ``form`` says."""
-    if form == "logvar":
-        return (scale / 2).exp()
-    if form == "log_std":
-        return scale.exp()
-    return scale if form == "std" else scale.sqrt()
-
-
-def _standardize(difference: Tensor, logvar: Tensor) -> Tensor:
-    """difference / sigma, shapes broadcasting.
-
-    Dividing twice by sqrt(sigma) keeps every intermediate result in range whenever the quotient is. Where the
-    difference is zero, 1 / sqrt(sigma) stops at the largest finite number, so that 0 / sigma is 0, never NaN.
-    """
-    finfo = torch.finfo(logvar.dtype)
-    exponent = -logvar / 4
-    largest = math.log(finfo.max) * (1 - finfo.eps)
-    finite = torch.where(exponent < largest, exponent, largest)
-    root = torch.where(difference == 0, finite, exponent).exp()
-    return (difference * root) * root
-
-
-def _gaussian(x: Tensor, mean: Tensor, scale: Tensor, form: str) -> Tensor:
-    """ln N(x; mean, sigma^2) = -1/2 ((x - mean)^2 / sigma^2 + ln sigma^2 + ln 2 pi), in nats.
-
-    Kingma & Welling 2014, appendix C.2. Broadcastable tensors in, their broadcast shape out.
-    """
-    logvar = _logvar(scale, form)
-    z = _standardize(x - mean, logvar)
-    return -0.5 * (z * z + logvar + LOG_TWO_PI)
-
-
-def sample_and_log_prob(mu: Tensor, scale: Tensor, form: str, eps: Tensor, gradient: str) -> tuple[Tensor, Tensor]:
-    """z = mu + sigma * eps and, element by element, ln N(z; mu, sigma^2) = -1/2 (eps^2 + ln sigma^2 + ln 2 pi).
-
-    ln q depends on the parameters of q in two ways: directly, and by way of z. ``gradient`` says which of them is
-    differentiated; the values are the same.
-
-    - "pathwise": both, which leaves -1/2 d ln sigma^2: eps does not depend on them.
-    - "sticking_the_landing": by way of z alone (Roeder, Wu & Duvenaud 2017, "Sticking the Landing").
-    - "score": directly alone, z being a constant, also to whatever else is made of it (Williams 1992).
-    """
-    z = mu + standard_deviation(scale, form) * eps
-    logvar = _logvar(scale, form)
-    if gradient == "sticking_the_landing":
-        logvar = logvar.detach()
-        eps = eps.detach() + _standardize(z - z.detach(), logvar)
-    elif gradient == "score":
-        z, eps = z.detach(), eps.detach()
-        eps = eps * ((logvar.detach() - logvar) / 2).exp() - _standardize(mu - mu.detach(), logvar)
-    return z, -(eps.square() + logvar + LOG_TWO_PI) / 2
-
-
-def _bernoulli(x: Tensor, logits: Tensor) -> Tensor:
-    """x ln p + (1 - x) ln(1 - p) = x logits - softplus(logits), p = sigmoid(logits), in nats.
-
-    Kingma & Welling 2014, appendix C.1, x anywhere in [0, 1]. Written with ln p = logsigmoid(logits) and
-    ln(1 - p) = logsigmoid(-logits): no summand is positive, so nothing cancels when p is close to x = 0 or 1.
-    Broadcastable tensors in, their broadcast shape out.
-    """
-    log_sigmoid = torch.nn.functional.logsigmoid
-    return x * log_sigmoid(logits) + (1 - x) * log_sigmoid(-logits)
-
-
-def _log_var_ratio(scale: Tensor, prior_scale: Tensor, form: str, prior_form: str) -> Tensor:
-    """d = ln(sigma^2 / sigma_p^2), to full relative precision for sigma -> sigma_p where the forms agree."""
-    if form != prior_form or form == "logvar":
-        return _logvar(scale, form) - _logvar(prior_scale, prior_form)
-    if form == "log_std":
-        return 2 * (scale - prior_scale)
-    # The difference of logarithms would cancel for close scales, ln(1 + (s - s_p) / s_p) for s << s_p. Where
-    # the latter is not used its arguments are 1, to keep its derivative finite too.
-    close = (scale - prior_scale).abs() < prior_scale / 2
-    s, p = torch.where(close, scale, 1.0), torch.where(close, prior_scale, 1.0)
-    log_ratio = torch.where(close, torch.log1p((s - p) / p), scale.log() - prior_scale.log())
-    return 2 * log_ratio if form == "std" else log_ratio
-
-
-def _exp_remainder(d: Tensor) -> Tensor:
-    """phi(d) = e^d - 1 - d >= 0, elementwise, to full relative precision; phi'(d) = e^d - 1 likewise.
-
-    For |d| < 1 the Taylor series d^2 (1/2! + d/3! + d^2/4! + ...) up to d^20/20!; the rest is below 1e-18.
-    """
-    near = d.abs() < 1
-    small = torch.where(near, d, 0.0)  # the derivatives of the series would overflow for large d
-    series = torch.full_like(small, 1 / math.factorial(20))
-    for k in range(19, 1, -1):
-        series = series * small + 1 / math.factorial(k)
-    return torch.where(near, small * (small * series), d.exp() - (1 + d))
-
-
-def _gaussian_kl(
-    mu: Tensor, scale: Tensor, prior_mu: Tensor, prior_scale: Tensor, form: str, prior_form: str
-) -> Tensor:
-    """KL(N(mu, sigma^2) || N(mu_p, sigma_p^2)) = 1/2 ((mu - mu_p)^2 / sigma_p^2 + e^d - 1 - d), in nats.
-
-    d = ln(sigma^2 / sigma_p^2). For mu_p = 0, sigma_p = 1 this is minus Kingma & Welling 2014, appendix B.
-    Never negative. Broadcastable tensors in, their broadcast shape out.
-    """
-    z = _standardize(mu - prior_mu, _logvar(prior_scale, prior_form))
-    return 0.5 * (z * z + _exp_remainder(_log_var_ratio(scale, prior_scale, form, prior_form)))
-
-
-TERMS: dict[str, Callable[..., Tensor]] = {
-    "gaussian": _gaussian,
-    "bernoulli": _bernoulli,
-    "gaussian_kl": _gaussian_kl,
-}
-
-
-# ---------------------------------------------------------------------------------------------------------
 # Public functions
 # ---------------------------------------------------------------------------------------------------------
 
@@ -277,26 +153,28 @@ def _reduce(examples: Tensor, reduction: str) -> Tensor:
     return {"none": lambda: examples, "sum": examples.sum, "mean": examples.mean}[reduction]()
 
 
-def weighted(formula: Callable[..., Tensor], inputs: list[Tensor], weight: Tensor | None) -> Tensor:
-    """weight * formula(*inputs), shapes broadcasting; a weight of zero leaves out even a term that is not finite.
-
-    The inputs of a term that is left out are replaced as well, by 1, which every formula bears: 0 * NaN would come back
-    in the derivatives.
-    """
-    term = formula(*inputs)
-    if weight is None:
-        return term
-    out = (weight == 0) & ~term.isfinite()
-    return torch.where(out, 0.0, formula(*(torch.where(out, 1.0, t) for t in inputs)) * weight)
-
-
 def _sum_term(
-    formula: Callable[..., Tensor], inputs: list[Tensor], weight: Tensor | None, batch_dims: int, reduction: str
+    term: Term, inputs: list[Any], forms: int, weight: Tensor | None, batch_dims: int, reduction: str
 ) -> Tensor:
     """Weights the elements, sums all but the first ``batch_dims`` dimensions, then reduces the examples."""
-    term = weighted(formula, inputs, weight)
-    batch, elements = term.shape[:batch_dims], term.shape[batch_dims:]
-    return _reduce(term.reshape(*batch, math.prod(elements)).sum(-1), reduction)
+    *tensors, weight = _tensors(*inputs, weight)
+    value = term.in_torch(forms, tensors, weight)
+    batch, elements = value.shape[:batch_dims], value.shape[batch_dims:]
+    return _reduce(value.reshape(*batch, math.prod(elements)).sum(-1), reduction)
+
+
+def _log_prob(
+    name: str, given: dict[str, Any], weight: Tensor | None = None, batch_dims: int = 1, reduction: str = "none"
+) -> Tensor:
+    """ln p(x), summed over the event dimensions, of a likelihood of the registry; ``given`` has forms of its inputs."""
+    likelihood = LIKELIHOODS[name]
+    inputs, chosen = [], []
+    for input, forms in zip(likelihood.inputs, likelihood.forms_of_inputs, strict=True):
+        # A keyword comes before the form by position, which may have a default.
+        form = next((form for form in reversed(forms) if given.get(form) is not None), None)
+        inputs.append(likelihood.defaults[input] if form is None else given[form])
+        chosen.append(0 if form is None else forms.index(form))
+    return _sum_term(likelihood, inputs, likelihood.pack(chosen), weight, batch_dims, reduction)
 
 
 def rsample(
@@ -372,10 +250,9 @@ def gaussian_kl(
     scale, form = _pick_scale(logvar, log_std, std, var)
     prior_scale, prior_form = _pick_scale(prior_logvar, prior_log_std, prior_std, prior_var)
     prior_mu = 0.0 if prior_mu is None else prior_mu
-    *inputs, weight = _tensors(mu, scale, prior_mu, prior_scale, weight)
-    return _sum_term(
-        lambda *t: _gaussian_kl(*t, form, prior_form), inputs, weight, batch_dims, reduction
-    )
+    names = GAUSSIAN_KL.forms["logvar"]
+    forms = GAUSSIAN_KL.pack((0, names.index(form), 0, names.index(prior_form)))
+    return _sum_term(GAUSSIAN_KL, [mu, scale, prior_mu, prior_scale], forms, weight, batch_dims, reduction)
 
 
 def rsample_kl(
@@ -447,7 +324,7 @@ def rsample_with_log_prob(
         zeros = torch.zeros(joint, dtype=mean.dtype, device=mean.device)
         eps = rsample(zeros, 0.0, num_samples=num_samples, generator=generator)
     z, log_q = sample_and_log_prob(mean, scale, form, eps, gradient)
-    log_p = _gaussian(z, prior_mean, prior_scale, prior_form)
+    log_p = gaussian(z, prior_mean, prior_scale, prior_form)
     batch = shape[: batch_dims + (num_samples is not None)]
     elements = math.prod(shape[len(batch) :])
     log_q, log_p = (t.expand(shape).reshape(*batch, elements).sum(-1) for t in (log_q, log_p))
@@ -480,9 +357,8 @@ def gaussian_log_prob(
     Returns:
         ``[*batch]``, or a scalar once reduced; float64 if any tensor is, else float32.
     """
-    scale, form = _pick_scale(logvar, log_std, std, var)
-    *inputs, weight = _tensors(x, mean, scale, weight)
-    return _sum_term(lambda *t: _gaussian(*t, form), inputs, weight, batch_dims, reduction)
+    given = {"x": x, "mean": mean, "logvar": logvar, "log_std": log_std, "std": std, "var": var}
+    return _log_prob("gaussian", given, weight, batch_dims, reduction)
 
 
 def bernoulli_log_prob(
@@ -506,17 +382,17 @@ def bernoulli_log_prob(
     Returns:
         ``[*batch]``, or a scalar once reduced; float64 if any tensor is, else float32.
     """
-    *inputs, weight = _tensors(x, logits, weight)
-    return _sum_term(_bernoulli, inputs, weight, batch_dims, reduction)
+    return _log_prob("bernoulli", {"x": x, "logits": logits}, weight, batch_dims, reduction)
 
 
 def elbo_loss(
-    recon: Tensor,
-    x: Tensor,
+    recon: Tensor | None = None,
+    x: Tensor | None = None,
     mu: Tensor | None = None,
     logvar: Tensor | float | None = None,
     *,
     kl: Tensor | None = None,
+    log_likelihood: Tensor | None = None,
     log_std: Tensor | float | None = None,
     std: Tensor | float | None = None,
     var: Tensor | float | None = None,
@@ -525,8 +401,8 @@ def elbo_loss(
     prior_log_std: Tensor | float | None = None,
     prior_std: Tensor | float | None = None,
     prior_var: Tensor | float | None = None,
-    likelihood: str = "gaussian",
-    recon_logvar: Tensor | float = 0.0,
+    likelihood: Any = "gaussian",
+    recon_logvar: Tensor | float | None = None,
     recon_log_std: Tensor | float | None = None,
     recon_std: Tensor | float | None = None,
     recon_var: Tensor | float | None = None,
@@ -546,22 +422,25 @@ def elbo_loss(
         x: the data, broadcastable with recon.
         mu, logvar: of q(z|x), ``[*batch, *latent]`` without the sample axis; or
         kl: the KL per example, broadcastable to the batch shape.
-        likelihood: "gaussian" (scale: ``recon_logvar`` or another form) or "bernoulli" (recon holds logits).
+        log_likelihood: ln p(x|z) of each example, in place of recon and x.
+        likelihood: a name or an object of :mod:`elbo_ext.likelihoods`; recon is what its ``decoder`` says, the mean of a
+            Gaussian (scale: ``recon_logvar`` or another form), the logits of a Bernoulli.
         weight: factor of each element's log-likelihood, broadcastable to ``[*batch, *event]``.
         batch_dims: number of recon's batch dimensions; the others are summed.
         reduction: over the batch: "none", "sum" or "mean" (sum / number of examples).
     """
-    rows = {"weight": weight, "batch_dims": batch_dims}
-    if likelihood == "gaussian":
-        recon_scale = {"log_std": recon_log_std, "std": recon_std, "var": recon_var}
-        log_likelihood = gaussian_log_prob(x, recon, recon_logvar, **recon_scale, **rows)
-    else:
-        log_likelihood = bernoulli_log_prob(x, recon, **rows)
+    scales = {"logvar": recon_logvar, "log_std": recon_log_std, "std": recon_std, "var": recon_var}
+    if log_likelihood is None:
+        chosen = by_name(likelihood)
+        given = {"x": x, chosen.likelihood.decoder: recon, **chosen.parameters}
+        if chosen.likelihood.name == "gaussian":
+            given = {**scales, **given}
+        log_likelihood = _log_prob(chosen.likelihood.name, given, weight, batch_dims)
     if kl is None:
         own = {"log_std": log_std, "std": std, "var": var}
         prior = {"prior_log_std": prior_log_std, "prior_std": prior_std, "prior_var": prior_var}
-        operands = (x, recon, recon_logvar, recon_log_std, recon_std, recon_var, weight)
-        sample_axes = max(t.dim() for t in operands if isinstance(t, Tensor)) - x.dim()
+        operands = (x, recon, *scales.values(), weight)
+        sample_axes = 0 if x is None else max(t.dim() for t in operands if isinstance(t, Tensor)) - x.dim()
         kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, **own, **prior, batch_dims=batch_dims - sample_axes)
     log_likelihood, kl, beta = _tensors(log_likelihood, kl, beta)
     kl = kl.expand_as(log_likelihood)

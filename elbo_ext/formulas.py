@@ -1,0 +1,150 @@
+"""The formulas in torch operations, differentiable any number of times in every tensor argument.
+
+Each takes the inputs of a term in order, tensors that broadcast, and then the form of each input that has several; it
+gives their broadcast shape, in nats. The registry (likelihoods.py) names them. Derivatives of derivatives are taken of
+them, and :mod:`elbo_ext.reference` sums them; first derivatives come from the kernels, which have the same formulas in
+csrc/terms.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+LOG_TWO_PI = math.log(2 * math.pi)
+
+
+def _logvar(scale: Tensor, form: str) -> Tensor:
+    """ln sigma^2 from a scale tensor of any shape that holds what ``form`` says."""
+    if form == "logvar":
+        return scale
+    if form == "log_std":
+        return 2 * scale
+    return 2 * scale.log() if form == "std" else scale.log()
+
+
+def standard_deviation(scale: Tensor, form: str) -> Tensor:
+    """sigma from a scale tensor of any shape that holds what ``form`` says."""
+    if form == "logvar":
+        return (scale / 2).exp()
+    if form == "log_std":
+        return scale.exp()
+    return scale if form == "std" else scale.sqrt()
+
+
+def _standardize(difference: Tensor, logvar: Tensor) -> Tensor:
+    """difference / sigma, shapes broadcasting.
+
+    Dividing twice by sqrt(sigma) keeps every intermediate result in range whenever the quotient is. Where the
+    difference is zero, 1 / sqrt(sigma) stops at the largest finite number, so that 0 / sigma is 0, never NaN.
+    """
+    finfo = torch.finfo(logvar.dtype)
+    exponent = -logvar / 4
+    largest = math.log(finfo.max) * (1 - finfo.eps)
+    finite = torch.where(exponent < largest, exponent, largest)
+    root = torch.where(difference == 0, finite, exponent).exp()
+    return (difference * root) * root
+
+
+def gaussian(x: Tensor, mean: Tensor, scale: Tensor, form: str) -> Tensor:
+    """ln N(x; mean, sigma^2) = -1/2 ((x - mean)^2 / sigma^2 + ln sigma^2 + ln 2 pi), in nats.
+
+    Kingma & Welling 2014, appendix C.2. Broadcastable tensors in, their broadcast shape out.
+    """
+    logvar = _logvar(scale, form)
+    z = _standardize(x - mean, logvar)
+    return -0.5 * (z * z + logvar + LOG_TWO_PI)
+
+
+def sample_and_log_prob(mu: Tensor, scale: Tensor, form: str, eps: Tensor, gradient: str) -> tuple[Tensor, Tensor]:
+    """z = mu + sigma * eps and, element by element, ln N(z; mu, sigma^2) = -1/2 (eps^2 + ln sigma^2 + ln 2 pi).
+
+    ln q depends on the parameters of q in two ways: directly, and by way of z. ``gradient`` says which of them is
+    differentiated; the values are the same.
+
+    - "pathwise": both, which leaves -1/2 d ln sigma^2: eps does not depend on them.
+    - "sticking_the_landing": by way of z alone (Roeder, Wu & Duvenaud 2017, "Sticking the Landing").
+    - "score": directly alone, z being a constant, also to whatever else is made of it (Williams 1992).
+    """
+    z = mu + standard_deviation(scale, form) * eps
+    logvar = _logvar(scale, form)
+    if gradient == "sticking_the_landing":
+        logvar = logvar.detach()
+        eps = eps.detach() + _standardize(z - z.detach(), logvar)
+    elif gradient == "score":
+        z, eps = z.detach(), eps.detach()
+        eps = eps * ((logvar.detach() - logvar) / 2).exp() - _standardize(mu - mu.detach(), logvar)
+    return z, -(eps.square() + logvar + LOG_TWO_PI) / 2
+
+
+def bernoulli(x: Tensor, logits: Tensor) -> Tensor:
+    """x ln p + (1 - x) ln(1 - p) = x logits - softplus(logits), p = sigmoid(logits), in nats.
+
+    Kingma & Welling 2014, appendix C.1, x anywhere in [0, 1]. Written with ln p = logsigmoid(logits) and
+    ln(1 - p) = logsigmoid(-logits): no summand is positive, so nothing cancels when p is close to x = 0 or 1.
+    Broadcastable tensors in, their broadcast shape out.
+    """
+    log_sigmoid = torch.nn.functional.logsigmoid
+    return x * log_sigmoid(logits) + (1 - x) * log_sigmoid(-logits)
+
+
+def laplace(x: Tensor, mean: Tensor, scale: Tensor, form: str) -> Tensor:
+    """ln Laplace(x; mean, b) = -(|x - mean| / b + ln b + ln 2), in nats; the gradient at x = mean is 0."""
+    log_scale = scale if form == "log_scale" else scale.log()
+    return -(_standardize(x - mean, 2 * log_scale).abs() + log_scale + math.log(2))
+
+
+def _log_var_ratio(scale: Tensor, prior_scale: Tensor, form: str, prior_form: str) -> Tensor:
+    """d = ln(sigma^2 / sigma_p^2), to full relative precision for sigma -> sigma_p where the forms agree."""
+    if form != prior_form or form == "logvar":
+        return _logvar(scale, form) - _logvar(prior_scale, prior_form)
+    if form == "log_std":
+        return 2 * (scale - prior_scale)
+    # The difference of logarithms would cancel for close scales, ln(1 + (s - s_p) / s_p) for s << s_p. Where
+    # the latter is not used its arguments are 1, to keep its derivative finite too.
+    close = (scale - prior_scale).abs() < prior_scale / 2
+    s, p = torch.where(close, scale, 1.0), torch.where(close, prior_scale, 1.0)
+    log_ratio = torch.where(close, torch.log1p((s - p) / p), scale.log() - prior_scale.log())
+    return 2 * log_ratio if form == "std" else log_ratio
+
+
+def _exp_remainder(d: Tensor) -> Tensor:
+    """phi(d) = e^d - 1 - d >= 0, elementwise, to full relative precision; phi'(d) = e^d - 1 likewise.
+
+    For |d| < 1 the Taylor series d^2 (1/2! + d/3! + d^2/4! + ...) up to d^20/20!; the rest is below 1e-18.
+    """
+    near = d.abs() < 1
+    small = torch.where(near, d, 0.0)  # the derivatives of the series would overflow for large d
+    series = torch.full_like(small, 1 / math.factorial(20))
+    for k in range(19, 1, -1):
+        series = series * small + 1 / math.factorial(k)
+    return torch.where(near, small * (small * series), d.exp() - (1 + d))
+
+
+def gaussian_kl(
+    mu: Tensor, scale: Tensor, prior_mu: Tensor, prior_scale: Tensor, form: str, prior_form: str
+) -> Tensor:
+    """KL(N(mu, sigma^2) || N(mu_p, sigma_p^2)) = 1/2 ((mu - mu_p)^2 / sigma_p^2 + e^d - 1 - d), in nats.
+
+    d = ln(sigma^2 / sigma_p^2). For mu_p = 0, sigma_p = 1 this is minus Kingma & Welling 2014, appendix B.
+    Never negative. Broadcastable tensors in, their broadcast shape out. The prior's forms begin with "prior_".
+    """
+    prior_form = prior_form.removeprefix("prior_")
+    z = _standardize(mu - prior_mu, _logvar(prior_scale, prior_form))
+    return 0.5 * (z * z + _exp_remainder(_log_var_ratio(scale, prior_scale, form, prior_form)))
+
+
+def weighted(
+    formula: Callable[..., Tensor], inputs: Sequence[Tensor], masked: Sequence[float], weight: Tensor | None
+) -> Tensor:
+    """weight * formula(*inputs), shapes broadcasting; a weight of zero leaves out even a term that is not finite.
+
+    The inputs of a term that is left out are replaced as well, by numbers ``masked`` that the formula bears: 0 * NaN would
+    come back in the derivatives.
+    """
+    term = formula(*inputs)
+    if weight is None:
+        return term
+    out = (weight == 0) & ~term.isfinite()
+    return torch.where(out, 0.0, formula(*(torch.where(out, number, t) for t, number in zip(inputs, masked, strict=True))) * weight)

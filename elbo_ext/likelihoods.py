@@ -1,0 +1,144 @@
+"""The registry: all that the package knows of each likelihood, said once; everything else reads it.
+
+A likelihood is passed to :func:`elbo_ext.elbo_loss` by its name, or, where it has parameters that the decoder does not
+give, as one of the objects here called with them::
+
+    elbo_loss(recon, x, kl=kl, likelihood="laplace")
+    elbo_loss(recon, x, kl=kl, likelihood=likelihoods.Laplace(scale=0.5))
+
+Inputs and forms are declared here and by the C++ term of the same name (``kSignature``, csrc/terms); a test holds the two
+against each other.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from . import formulas
+from .ops import TERM_NUMBERS
+
+__all__ = ["Bernoulli", "Gaussian", ""Likelihood", "LikelihoodWithParameters", "by_name"]
+
+_SCALES = ("logvar", "log_std", "std", "var")
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """A formula of one element, summed by the kernels.
+
+    Attributes:
+        name: of the C++ term and of the public function, ``name`` + ``_log_prob`` for a likelihood.
+        inputs: in the order of the formula, each under the name of its first form.
+        formula: in torch operations (formulas.py).
+        forms: the names of the forms of each input that has several, the first one included.
+        positive: forms whose Python numbers have to be above 0.
+        defaults: numbers for inputs that need not be given.
+        masked: for each input a number that the formula bears and that stands in for an element of weight 0.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    formula: Callable[..., Tensor]
+    forms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    positive: tuple[str, ...] = ()
+    defaults: Mapping[str, float] = field(default_factory=dict)
+    masked: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "number", TERM_NUMBERS[self.name])  # in the operator schema
+        object.__setattr__(self, "masked", self.masked or (1.0,) * len(self.inputs))
+        object.__setattr__(self, "forms_of_inputs", tuple(self.forms.get(name, (name,)) for name in self.inputs))
+
+    def pack(self, chosen: Sequence[int]) -> int:
+        """The forms of all inputs as one number, four bits each (csrc/terms/forms.h)."""
+        return sum(form << 4 * k for k, form in enumerate(chosen))
+
+    def form_names(self, forms: int) -> list[str]:
+        """Of the inputs that have several forms, which is what the formula takes after its inputs."""
+        return [names[forms >> 4 * k & 15] for k, names in enumerate(self.forms_of_inputs) if len(names) > 1]
+
+    def in_torch(self, forms: int, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
+        """The formula, times the weight."""
+        names = self.form_names(forms)
+        return formulas.weighted(lambda *tensors: self.formula(*tensors, *names), inputs, self.masked, weight)
+
+
+@dataclass(frozen=True, eq=False)
+class Likelihood(Term):
+    """ln p(x | parameters) of one element. Call it with parameters that the decoder does not give.
+
+    Attributes:
+        decoder: the input that ``recon`` stands for in :func:`elbo_ext.elbo_loss`.
+    """
+
+    decoder: str = ""
+
+    def __call__(self, **parameters: Any) -> "LikelihoodWithParameters":
+        known = [form for name, forms in zip(self.inputs, self.forms_of_inputs, strict=True)
+                 if name not in ("x", self.decoder) for form in forms]  # fmt: skip
+        for name in parameters:
+            if name not in known:
+                takes = f"takes {', '.join(known)}" if known else "takes no parameters"
+                raise TypeError(f"{name} is no parameter of the {self.name} likelihood, which {takes}")
+        return LikelihoodWithParameters(self, parameters)
+
+    @property
+    def class_name(self) -> str:
+        """As this module calls it."""
+        return self.name.title().replace("_", "")
+
+    def __repr__(self) -> str:
+        return f"likelihoods.{self.class_name}"
+
+
+@dataclass(frozen=True, eq=False)
+class LikelihoodWithParameters:
+    """A likelihood and the parameters that the decoder does not give: tensors that broadcast to ``recon``, or numbers."""
+
+    likelihood: Likelihood
+    parameters: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        shown = (f"{k}={f'tensor of shape {tuple(v.shape)}' if isinstance(v, Tensor) else v}" for k, v in self.parameters.items())
+        return f"{self.likelihood!r}({', '.join(shown)})"
+
+
+Gaussian = Likelihood(
+    "gaussian",
+    inputs=("x", "mean", "logvar"),
+    decoder="mean",
+    forms={"logvar": _SCALES},
+    positive=("std", "var"),
+    defaults={"logvar": 0.0},
+    formula=formulas.gaussian,
+)
+
+Bernoulli = Likelihood("bernoulli", inputs=("x", "logits"), decoder="logits", formula=formulas.bernoulli)
+
+LIKELIHOODS = {likelihood.name: likelihood for likelihood in (Gaussian, Bernoulli)}
+
+# Not a likelihood, but a term like them.
+GAUSSIAN_KL = Term(
+    "gaussian_kl",
+    inputs=("mu", "logvar", "prior_mu", "prior_logvar"),
+    forms={"logvar": _SCALES, "prior_logvar": tuple(f"prior_{name}" for name in _SCALES)},
+    positive=("std", "var", "prior_std", "prior_var"),
+    formula=formulas.gaussian_kl,
+)
+
+TERMS = {**LIKELIHOODS, GAUSSIAN_KL.name: GAUSSIAN_KL}
+TERMS_BY_NUMBER = {term.number: term for term in TERMS.values()}
+
+
+def by_name(value: Any) -> LikelihoodWithParameters:
+    """The likelihood that the argument of that name stands for: a name, a likelihood, or one with parameters."""
+    if isinstance(value, LikelihoodWithParameters):
+        return value
+    if isinstance(value, Likelihood):
+        return value()
+    if not isinstance(value, str) or value not in LIKELIHOODS:
+        names = list(map(repr, LIKELIHOODS))
+        raise ValueError(f"likelihood must be {', '.join(names[:-1])} or {names[-1]}, or an object of elbo_ext.likelihoods, got {value!r}")
+    return LIKELIHOODS[value]()
