@@ -19,7 +19,7 @@ from torch import Tensor
 from . import formulas
 from .ops import TERM_NUMBERS
 
-__all__ = ["Bernoulli", "Gaussian", ""Likelihood", "LikelihoodWithParameters", "by_name"]
+__all__ = ["Bernoulli", "Gaussian", "Laplace", "Likelihood", "LikelihoodWithParameters", "by_name"]
 
 _SCALES = ("logvar", "log_std", "std", "var")
 
@@ -105,7 +105,15 @@ class LikelihoodWithParameters:
         return f"{self.likelihood!r}({', '.join(shown)})"
 
 
-Gaussian = Likelihood(
+LIKELIHOODS: dict[str, Likelihood] = {}
+
+
+def _register(name: str, **entry: Any) -> Likelihood:
+    LIKELIHOODS[name] = Likelihood(name, **entry)
+    return LIKELIHOODS[name]
+
+
+Gaussian = _register(
     "gaussian",
     inputs=("x", "mean", "logvar"),
     decoder="mean",
@@ -115,9 +123,17 @@ Gaussian = Likelihood(
     formula=formulas.gaussian,
 )
 
-Bernoulli = Likelihood("bernoulli", inputs=("x", "logits"), decoder="logits", formula=formulas.bernoulli)
+Bernoulli = _register("bernoulli", inputs=("x", "logits"), decoder="logits", formula=formulas.bernoulli)
 
-LIKELIHOODS = {likelihood.name: likelihood for likelihood in (Gaussian, Bernoulli)}
+Laplace = _register(
+    "laplace",
+    inputs=("x", "mean", "log_scale"),
+    decoder="mean",
+    forms={"log_scale": ("log_scale", "scale")},
+    positive=("scale",),
+    defaults={"log_scale": 0.0},
+    formula=formulas.laplace,
+)
 
 # Not a likelihood, but a term like them.
 GAUSSIAN_KL = Term(

@@ -30,6 +30,7 @@ __all__ = [
     "elbo_loss",
     "gaussian_kl",
     "gaussian_log_prob",
+    "laplace_log_prob",
     "normal_noise",
     "philox4x32_10",
     "rsample",
@@ -383,6 +384,13 @@ def bernoulli_log_prob(
         ``[*batch]``, or a scalar once reduced; float64 if any tensor is, else float32.
     """
     return _log_prob("bernoulli", {"x": x, "logits": logits}, weight, batch_dims, reduction)
+
+
+def laplace_log_prob(
+    x: Tensor, mean: Tensor, log_scale: Tensor | float = 0.0, *, scale: Tensor | float | None = None, **rows: Any
+) -> Tensor:
+    """ln p(x) = sum_j -(|x_j - mean_j| / b_j + ln b_j + ln 2), in nats; rows: as for :func:`gaussian_log_prob`."""
+    return _log_prob("laplace", {"x": x, "mean": mean, "log_scale": log_scale, "scale": scale}, **rows)
 
 
 def elbo_loss(
