@@ -58,7 +58,8 @@ step quick 600 "$python" -m benchmarks --device cuda --quick --out "$folder/quic
 step benchmarks 1800 "$python" -m benchmarks --device cuda --out "$folder/benchmarks"
 if command -v compute-sanitizer > /dev/null; then
   regimes="row-33 or row-20000 or channels_last or rows-1025x8 or log_prob-row-1025 or number_of_examples or scale-of"
-  small=(-m pytest -q -o addopts= -p no:cacheprovider tests/test_values.py tests/test_gradients.py tests/test_bounds.py
+  small=(-m pytest -q -o addopts= -p no:cacheprovider tests/values/test_values.py
+    tests/gradients/test_gradients.py tests/bounds/test_bounds.py
     -k "cuda and ($regimes or num_samples-many)")
   # In memory that torch has not cached every tensor has bounds of its own.
   step memcheck 900 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 3 "$python" "${small[@]}"

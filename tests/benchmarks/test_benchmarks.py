@@ -25,7 +25,7 @@ from benchmarks.cases import BOTH, FORWARD, Case
 from benchmarks.contenders import CONTENDERS, FORMULAS
 from benchmarks.rows import Row
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 # torch.func takes some derivatives from a script that it compiles on first use.
 pytestmark = [

@@ -22,7 +22,7 @@ from elbo_ext.__main__ import main
 
 LIBRARY = Path(_C.__file__)
 PACKAGE = Path(elbo_ext.__file__).parent
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 X86 = platform.machine() in ("x86_64", "AMD64")
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads an ELF file")
