@@ -118,11 +118,11 @@ step build 400 env ELBO_EXT_CUDA=reuse ELBO_EXT_STRICT="${ELBO_EXT_STRICT:-1}" \
 step info 60 "$python" -m elbo_ext info
 # What the files left out look at is nvcc's work, and this script: they need no GPU.
 step tests 150 "$python" -m pytest -q "${parallel[@]}" --continue-on-collection-errors \
-  --ignore=tests/test_cuda_build.py --ignore=tests/test_gpu_check.py -k "cuda or gpu"
+  --ignore=tests/build --ignore=tests/demo -k "cuda or gpu"
 step quick 90 "$python" -m benchmarks --device cuda --quick --out "$folder/quick"
-sanitize memcheck 60 tests/test_values.py tests/test_gradients.py tests/test_bounds.py
-sanitize racecheck 40 tests/test_values.py
-sanitize synccheck 40 tests/test_values.py
+sanitize memcheck 60 tests/values/test_values.py tests/gradients/test_gradients.py tests/bounds/test_bounds.py
+sanitize racecheck 40 tests/values/test_values.py
+sanitize synccheck 40 tests/values/test_values.py
 step benchmarks 180 "$python" -m benchmarks --device cuda --seconds 0.5 \
   --contenders ours,eager,distributions,nll-loss,copy,empty --out "$folder/benchmarks"
 step compiled "$limit" "$python" -m benchmarks --device cuda --seconds 1 \

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from elbo_ext.plots import FUSED, REFERENCE, STYLE, TEST, png
+from elbo_ext.demo.plots import FUSED, REFERENCE, STYLE, TEST, png
 
 from .cases import BOTH
 from .contenders import CONTENDERS, LIMITS

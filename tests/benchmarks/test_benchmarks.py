@@ -30,7 +30,7 @@ from benchmarks.rows import DEVICE, WALL, Row
 
 from samples import NEEDS_GPU
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 # torch.func takes some derivatives from a script that it compiles on first use.
 pytestmark = [
