@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import pybind11
 import pytest
 import torch
 
@@ -493,7 +494,9 @@ def test_folders_with_a_space(tmp_path: Path) -> None:
         words = path.read_text().splitlines()
         assert {"-m64", f"-ffile-prefix-map={sources}/="} <= set(words)
         assert words[words.index("-c") + 1].startswith(f"{sources}/csrc/")
-        assert words[words.index("-isystem") + 1] == f"{folder}/stubs/torch/include"
+        included = [word for before, word in zip(words, words[1:]) if before == "-isystem"]
+        # pybind11's own headers before the copy of them that torch has.
+        assert included.index(f"{folder}/stubs/torch/include") > included.index(pybind11.get_include())
     (library,) = (folder / "lib").rglob("*.so")
     words = library.read_text().splitlines()
     assert words[words.index("-o") + 1] == str(library)
