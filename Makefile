@@ -41,7 +41,7 @@ test: build
 # The whole suite with another torch: oldest, newest, or a version. The first needs no more than the headers of the oldest.
 TORCH ?= oldest
 test-torch: build
-	@$(VENV_PYTHON) tests/with_torch.py $(TORCH) $(ARGS)
+	@$(VENV_PYTHON) tests/build/with_torch.py $(TORCH) $(ARGS)
 
 test-headers: build
 	@$(VENV_PYTHON) -m pytest -q -n 0 -m download $(ARGS) $(if $(STATUS),; echo $$? > '$(STATUS)')

@@ -8,18 +8,21 @@ built here therefore serve every torch from 2.11 on and every machine of the arc
 Environment:
   CXX                   the C++ compiler
   MAX_JOBS              how many compilers may run at once
-  ELBO_EXT_CUDA         0: no CUDA library; 1: stop if there is no nvcc; unset: whether there is one decides
+  ELBO_EXT_CUDA         0: no CUDA library; 1: stop if there is no nvcc; unset: whether there is one decides;
+                        reuse: keep elbo_ext/_cuda.so if it was built from these sources, wherever that was; else as 1
   CUDA_HOME             where CUDA is installed, if nvcc is not on the PATH; or CUDA_PATH
   TORCH_CUDA_ARCH_LIST  the GPUs to compile for, by number: "8.0;9.0+PTX"
   ELBO_EXT_STRICT       1: warnings, spilled registers and local memory in a CUDA kernel are errors (make build)
 """
 
+import hashlib
 import importlib
 import os
 import platform
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import zlib
@@ -104,13 +107,37 @@ CUDA_FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC
 STRICT_CUDA_FLAGS = ["-Werror=all-warnings", "-Xptxas=-warn-spills,-warn-lmem-usage,-Werror"]
 
 
+CUDA_LIBRARY = ROOT / "elbo_ext" / "_cuda.so"
+
+
+def cuda_sources_id() -> bytes:
+    """20 bytes of all that the CUDA library is compiled from, which are its build ID."""
+    folders = (path for name in ("cuda", "terms") for path in (ROOT / "csrc" / name).rglob("*.*"))
+    digest = hashlib.sha1()
+    for path in sorted([*folders, ROOT / "csrc" / "ops" / "problem.h"]):
+        digest.update(f"{path.relative_to(ROOT)}\n{path.stat().st_size}\n".encode() + path.read_bytes())
+    return digest.digest()
+
+
+def is_from_these_sources(library: Path) -> bool:
+    """By its build ID, an ELF note: times of files say nothing where the library came from another machine."""
+    note = struct.pack("=III", 4, 20, 3) + b"GNU\0" + cuda_sources_id()
+    return library.exists() and note in library.read_bytes()
+
+
 def find_nvcc() -> str | None:
     """CUDA's compiler, or None where no CUDA library should be built."""
     wish = os.environ.get("ELBO_EXT_CUDA", "").strip()
-    if wish not in ("", "0", "1"):
-        stop(f"ELBO_EXT_CUDA must be 0 or 1, got '{wish}'.")
+    if wish not in ("", "0", "1", "reuse"):
+        stop(f"ELBO_EXT_CUDA must be 0, 1 or reuse, got '{wish}'.")
     if wish == "0":
         return None
+    if wish == "reuse":
+        if is_from_these_sources(CUDA_LIBRARY):
+            return None
+        reason = "was built from other sources" if CUDA_LIBRARY.exists() else "is not there"
+        print(f"elbo_ext: elbo_ext/{CUDA_LIBRARY.name} {reason}. Building it.", file=sys.stderr)
+        wish = "1"
     named = {name: f"{os.environ[name]}/bin/nvcc" for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)}
     nvcc = next(filter(None, map(shutil.which, [*named.values(), "nvcc", "/usr/local/cuda/bin/nvcc"])), None)
     for name, place in named.items():
@@ -122,7 +149,8 @@ def find_nvcc() -> str | None:
         print(f"elbo_ext: {sentence} Building {f'with {nvcc}' if nvcc else 'without CUDA'}.", file=sys.stderr)
     if nvcc is None:
         if wish == "1":
-            stop("ELBO_EXT_CUDA=1, but nvcc was not found; install the CUDA toolkit, or set CUDA_HOME to where it is.")
+            stop(f"ELBO_EXT_CUDA={os.environ['ELBO_EXT_CUDA'].strip()}, but nvcc was not found; install the CUDA toolkit, or "
+                 "set CUDA_HOME to where it is.")
         return None
     version = nvcc_version(nvcc)
     if version < OLDEST_CUDA:
@@ -224,10 +252,13 @@ class Build(build_ext):
         return os.path.join(*name.split(".")) + ".so" if name.endswith("_cuda") else super().get_ext_filename(name)
 
     def run(self) -> None:
-        if NVCC is None:  # a CUDA library of an earlier build would not be left out
-            for folder in (Path(self.build_lib), *([ROOT] if self.inplace else [])):
-                (folder / "elbo_ext" / "_cuda.so").unlink(missing_ok=True)
+        built = Path(self.build_lib) / "elbo_ext" / CUDA_LIBRARY.name
+        if NVCC is None and not REUSED:  # a CUDA library of an earlier build would not be left out
+            for library in (built, *([CUDA_LIBRARY] if self.inplace else [])):
+                library.unlink(missing_ok=True)
         super().run()
+        if REUSED:
+            shutil.copy2(CUDA_LIBRARY, built)
 
     def build_extension(self, ext: Extension) -> None:
         require("ninja")
@@ -276,7 +307,8 @@ class Build(build_ext):
         ninja = Ninja(
             work,
             f"{nvcc} -MD -MF $out.d {shell(*flags)} $flags -c $in -o $out",
-            f"{nvcc} -shared --no-device-link -cudart=static $in -o $out -Xlinker={only_export(work, 'elbo_ext_cuda_kernels')}",
+            f"{nvcc} -shared --no-device-link -cudart=static $in -o $out "
+            f"-Xlinker={only_export(work, 'elbo_ext_cuda_kernels')},--build-id=0x{cuda_sources_id().hex()}",
         )
         for name in ("term_sum", "latent", "log_prob"):
             for real in ("float", "double"):
@@ -294,6 +326,7 @@ INTERFACE = "-DELBO_INTERFACE=" + str(zlib.crc32(b"".join(
     (ROOT / "csrc" / name).read_bytes() for name in ("ops/problem.h", "cuda/interface.h"))))
 check_setuptools()
 NVCC = find_nvcc()
+REUSED = NVCC is None and os.environ.get("ELBO_EXT_CUDA", "").strip() == "reuse"
 ARCHITECTURES = cuda_architectures(NVCC) if NVCC else {}
 LIBRARIES = ["elbo_ext._C", *(["elbo_ext._cuda"] if NVCC else [])]
 setup(ext_modules=[Extension(name, sources=[], depends=DEPENDS) for name in LIBRARIES], cmdclass={"build_ext": Build})

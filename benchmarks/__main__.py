@@ -206,6 +206,7 @@ def _summary(measured: list[rows.Row], title: str) -> str:
         f"Measured on {title}. Medians of forward + backward, unless it says forward. "
         "The others' times are multiples of ours.",
         tables.speed(measured),
+        *_device_part(measured),
         "\n".join(f"- {note}" for note in tables.notes(measured)),
         "## Peak memory beyond inputs, gradients and z",
         tables.memory(measured),
@@ -214,6 +215,17 @@ def _summary(measured: list[rows.Row], title: str) -> str:
     if reached:
         parts += ["## Goals", reached]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _device_part(measured: list[rows.Row]) -> list[str]:
+    table = tables.device_speed(measured)
+    if not table:
+        return []
+    return [
+        "## Time on the device alone",
+        "Replays of a CUDA graph, without Python and launches; the others' times are multiples of ours.",
+        table,
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

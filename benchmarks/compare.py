@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .cases import BOTH
-from .rows import Row, read_json
+from .rows import DEVICE, WALL, Clock, Row, Timing, read_json
 from .tables import microseconds, size, table
 
 THRESHOLD = 0.10
@@ -24,15 +24,24 @@ SMALL_MEMORY = 4096
 
 @dataclass(frozen=True)
 class Change:
-    """Of one measurement of ours. drift: new / old of the others in its group; None where there are none."""
+    """Of one measurement of ours, by one clock. drift: new / old of the others in its group; None without others."""
 
     old: Row
     new: Row
+    clock: Clock
     drift: float | None
 
     @property
+    def before(self) -> Timing:
+        return self.clock(self.old)
+
+    @property
+    def after(self) -> Timing:
+        return self.clock(self.new)
+
+    @property
     def raw(self) -> float:
-        return self.new.median_us / self.old.median_us
+        return self.after.median_us / self.before.median_us
 
     @property
     def ratio(self) -> float:
@@ -41,15 +50,15 @@ class Change:
 
     @property
     def slower(self) -> bool:
-        return self.ratio > 1 + THRESHOLD and self.new.p20_us / (self.drift or 1.0) > self.old.p80_us
+        return self.ratio > 1 + THRESHOLD and self.after.p20_us / (self.drift or 1.0) > self.before.p80_us
 
     @property
     def faster(self) -> bool:
-        return self.ratio < 1 / (1 + THRESHOLD) and self.new.p80_us / (self.drift or 1.0) < self.old.p20_us
+        return self.ratio < 1 / (1 + THRESHOLD) and self.after.p80_us / (self.drift or 1.0) < self.before.p20_us
 
     @property
     def takes_more_memory(self) -> bool:
-        if self.old.peak_bytes is None or self.new.peak_bytes is None:
+        if self.clock is not WALL or self.old.peak_bytes is None or self.new.peak_bytes is None:
             return False
         grown = self.new.peak_bytes - self.old.peak_bytes
         return grown > SMALL_MEMORY and grown > MEMORY_THRESHOLD * self.old.peak_bytes
@@ -60,21 +69,31 @@ def ours(row: Row) -> bool:
 
 
 def changes(old: Sequence[Row], new: Sequence[Row]) -> list[Change]:
-    """Of our measurements that both runs have."""
-    before = {row.key(): row for row in old if row.median_us is not None}
-    pairs = [(before[row.key()], row) for row in new if row.median_us is not None and row.key() in before]
+    """Of our measurements that both runs have, by the clock on the wall and by the device's."""
+    return [change for clock in (WALL, DEVICE) for change in _changes(old, new, clock)]
+
+
+def _changes(old: Sequence[Row], new: Sequence[Row], clock: Clock) -> list[Change]:
+    before = {row.key(): row for row in old if clock(row)}
+    pairs = [(before[row.key()], row) for row in new if clock(row) and row.key() in before]
     drifts: dict[tuple, list[float]] = {}
     for a, b in pairs:
         if not ours(b):
-            drifts.setdefault(b.group(), []).append(b.median_us / a.median_us)
+            drifts.setdefault(b.group(), []).append(clock(b).median_us / clock(a).median_us)
     drift = {group: statistics.median(ratios) for group, ratios in drifts.items()}
-    return [Change(a, b, drift.get(b.group())) for a, b in pairs if ours(b)]
+    return [Change(a, b, clock, drift.get(b.group())) for a, b in pairs if ours(b)]
 
 
-def lost(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+def lost(old: Sequence[Row], new: Sequence[Row]) -> list[tuple[Row, Clock]]:
     """Our measurements of the old run for which the new one only has a reason why there is none."""
-    failed = {row.key() for row in new if row.median_us is None}
-    return [row for row in old if ours(row) and row.median_us is not None and row.key() in failed]
+    after = {row.key(): row for row in new}
+    gone = []
+    for row in filter(ours, old):
+        now = after.get(row.key())
+        for clock, reason in ((WALL, now and now.note), (DEVICE, now and now.device_note)):
+            if reason and clock(row) and not clock(now):
+                gone.append((row, clock))
+    return gone
 
 
 def report(old: Sequence[Row], new: Sequence[Row]) -> tuple[str, bool]:
@@ -99,8 +118,8 @@ def report(old: Sequence[Row], new: Sequence[Row]) -> tuple[str, bool]:
     for title, some in (("slower", slower), ("faster", faster)):
         if some:
             lines = [
-                (*_name(c.new), microseconds(c.old.median_us), microseconds(c.new.median_us), f"{c.raw:.2f} x",
-                 "-" if c.drift is None else f"{c.drift:.2f} x", f"{c.ratio:.2f} x")
+                (*_name(c.new, c.clock), microseconds(c.before.median_us), microseconds(c.after.median_us),
+                 f"{c.raw:.2f} x", "-" if c.drift is None else f"{c.drift:.2f} x", f"{c.ratio:.2f} x")
                 for c in some
             ]  # fmt: skip
             parts.append(
@@ -109,13 +128,14 @@ def report(old: Sequence[Row], new: Sequence[Row]) -> tuple[str, bool]:
     if heavier:
         lines = [(*_name(c.new), size(c.old.peak_bytes), size(c.new.peak_bytes)) for c in heavier]
         parts.append(table(("more memory", "contender", "old", "new"), lines, left=2))
-    parts += [f"Gone: {', '.join(_name(row))}." for row in gone]
+    parts += [f"Gone: {', '.join(_name(row, clock))}." for row, clock in gone]
     return "\n\n".join(parts), bool(slower or heavier or gone)
 
 
-def _name(row: Row) -> tuple[str, str]:
+def _name(row: Row, clock: Clock = WALL) -> tuple[str, str]:
     direction = "" if row.direction == BOTH else f", {row.direction}"
-    return f"{row.case}{direction}, {row.threads} thread{'s' * (row.threads != 1)}", row.contender
+    alone = ", device alone" if clock is DEVICE else ""
+    return f"{row.case}{direction}, {row.threads} thread{'s' * (row.threads != 1)}{alone}", row.contender
 
 
 def main(old: str, new: str) -> int:

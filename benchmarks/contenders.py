@@ -168,7 +168,10 @@ FORMULAS = {
     "distributions": Distributions,
     "nll-loss": GaussianNLLLoss,
 }
-CONTENDERS = (*FORMULAS, "copy")
+COPY, EMPTY = "copy", "empty"
+LIMITS = (COPY, EMPTY)
+"""They compute nothing: what the memory, and what the calls alone, cannot do without."""
+CONTENDERS = (*FORMULAS, *LIMITS)
 
 
 def unfit(contender: str, case: Case) -> str | None:
@@ -191,8 +194,10 @@ def prepare(contender: str, case: Case, direction: str) -> Callable[[Buffers], R
 
     A compiled contender compiles in its first calls.
     """
-    if contender == "copy":
+    if contender == COPY:
         return lambda buffers: _copy(case, direction, buffers)
+    if contender == EMPTY:
+        return partial(_empty, case)
     function = getattr(FORMULAS[contender](), case.work)
     if contender.endswith("-compiled"):
         function = torch.compile(function, fullgraph=True, dynamic=False)
@@ -244,3 +249,47 @@ def _copy(case: Case, direction: str, buffers: Buffers) -> Run:
         parts += [(fill, (shape, 1))] * (written - len(arrays))
 
     return lambda: [function(*arrays) for function, arrays in parts]
+
+
+class _Allocation(torch.autograd.Function):
+    """Allocates results of the given shapes in the forward pass, and the gradients of its operands in the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, shapes: Sequence[tuple[int, ...]], *operands: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*operands)
+        return tuple(operands[0].new_empty(shape) for shape in shapes)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
+        return None, *(torch.empty_like(operand) if needed else None for operand, needed in wanted)
+
+
+def _empty(case: Case, buffers: Buffers) -> Run:
+    """The limit of small works, forward and backward: the autograd functions that a work is made of, and the draw of a
+    seed where it has noise, with nothing computed. Two of them, one behind the other, for a step and for an
+    importance-weighted bound, else one."""
+    operands = buffers.operands
+    latent = [operands[name] for name in ("mu", "logvar") if name in operands]
+    data = [operands[name] for name in ("x", "recon", "recon_logvar") if name in operands]
+    upstream = [buffers.grad_z if name == "z" else None for name in RESULTS[case.work]]
+    noisy = "z" in RESULTS[case.work]
+
+    def run() -> Sequence[Tensor]:
+        if noisy:
+            torch.randint(-(2**63), 2**63 - 1, (1,), device=latent[0].device)
+        if case.work == "sampling":
+            results = _Allocation.apply((case.z,), *latent)
+        elif case.work == "log_weights":
+            results = _Allocation.apply(((), case.z), *latent)
+        elif noisy:
+            of_examples = case.z[:1] if case.samples is None else case.z[:2]
+            z, of_example = _Allocation.apply((case.z, of_examples), *latent)
+            results = *_Allocation.apply(((),), *data, of_example), z
+        else:
+            results = _Allocation.apply(((),), *latent, *data)
+        torch.autograd.backward(results, upstream)
+        return results
+
+    return run

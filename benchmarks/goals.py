@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .cases import BOTH
-from .rows import OURS, Row, groups
+from .contenders import COPY, EMPTY
+from .rows import DEVICE, OURS, WALL, Clock, Row, groups
 from .tables import table
 
 Select = Callable[[Row], bool]
@@ -42,22 +43,27 @@ def _any(row: Row) -> bool:
 Measure = Callable[[Row, dict[str, Row]], float | None]
 
 
-def _faster_than(other: str) -> Measure:
+def _times(other: str, clock: Clock = WALL) -> Measure:
+    """Our time as a multiple of another's."""
+
+    def multiple(ours: Row, others: dict[str, Row]) -> float | None:
+        mine, theirs = clock(ours), clock(others[other]) if other in others else None
+        return mine.median_us / theirs.median_us if mine and theirs else None
+
+    return multiple
+
+
+def _faster_than(other: str, clock: Clock = WALL) -> Measure:
     def speedup(ours: Row, others: dict[str, Row]) -> float | None:
-        row = others.get(other)
-        return row.median_us / ours.median_us if row and row.median_us else None
+        multiple = _times(other, clock)(ours, others)
+        return 1 / multiple if multiple else None
 
     return speedup
 
 
-def _times_copy(ours: Row, others: dict[str, Row]) -> float | None:
-    copy = others.get("copy")
-    return ours.median_us / copy.median_us if copy and copy.median_us else None
-
-
 def _share_of_bandwidth(ours: Row, others: dict[str, Row]) -> float | None:
-    times = _times_copy(ours, others)
-    return 100 / times if times else None
+    speedup = _faster_than(COPY)(ours, others)
+    return 100 * speedup if speedup else None
 
 
 def _launches(ours: Row, others: dict[str, Row]) -> float | None:
@@ -88,13 +94,16 @@ class Goal:
         return f"{'>=' if self.at_least else '<='} {self.form.format(self.bound)}"
 
 
-def _speed(what: str, device: str, select: Select, eager: float, compiled: float) -> tuple[Goal, Goal]:
+def _speed(
+    what: str, device: str, select: Select, eager: float, compiled: float, clock: Clock = WALL
+) -> tuple[Goal, Goal]:
     return (
-        Goal(f"{what}: faster than eager", device, select, _faster_than("eager"), eager, "{:.3g} x"),
+        Goal(f"{what}: faster than eager", device, select, _faster_than("eager", clock), eager, "{:.3g} x"),
         Goal(
-            f"{what}: faster than torch.compile", device, select, _faster_than("eager-compiled"), compiled, "{:.3g} x"
+            f"{what}: faster than torch.compile", device, select, _faster_than("eager-compiled", clock), compiled,
+            "{:.3g} x",
         ),
-    )
+    )  # fmt: skip
 
 
 _LARGE = "step, variance per element, arrays of 3 MB and more"
@@ -103,7 +112,7 @@ _HUGE = "step, variance per element, arrays of 1 GB and more"
 
 def _large(dtype: str) -> tuple[Goal, ...]:
     what = f"{_LARGE}, {dtype}"
-    copy = Goal(f"{what}: time of a copy", "cpu", _large_step(dtype), _times_copy, 1.3, "{:.3g} x", at_least=False)
+    copy = Goal(f"{what}: time of a copy", "cpu", _large_step(dtype), _times(COPY), 1.3, "{:.3g} x", at_least=False)
     return *_speed(what, "cpu", _large_step(dtype), 10, 4), copy
 
 
@@ -118,9 +127,18 @@ GOALS: tuple[Goal, ...] = (
     *_speed(_HUGE, "cuda", _huge_step, 6, 1.5),
     Goal(f"{_HUGE}: of a copy's bandwidth", "cuda", _huge_step, _share_of_bandwidth, 90, "{:.3g} %"),
     *_speed("step, 128 x 784, latent 20", "cuda", _case("mlp"), 4, 2),
+    Goal(
+        "step, 2 x 16, latent 4: time of two empty functions", "cuda", _case("tiny"), _times(EMPTY), 2, "{:.3g} x",
+        at_least=False,
+    ),
+    *_speed("step, variance per element, device alone", "cuda", _step, 3, 1.5, DEVICE),
+    Goal(
+        "step, 12 MB an array, device alone: time of a copy", "cuda", _case("image"), _times(COPY, DEVICE), 1.4,
+        "{:.3g} x", at_least=False,
+    ),
     Goal("step, 128 x 784, latent 20: launches", "cuda", _case("mlp"), _launches, 6, "{:.0f}", at_least=False),
     Goal(_MEMORY, "cuda", _any, _extra_memory, 1, "{:.3g} %", at_least=False),
-)
+)  # fmt: skip
 
 
 def outcomes(rows: Sequence[Row]) -> Iterator[tuple[Goal, float, Row]]:

@@ -9,8 +9,10 @@ import math
 import os
 import random
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +25,8 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which counts al
 
 TURN_SECONDS = 2e-3
 """A turn repeats its call until about so much time has passed."""
+SHORT_STEPS = 16
+"""So many steps of a small work share a CUDA graph, that the start of a graph does not show in the time of one."""
 MIN_ROUNDS, MAX_ROUNDS = 5, 400
 
 
@@ -49,6 +53,12 @@ def how_many_sets(set_bytes: int, cache_bytes: int) -> int:
     return max(1, math.ceil(3 * cache_bytes / set_bytes))
 
 
+def steps_in_a_graph(sets: int, set_bytes: int, cache_bytes: int) -> int:
+    """One on each set of buffers, so that a graph rotates them as the calls do; where one small set stays in the cache,
+    SHORT_STEPS on it."""
+    return SHORT_STEPS if set_bytes * 8 <= cache_bytes else sets
+
+
 # ---- the clock ----
 
 
@@ -63,6 +73,18 @@ class Turns:
     def __init__(self, calls: Sequence[Callable[[], object]], sets: Sequence[Buffers], rotation: Iterator[int]) -> None:
         self._sets = [(call, buffers.leaves()) for call, buffers in zip(calls, sets, strict=True)]
         self._rotation = rotation
+
+    def step(self) -> None:
+        """One call on the next set, of which nothing is kept."""
+        call, leaves = self._sets[next(self._rotation)]
+        call()
+        for leaf in leaves:
+            leaf.grad = None
+
+    def drop_gradients(self) -> None:
+        for _, leaves in self._sets:
+            for leaf in leaves:
+                leaf.grad = None
 
     def seconds(self, calls: int, now: Callable[[], float] = time.perf_counter) -> float:
         """Seconds per call. Results and gradients are held until the clock has stopped; to free them is not timed."""
@@ -83,26 +105,72 @@ class Turns:
         torch.cuda.synchronize()
         start.record()
         for _ in range(calls):
-            call, leaves = self._sets[next(self._rotation)]
-            call()
-            for leaf in leaves:
-                leaf.grad = None
+            self.step()
         end.record()
         torch.cuda.synchronize()
         return start.elapsed_time(end) / 1e3 / calls
 
 
-Clock = Callable[[Turns, int], float]
+class Replays:
+    """One contender's steps, captured once in a CUDA graph: what the device does in them, without Python and launches.
+
+    Results and gradients are dropped after each step in the graph too, so that the next one gets their memory. Graphs
+    with the same `pool` (torch.cuda.graph_pool_handle()) share that memory; they must not run at the same time.
+    """
+
+    def __init__(self, turns: Turns, steps: int, pool: object) -> None:
+        """Raises what the contender raises under capture; a wait for the device, which a graph cannot hold, is raised
+        in the warm-up already: torch need not get over a capture that failed."""
+        self._steps = steps
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside), _waiting_is_an_error():
+            for _ in range(3):
+                turns.step()
+        torch.cuda.current_stream().wait_stream(aside)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=pool):
+            for _ in range(steps):
+                turns.step()
+
+    def seconds(self, calls: int) -> float:
+        """Seconds per step by CUDA's clock around so many replays as hold `calls` steps. One replay goes ahead, off the
+        clock, so that the device has work until the others are launched."""
+        replays = math.ceil(calls / self._steps)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._graph.replay()
+        start.record()
+        for _ in range(replays):
+            self._graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1e3 / (replays * self._steps)
 
 
-def clock_of(device: torch.device) -> Clock:
+@contextlib.contextmanager
+def _waiting_is_an_error() -> Iterator[None]:
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+Timed = TypeVar("Timed", Turns, Replays)
+Clock = Callable[[Timed, int], float]
+
+
+def clock_of(device: torch.device) -> Clock[Turns]:
     return Turns.cuda_seconds if device.type == "cuda" else Turns.seconds
 
 
 def interleave(
-    turns: dict[str, Turns],
+    turns: dict[str, Timed],
     budget: float,
-    clock: Clock = Turns.seconds,
+    clock: Clock[Timed] = Turns.seconds,
     now: Callable[[], float] = time.perf_counter,
     min_rounds: int = MIN_ROUNDS,
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
@@ -112,6 +180,8 @@ def interleave(
     begins with a call off the clock: the caches and the memory allocator are then as the contender itself leaves them.
     Rounds go on until `budget` seconds are over.
     """
+    if not turns:
+        return {}, {}
     order = random.Random(0)
     calls = {}
     for name, turn in turns.items():

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from elbo_ext.plots import FUSED, REFERENCE, STYLE, TEST, png
+from elbo_ext.demo.plots import FUSED, REFERENCE, STYLE, TEST, png
 
 from .cases import BOTH
-from .contenders import CONTENDERS
+from .contenders import CONTENDERS, LIMITS
 from .rows import OURS, Row, groups
 from .tables import label, size
 
@@ -24,6 +24,7 @@ COLORS = {
     "distributions": "#6f8f5c",
     "nll-loss": "#a58bb8",
     "copy": REFERENCE,
+    "empty": "#b0b0b0",
 }
 NAMES = {
     "ours": "elbo_ext",
@@ -33,6 +34,7 @@ NAMES = {
     "distributions": "torch.distributions",
     "nll-loss": "F.gaussian_nll_loss",
     "copy": "limit: a copy of the same bytes",
+    "empty": "limit: empty autograd functions",
 }
 
 DASHES = (0, (2, 1))
@@ -51,7 +53,7 @@ def all(rows: Sequence[Row], title: str) -> dict[str, bytes]:
     weighed = [
         group
         for group in named
-        if any(row.peak_extra_bytes is not None for row in group.values() if row.contender != "copy")
+        if any(row.peak_extra_bytes is not None for row in group.values() if row.contender not in LIMITS)
     ]
     fewer = {any_row(group).case for group in both if any_row(group).threads < threads}
     over_threads = [group for group in both if any_row(group).case in fewer]
@@ -78,7 +80,7 @@ def _measured(group: dict[str, Row], name: str) -> bool:
 
 
 def _others(group: dict[str, Row]) -> list[str]:
-    return [name for name in CONTENDERS if name not in (OURS, "copy") and _measured(group, name)]
+    return [name for name in CONTENDERS if name not in (OURS, *LIMITS) and _measured(group, name)]
 
 
 def _speedup(compared: Groups, threads: int, title: str) -> bytes:
@@ -99,11 +101,12 @@ def _speedup(compared: Groups, threads: int, title: str) -> bytes:
         # A bar on a logarithmic axis starts at 1, "as fast as ours".
         axes.bar(at, [height - 1 for height in heights], width, bottom=1, color=COLORS[name], label=NAMES[name])
         axes.errorbar(at, heights, errors, fmt="none", ecolor=REFERENCE, elinewidth=0.7)
-    limits = [(p, g["copy"].median_us / g[OURS].median_us) for p, g in enumerate(compared) if _measured(g, "copy")]
-    if limits:
-        places, values = zip(*limits, strict=True)
-        left, right = [place - 0.42 for place in places], [place + 0.42 for place in places]
-        axes.hlines(values, left, right, color=REFERENCE, lw=1.4, ls=DASHES, label=NAMES["copy"])
+    for name in LIMITS:
+        limits = [(p, g[name].median_us / g[OURS].median_us) for p, g in enumerate(compared) if _measured(g, name)]
+        if limits:
+            places, values = zip(*limits, strict=True)
+            left, right = [place - 0.42 for place in places], [place + 0.42 for place in places]
+            axes.hlines(values, left, right, color=COLORS[name], lw=1.4, ls=DASHES, label=NAMES[name])
     axes.axhline(1, color=FUSED, lw=1.4, label=NAMES[OURS])
     axes.set_yscale("log")
     _plain_ticks(axes, "x")
@@ -151,7 +154,7 @@ def _curves(axes: Axes, ordered: Groups, x_of, style: str = "-") -> None:
         mine = [group[name] for group in ordered if _measured(group, name)]
         if mine:
             x = [x_of(row) for row in mine]
-            line = "--" if name == "copy" else style
+            line = "--" if name in LIMITS else style
             axes.plot(x, [row.median_us for row in mine], line, color=COLORS[name], lw=1.6, label=NAMES[name])
             axes.fill_between(
                 x, [row.p20_us for row in mine], [row.p80_us for row in mine], color=COLORS[name], alpha=0.2, lw=0
@@ -165,7 +168,7 @@ def _memory(weighed: Groups, threads: int, title: str) -> bytes:
     names = [
         name
         for name in CONTENDERS
-        if name != "copy" and any(name in group and group[name].peak_extra_bytes is not None for group in weighed)
+        if name not in LIMITS and any(name in group and group[name].peak_extra_bytes is not None for group in weighed)
     ]
     width = 0.8 / len(names)
     for i, name in enumerate(names):

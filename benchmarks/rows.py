@@ -11,10 +11,11 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,9 +26,23 @@ from . import BenchmarkError
 ROOT = Path(__file__).parent.parent
 
 
+class Timing(NamedTuple):
+    median_us: float
+    p20_us: float
+    p80_us: float
+    gb_per_s: float
+
+
+Clock = Callable[["Row"], Timing | None]
+"""Which of a row's times is meant, `wall_time` or `device_time`."""
+WALL: Clock = attrgetter("wall_time")
+DEVICE: Clock = attrgetter("device_time")
+
+
 @dataclass
 class Row:
-    """Times are of one call; bytes are those the work cannot avoid to move. None where there is nothing to tell."""
+    """Times are of one call, by the clock on the wall, or as device_... of a GPU alone, in replays of a CUDA graph.
+    Bytes are those the work cannot avoid to move. None where there is nothing to tell."""
 
     case: str
     work: str
@@ -54,6 +69,16 @@ class Row:
     peak_extra_bytes: int | None = None
     """... and beyond the inputs, the gradients and z."""
     launches: int | None = None
+    buffer_sets: int | None = None
+    """So many sets of inputs take turns."""
+    device_us: float | None = None
+    device_p20_us: float | None = None
+    device_p80_us: float | None = None
+    device_rounds: int | None = None
+    device_gb_per_s: float | None = None
+    steps_in_graph: int | None = None
+    device_note: str | None = None
+    """Why the device's time was not measured, where the other one was."""
     note: str | None = None
     """Why there is no measurement."""
     device: str = "cpu"
@@ -64,6 +89,18 @@ class Row:
     elbo_ext: str = ""
     instruction_set: str = ""
     date: str = ""
+
+    @property
+    def wall_time(self) -> Timing | None:
+        if self.median_us is None:
+            return None
+        return Timing(self.median_us, self.p20_us, self.p80_us, self.gb_per_s)
+
+    @property
+    def device_time(self) -> Timing | None:
+        if self.device_us is None:
+            return None
+        return Timing(self.device_us, self.device_p20_us, self.device_p80_us, self.device_gb_per_s)
 
     def key(self) -> tuple[Any, ...]:
         """What makes two measurements the same one."""
@@ -165,12 +202,8 @@ def read_json(path: str) -> list[Row]:
             raise TypeError
         # Fields that a later version adds are of no use to this one.
         rows = [Row(**{name: value for name, value in entry.items() if name in FIELDS}) for entry in content]
-        times = [
-            getattr(row, name)
-            for row in rows
-            if row.median_us is not None
-            for name in ("median_us", "p20_us", "p80_us")
-        ]
+        timings = [timing for row in rows for timing in (row.wall_time, row.device_time) if timing is not None]
+        times = [time for timing in timings for time in timing[:3]]
         if not all(isinstance(time, int | float) and time > 0 for time in times):
             raise TypeError
         keys = [row.key() for row in rows]

@@ -12,11 +12,13 @@ import torch
 from . import BenchmarkError, cases, measure
 from .cases import BOTH, Case, traffic
 from .check import Expected
-from .contenders import CONTENDERS, prepare, unfit
+from .contenders import CONTENDERS, EMPTY, LIMITS, prepare, unfit
 from .rows import Row
 
 SECONDS, QUICK_SECONDS = 4.0, 1.0
 """How long the contenders of one group take turns."""
+DEVICE_SHARE = 0.25
+"""So much of it again for replays on a GPU, whose times vary less."""
 
 
 class Group(NamedTuple):
@@ -48,7 +50,9 @@ def plan(
         there = [case for case in there if case.name in cases.QUICK]
 
     def group(case: Case, direction: str, threads: int, among: Sequence[str]) -> Group:
-        return Group(case, direction, threads, tuple(name for name in contenders if name in (among or CONTENDERS)))
+        left_out = (EMPTY,) if direction != BOTH else ()
+        fit = (name for name in contenders if name in (among or CONTENDERS) and name not in left_out)
+        return Group(case, direction, threads, tuple(fit))
 
     groups = [
         group(case, direction, threads, case.contenders)
@@ -122,7 +126,8 @@ def _fill(rows: dict[str, Row], group: Group, device: torch.device, seconds: flo
     if any(name.endswith("-compiled") for name in rows):
         torch.compiler.reset()  # so that no call searches through the code that was compiled for other cases
     first = cases.make(case, device)
-    count = measure.how_many_sets(first.bytes, measure.last_level_cache(device))
+    cache = measure.last_level_cache(device)
+    count = measure.how_many_sets(first.bytes, cache)
     sets = [first, *(first.clone() for _ in range(count - 1))]
     with torch.enable_grad():
         expected = Expected(case, direction, first)
@@ -140,7 +145,7 @@ def _fill(rows: dict[str, Row], group: Group, device: torch.device, seconds: flo
             turn = measure.Turns(calls, sets, rotation)
             for _ in range(2):  # the second call is the first that compiles nothing
                 results = calls[0]()
-                if name != "copy":
+                if name not in LIMITS:
                     with torch.enable_grad():
                         expected.check(name, results)
                 del results
@@ -169,6 +174,31 @@ def _fill(rows: dict[str, Row], group: Group, device: torch.device, seconds: flo
         row.median_us, row.p20_us, row.p80_us = measure.summary(values)
         row.rounds, row.calls_per_round = len(values), calls_per_round[name]
         row.gb_per_s = row.bytes / row.median_us / 1e3
+        row.buffer_sets = count
+    if device.type == "cuda":
+        say(f"{case.name}, {direction}: the device's clock runs")
+        time_on_device(rows, turns, measure.steps_in_a_graph(count, first.bytes, cache), seconds * DEVICE_SHARE)
+
+
+def time_on_device(rows: dict[str, Row], turns: dict[str, measure.Turns], steps: int, seconds: float) -> None:
+    """Captures the contenders one by one, has the replays take turns, and enters in their rows what came out; or why a
+    contender cannot be captured. What is empty has no work for a device."""
+    pool = torch.cuda.graph_pool_handle()
+    replays = {}
+    for name, turn in turns.items():
+        if name == EMPTY:
+            continue
+        try:
+            replays[name] = measure.Replays(turn, steps, pool)
+        except Exception as error:
+            rows[name].device_note = f"no CUDA graph of it: {_first_line(error)}"
+            turn.drop_gradients()
+    times, _ = measure.interleave(replays, seconds, measure.Replays.seconds)
+    for name, values in times.items():
+        row = rows[name]
+        row.device_us, row.device_p20_us, row.device_p80_us = measure.summary(values)
+        row.device_rounds, row.steps_in_graph = len(values), steps
+        row.device_gb_per_s = row.bytes / row.device_us / 1e3
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .cases import BOTH
-from .contenders import CONTENDERS
-from .rows import OURS, Row, groups
+from .contenders import CONTENDERS, EMPTY, LIMITS
+from .rows import DEVICE, OURS, WALL, Clock, Row, groups
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -46,30 +46,43 @@ def label(row: Row, all_threads: int) -> str:
 def speed(rows: Sequence[Row]) -> str:
     """Case by contender: our time with its spread and bandwidth, and the others' times as multiples of it (as such,
     where we were not measured)."""
-    all_threads = max(row.threads for row in rows)
     others = [name for name in CONTENDERS if name != OURS and any(row.contender == name for row in rows)]
-    launched = any(row.launches is not None for row in rows)
+    return _times(rows, others, WALL, launched=any(row.launches is not None for row in rows))
+
+
+def device_speed(rows: Sequence[Row]) -> str:
+    """The same of the time that a GPU takes by itself; empty where no such time was measured."""
+    timed = [group for group in groups(rows) if any(row.device_time for row in group.values())]
+    some = [row for group in timed for row in group.values()]
+    others = [name for name in CONTENDERS if name not in (OURS, EMPTY) and any(row.contender == name for row in some)]
+    return _times(some, others, DEVICE, launched=False) if some else ""
+
+
+def _times(rows: Sequence[Row], others: Sequence[str], clock: Clock, launched: bool) -> str:
+    all_threads = max(row.threads for row in rows)
     header = ["case", "array", "ours", "20-80 %", "GB/s", *(["launches"] if launched else []), *others]
     lines = []
     for group in groups(rows):
         any_row = next(iter(group.values()))
-        ours = group.get(OURS)
+        timings = {name: clock(row) for name, row in group.items()}
+        ours = timings.get(OURS)
         cells = [label(any_row, all_threads), size(any_row.array_bytes)]
-        if ours and ours.median_us:
+        if ours:
             spread = f"{100 * (ours.p20_us / ours.median_us - 1):+.0f} {100 * (ours.p80_us / ours.median_us - 1):+.0f}"
             cells += [microseconds(ours.median_us), spread, f"{ours.gb_per_s:.3g}"]
         else:
             cells += ["-"] * 3
         if launched:
-            cells.append(str(ours.launches) if ours and ours.launches is not None else "-")
+            launches = group[OURS].launches if OURS in group else None
+            cells.append("-" if launches is None else str(launches))
         for name in others:
-            row = group.get(name)
-            if not (row and row.median_us):
+            timing = timings.get(name)
+            if timing is None:
                 cells.append("-")
-            elif ours and ours.median_us:
-                cells.append(f"{row.median_us / ours.median_us:.3g} x")
+            elif ours:
+                cells.append(f"{timing.median_us / ours.median_us:.3g} x")
             else:
-                cells.append(microseconds(row.median_us))
+                cells.append(microseconds(timing.median_us))
         lines.append(cells)
     return table(header, lines)
 
@@ -77,7 +90,7 @@ def speed(rows: Sequence[Row]) -> str:
 def memory(rows: Sequence[Row]) -> str:
     """Case by contender: the peak of memory beyond inputs, gradients and z."""
     all_threads = max(row.threads for row in rows)
-    names = [name for name in CONTENDERS if name != "copy" and any(row.contender == name for row in rows)]
+    names = [name for name in CONTENDERS if name not in LIMITS and any(row.contender == name for row in rows)]
     lines = []
     for group in groups(rows):
         any_row = next(iter(group.values()))
@@ -93,6 +106,6 @@ def notes(rows: Sequence[Row]) -> list[str]:
     """Why rows have no measurement, each reason once."""
     reasons: dict[str, list[str]] = {}
     for row in rows:
-        if row.note:
-            reasons.setdefault(f"{row.contender}: {row.note}", []).append(row.case)
+        for note in filter(None, (row.note, row.device_note)):
+            reasons.setdefault(f"{row.contender}: {note}", []).append(row.case)
     return [f"{reason} ({', '.join(dict.fromkeys(names))})" for reason, names in reasons.items()]

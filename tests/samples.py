@@ -1,4 +1,5 @@
-"""The sample inputs of every test: values, gradients, operators, compilation. One table, one line per case.
+"""The sample inputs of every test: values, gradients, operators, compilation. One table: :data:`STANDARD` has one row
+per function, from which :func:`standard` makes what all are tried with; :data:`BY_HAND` are the cases of one alone.
 
 ``sample.make(dtype, device)`` returns the named arguments of the public function ``sample.function``, the same numbers
 every time; ``differentiable`` names those that have gradients. :data:`SAMPLES` is everything, :data:`CORE` the part for
@@ -6,10 +7,13 @@ expensive tests: small, and with each function, operand and option at least once
 """
 
 import contextlib
+import inspect
+import itertools
 import math
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Any
 from unittest import mock
 
@@ -101,8 +105,8 @@ class Maker:
         """In [0, 1): pixels, weights."""
         return self._to(torch.rand(shape, generator=self.generator, dtype=torch.float64), dtype)
 
-    def bits(self, *shape: int) -> Tensor:
-        return self.unit(*shape, dtype=torch.float64).round().to(self.dtype)
+    def bits(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return self._to(self.unit(*shape, dtype=torch.float64).round(), dtype)
 
     def mask(self, *shape: int) -> Tensor:
         return self.unit(*shape, dtype=torch.float64) < 0.6
@@ -128,6 +132,13 @@ def number(form: str) -> float:
 
 
 # ---- layouts: the same numbers, lying differently in memory ----
+
+
+Layout = Callable[[Tensor], Tensor]
+
+
+def as_it_is(t: Tensor) -> Tensor:
+    return t
 
 
 def _copied_into(place: Tensor, t: Tensor) -> Tensor:
@@ -247,6 +258,188 @@ def joint_shape(arguments: dict[str, Any]) -> torch.Size:
 _X = dict[str, Any]
 
 
+# ---- the standard set: what every function is tried with ----
+
+# A scale of an operand of shape [4, 3, 2, 5], in every extent users have. None is a Python number.
+SCALE_SHAPES = {"number": None, "scalar": (), "channel": (3, 1, 1), "example": (4, 1, 1, 1), "element": (4, 3, 2, 5)}
+
+LAYOUTS: dict[str, Layout] = {
+    "channels_last": channels_last,
+    "transposed": transposed,
+    "reversed": reversed_dims,
+    "stepped": stepped,
+    "stepped_rows": stepped_rows,
+    "unaligned": unaligned,
+    "first_row_repeated": first_row_repeated,
+    "one_number_repeated": one_number_repeated,
+}
+
+# Row lengths around every seam of the CPU kernels: a register (4 to 16 numbers), a short row (64: several rows share a
+# tile), a tile (1024), a block (8192: the row is cut, its pieces are summed by several threads).
+ROW_LENGTHS = (1, 2, 3, 15, 16, 17, 31, 33, 63, 64, 65, 127, 1023, 1024, 1025, 2049, 8191, 8192, 8193, 20_000)
+
+
+@dataclass
+class Case:
+    """One case of the standard set, from which a function's row draws its operands, one after the other.
+
+    ``shapes`` and ``dtypes`` are for the operands that differ from the others, by their number. A layout is for
+    operands of the full shape.
+    """
+
+    m: Maker
+    shape: tuple[int, ...]
+    layout: Layout = as_it_is
+    layout_beside: Layout = as_it_is
+    form: str = "logvar"
+    extent: tuple[int, ...] | str | None = None  # the scale's shape; "number" for a Python number
+    shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    dtypes: dict[int, torch.dtype] = field(default_factory=dict)
+    batch_dims: int = 1
+    drawn: list[Any] = field(default_factory=list)
+
+    def _draw(self, draw: Callable[..., Tensor], shape: tuple[int, ...], beside: bool = False) -> Tensor:
+        t = draw(*shape, dtype=self.dtypes.get(len(self.drawn)))
+        if shape == self.shape:
+            t = (self.layout_beside if beside else self.layout)(t)
+        self.drawn.append(t)
+        return t
+
+    def draw(self, draw: Callable[..., Tensor], beside: bool = False) -> Tensor:
+        """The next operand. ``beside``: contiguous where the others have a layout."""
+        return self._draw(draw, self.shapes.get(len(self.drawn), self.shape), beside)
+
+    def normal(self, beside: bool = False) -> Tensor:
+        return self.draw(self.m.normal, beside)
+
+    def unit(self, beside: bool = False) -> Tensor:
+        return self.draw(self.m.unit, beside)
+
+    def scale(self, prefix: str = "", beside: bool = False) -> _X:
+        """The next operand: a scale under the name of its form."""
+        if self.extent == "number":
+            self.drawn.append(number(self.form))
+        else:
+            shape = self.shapes.get(len(self.drawn), self.shape) if self.extent is None else self.extent
+            self._draw(lambda *shape, dtype: self.m.scale(self.form, *shape, dtype=dtype), shape, beside)
+        return {prefix + self.form: self.drawn[-1]}
+
+
+Operands = Callable[[Case], _X]
+WEIGHTS: dict[str, Callable[[Maker], Tensor]] = {
+    "element": lambda m: m.unit(4, 3, 7),
+    "channel": lambda m: m.unit(3, 1),
+    "example": lambda m: m.unit(4, 1, 1),
+    "scalar": lambda m: m.unit(),
+    "holes": lambda m: m.holes(4, 3, 7),
+    "zeros": lambda m: m.unit(4, 3, 7) * 0,
+    "negative": lambda m: m.normal(4, 3, 7),
+    "mask": lambda m: m.mask(4, 3, 7),
+    "time-mask": lambda m: m.mask(4, 1, 7),
+    "widening": lambda m: m.unit(2, 4, 3, 7),
+}
+CORE_OF_A_FUNCTION = (
+    *("plain", "logvar-*", "std-*", "broadcast-*-channel", "x-over-samples", "crossed", "batch_dims-*-mean"),
+    *("batch_dims-[13]-*", "weight-element", "weight-mask", "mixed-float32-*", "layout-channels_last"),
+    *("layout-stepped", "empty-batch", "empty-event", "0-dim"),
+)
+
+
+def standard(
+    prefix: str,
+    function: str,
+    operands: Operands,
+    *,
+    core: tuple[str, ...] = CORE_OF_A_FUNCTION,
+    without: tuple[str, ...] = (),
+    rows: int = 3,
+    **other_operands: Operands,
+) -> list[Sample]:
+    """The whole standard set of a function, from the one row that says how its operands are drawn::
+
+        standard("laplace", "laplace_log_prob", lambda c: dict(x=c.normal(), mean=c.normal(beside=True), **c.scale()))
+
+    ``core`` and ``without`` are patterns of ids: the part that is for expensive tests, and what the function has not.
+    Which options it has its signature says. ``rows`` is the number of rows of the cases ``row-*``; a name of a group of
+    cases takes other operands for that group alone.
+    """
+    options_of_function = inspect.signature(getattr(elbo_ext, function)).parameters
+    probe = Case(Maker(torch.float32, "cpu", 0), (1,))
+    arguments = operands(probe)
+    names = [next(name for name, value in arguments.items() if value is t) for t in probe.drawn]
+    scale = next((i for i, name in enumerate(names) if name.endswith(probe.form)), None)
+    samples: list[Sample] = []
+    groups: set[str] = set()
+
+    def add(id: str, group: str, note: str, shape: tuple[int, ...], options: _X | None = None, **case: Any) -> None:
+        groups.add(group)
+        options = {} if options is None else options
+        if not options.keys() <= options_of_function.keys() or any(fnmatchcase(id, pattern) for pattern in without):
+            return
+        draw, dims = other_operands.get(group, operands), options.get("batch_dims", 1)
+
+        def build(m: Maker) -> _X:
+            result = draw(Case(m, shape, batch_dims=dims, **case))
+            return {**result, **{name: value(m) if callable(value) else value for name, value in options.items()}}
+
+        is_core = any(fnmatchcase(id, pattern) for pattern in core)
+        samples.append(Sample(f"{prefix}-{id}", function, build, note, is_core))
+
+    add("plain", "plain", "nothing special", (4, 6))
+    if scale is not None:
+        named = names[scale].removesuffix(probe.form)  # "" or "recon_"
+        for form, (extent, shape) in itertools.product(FORMS, SCALE_SHAPES.items()):
+            note = "the scale in each form and extent: shared by a tile, or one per element"
+            own = "number" if shape is None else shape
+            add(f"{named}{form}-{extent}", "forms", note, (4, 3, 2, 5), form=form, extent=own)
+    for i, name in enumerate(names):
+        for extent in ("scalar", "channel", "example") if i != scale else ():
+            note = "one operand is broadcast: its gradient is a sum"
+            add(f"broadcast-{name}-{extent}", "broadcast", note, (4, 3, 2, 5), shapes={i: SCALE_SHAPES[extent]})
+    for dims, reduction in itertools.product(range(4), REDUCTIONS):
+        note = "from one sum over everything to no sum at all"
+        options = dict(batch_dims=dims, reduction=reduction)
+        add(f"batch_dims-{dims}-{reduction}", "batch_dims", note, (2, 3, 5), options)
+    for name, weight in WEIGHTS.items():
+        add(f"weight-{name}", "weight", "weights and masks in every extent", (4, 3, 7), dict(weight=weight))
+    for (i, name), dtype in itertools.product(enumerate(names), ("float32", "float64")):
+        note = "one operand in a dtype of its own"
+        add(f"mixed-{dtype}-{name}", "mixed", note, (4, 70), dtypes={i: getattr(torch, dtype)})
+    for name, layout in LAYOUTS.items():
+        note = "some operands of one layout, the others contiguous"
+        add(f"layout-{name}", "layout", note, (3, 4, 5, 17), layout=layout)
+        note = "one dense permuted layout: walked in memory order, channel scale"
+        both = dict(layout=layout, layout_beside=layout, extent=(4, 1, 1))
+        add(f"layout-all-{name}", "layout_all", note, (3, 4, 5, 17), dict(reduction="sum"), **both)
+    for n in ROW_LENGTHS:
+        add(f"row-{n}", "row", "row lengths around the seams of registers, tiles and blocks", (rows, n))
+        options = dict(batch_dims=1, reduction="sum")
+        add(f"sum-{n}", "sum", "one long sum, scalar scale", (n,), options, form="log_std", extent=())
+    for shape in ((3000, 1), (1500, 7), (1025, 8), (300, 63), (140, 64), (40, 1000)):
+        note = "many short rows: several in a tile, several tiles in a block"
+        add(f"rows-{shape[0]}x{shape[1]}", "rows", note, shape, extent=shape[1:])
+    note = "one operand [B, D] against K = 3 of the others: its gradient is summed over K"
+    add(f"{names[0]}-over-samples", "over_samples", note, (3, 4, 6), dict(batch_dims=2), shapes={0: (4, 6)})
+    note = "no operand has the joint shape: every gradient is summed"
+    shapes = {0: (4, 1, 5, 1), 1: (3, 1, 6), **dict.fromkeys(range(2, len(names)), (4, 1, 1, 6))}
+    add("crossed", "crossed", note, (4, 3, 5, 6), dict(batch_dims=2), shapes=shapes, extent=(4, 1, 1, 6))
+    add("empty-batch", "empty", "no example", (0, 4), extent=(4,))
+    add("empty-batch-sum", "empty", "an empty sum is 0", (0, 4), dict(reduction="sum"))
+    add("empty-batch-mean", "empty", "an empty mean is NaN, as torch's", (0, 4), dict(reduction="mean"))
+    add("empty-event", "empty", "examples without elements have 0", (3, 0), extent=())
+    add("empty-event-mean", "empty", "and mean 0", (3, 0), dict(reduction="mean"), extent=(3, 1))
+    add("empty-elementwise", "empty", "no element to return", (3, 0), dict(batch_dims=2))
+    add("0-dim", "dims", "one number", (), dict(batch_dims=0))
+    add("1-dim", "dims", "one example", (7,), dict(batch_dims=0), form="std")
+    add("1-dim-batch", "dims", "elements are examples", (7,), form="std")
+    unknown = other_operands.keys() - groups
+    assert not unknown, f"there is no group of cases {unknown}, but {groups}"
+    return samples
+
+
+# ---- what is tried with one function alone ----
+
+
 def _gaussian(id: str, build: Callable[[Maker], _X], note: str, core: bool = False) -> Sample:
     return Sample("gaussian-" + id, "gaussian_log_prob", build, note, core)
 
@@ -275,40 +468,8 @@ def _elbo(id: str, build: Callable[[Maker], _X], note: str, core: bool = False) 
     return Sample("elbo-" + id, "elbo_loss", build, note, core)
 
 
-# A scale of an operand of shape [4, 3, 2, 5], in every extent users have. None is a Python number.
-SCALE_SHAPES = {"number": None, "scalar": (), "channel": (3, 1, 1), "example": (4, 1, 1, 1), "element": (4, 3, 2, 5)}
-
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "channels_last": channels_last,
-    "transposed": transposed,
-    "reversed": reversed_dims,
-    "stepped": stepped,
-    "stepped_rows": stepped_rows,
-    "unaligned": unaligned,
-    "first_row_repeated": first_row_repeated,
-    "one_number_repeated": one_number_repeated,
-}
-
-# Row lengths around every seam of the CPU kernels: a register (4 to 16 numbers), a short row (64: several rows share a
-# tile), a tile (1024), a block (8192: the row is cut, its pieces are summed by several threads).
-ROW_LENGTHS = (1, 2, 3, 15, 16, 17, 31, 33, 63, 64, 65, 127, 1023, 1024, 1025, 2049, 8191, 8192, 8193, 20_000)
-
 GAUSSIAN = [
     _gaussian("plain", lambda m: dict(x=m.normal(4, 6), mean=m.normal(4, 6)), "sigma = 1 by default", core=True),
-    *(
-        _gaussian(
-            f"{form}-{extent}",
-            lambda m, form=form, shape=shape: {
-                "x": m.normal(4, 3, 2, 5),
-                "mean": m.normal(4, 3, 2, 5),
-                form: number(form) if shape is None else m.scale(form, *shape),
-            },
-            "the scale in each form and extent: shared by a tile, or one per element",
-            core=form in ("logvar", "std"),
-        )
-        for form in FORMS
-        for extent, shape in SCALE_SHAPES.items()
-    ),
     # -- broadcasting
     _gaussian(
         "x-over-samples",
@@ -332,54 +493,6 @@ GAUSSIAN = [
         "x-smallest",
         lambda m: dict(x=m.normal(), mean=m.normal(2, 3), std=m.scale("std", 4, 1, 3)),
         "x [], scale [4, 1, 3]",
-    ),
-    _gaussian(
-        "crossed",
-        lambda m: dict(
-            x=m.normal(4, 1, 5, 1), mean=m.normal(3, 1, 6), logvar=m.scale("logvar", 4, 1, 1, 6), batch_dims=2
-        ),
-        "no operand has the joint shape [4, 3, 5, 6]: every gradient is summed",
-        core=True,
-    ),
-    # -- batch_dims and reductions
-    *(
-        _gaussian(
-            f"batch_dims-{dims}-{reduction}",
-            lambda m, dims=dims, reduction=reduction: dict(
-                x=m.normal(2, 3, 5),
-                mean=m.normal(2, 3, 5),
-                logvar=m.scale("logvar", 3, 1),
-                batch_dims=dims,
-                reduction=reduction,
-            ),
-            "from one sum over everything to no sum at all",
-            core=reduction == "mean" or dims in (1, 3),
-        )
-        for dims in range(4)
-        for reduction in REDUCTIONS
-    ),
-    # -- weights
-    *(
-        _gaussian(
-            f"weight-{name}",
-            lambda m, weight=weight: dict(
-                x=m.normal(4, 3, 7), mean=m.normal(4, 3, 7), logvar=m.scale("logvar", 4, 3, 7), weight=weight(m)
-            ),
-            "weights and masks in every extent",
-            core=name in ("element", "mask"),
-        )
-        for name, weight in {
-            "element": lambda m: m.unit(4, 3, 7),
-            "channel": lambda m: m.unit(3, 1),
-            "example": lambda m: m.unit(4, 1, 1),
-            "scalar": lambda m: m.unit(),
-            "holes": lambda m: m.holes(4, 3, 7),
-            "zeros": lambda m: m.unit(4, 3, 7) * 0,
-            "negative": lambda m: m.normal(4, 3, 7),
-            "mask": lambda m: m.mask(4, 3, 7),
-            "time-mask": lambda m: m.mask(4, 1, 7),
-            "widening": lambda m: m.unit(2, 4, 3, 7),
-        }.items()
     ),
     # -- mixed dtypes
     _gaussian(
@@ -408,32 +521,6 @@ GAUSSIAN = [
         "one float64 operand makes the result float64",
     ),
     # -- layouts
-    *(
-        _gaussian(
-            f"layout-{name}",
-            lambda m, layout=layout: dict(
-                x=layout(m.normal(3, 4, 5, 17)),
-                mean=m.normal(3, 4, 5, 17),
-                logvar=layout(m.scale("logvar", 3, 4, 5, 17)),
-            ),
-            "two operands of one layout, one contiguous",
-            core=name in ("channels_last", "stepped"),
-        )
-        for name, layout in LAYOUTS.items()
-    ),
-    *(
-        _gaussian(
-            f"layout-all-{name}",
-            lambda m, layout=layout: dict(
-                x=layout(m.normal(3, 4, 5, 17)),
-                mean=layout(m.normal(3, 4, 5, 17)),
-                logvar=m.scale("logvar", 4, 1, 1),
-                reduction="sum",
-            ),
-            "one dense permuted layout: walked in memory order, channel scale",
-        )
-        for name, layout in LAYOUTS.items()
-    ),
     _gaussian(
         "layout-windows",
         lambda m: dict(x=windows(m.normal(9, 40)), mean=m.normal(9, 40), var=m.scale("var", 9, 1)),
@@ -450,34 +537,6 @@ GAUSSIAN = [
         "each operand in a layout of its own",
     ),
     # -- sizes
-    *(
-        _gaussian(
-            f"row-{n}",
-            lambda m, n=n: dict(x=m.normal(3, n), mean=m.normal(3, n), logvar=m.scale("logvar", 3, n)),
-            "row lengths around the seams of registers, tiles and blocks",
-        )
-        for n in ROW_LENGTHS
-    ),
-    *(
-        _gaussian(
-            f"sum-{n}",
-            lambda m, n=n: dict(
-                x=m.normal(n), mean=m.normal(n), log_std=m.scale("log_std"), batch_dims=1, reduction="sum"
-            ),
-            "one long sum, scalar scale",
-        )
-        for n in ROW_LENGTHS
-    ),
-    *(
-        _gaussian(
-            f"rows-{rows}x{cols}",
-            lambda m, rows=rows, cols=cols: dict(
-                x=m.normal(rows, cols), mean=m.normal(rows, cols), logvar=m.scale("logvar", cols)
-            ),
-            "many short rows: several in a tile, several tiles in a block",
-        )
-        for rows, cols in ((3000, 1), (1500, 7), (1025, 8), (300, 63), (140, 64), (40, 1000))
-    ),
     _gaussian(
         "per-example-scale-long",
         lambda m: dict(x=0.2 * m.normal(5, 9000), mean=0.2 * m.normal(9000), var=m.scale("var", 5, 1)),
@@ -543,24 +602,12 @@ GAUSSIAN = [
     ),
     # -- empty, 0-dim, 1-dim
     _gaussian(
-        "empty-batch",
-        lambda m: dict(x=m.normal(0, 4), mean=m.normal(0, 4), logvar=m.scale("logvar", 4)),
-        "no example",
-        core=True,
-    ),
-    _gaussian(
         "empty-batch-sum", lambda m: dict(x=m.normal(0, 4), mean=m.normal(4), reduction="sum"), "an empty sum is 0"
     ),
     _gaussian(
         "empty-batch-mean",
         lambda m: dict(x=m.normal(0, 4), mean=m.normal(4), reduction="mean"),
         "an empty mean is NaN, as torch's",
-    ),
-    _gaussian(
-        "empty-event",
-        lambda m: dict(x=m.normal(3, 0), mean=m.normal(3, 0), logvar=m.scale("logvar")),
-        "examples without elements have 0",
-        core=True,
     ),
     _gaussian(
         "empty-event-mean",
@@ -570,29 +617,11 @@ GAUSSIAN = [
     _gaussian(
         "empty-elementwise", lambda m: dict(x=m.normal(3, 0), mean=m.normal(3, 0), batch_dims=2), "no element to return"
     ),
-    _gaussian(
-        "0-dim",
-        lambda m: dict(x=m.normal(), mean=m.normal(), logvar=m.scale("logvar"), batch_dims=0),
-        "one number",
-        core=True,
-    ),
-    _gaussian(
-        "1-dim", lambda m: dict(x=m.normal(7), mean=m.normal(7), std=m.scale("std", 7), batch_dims=0), "one example"
-    ),
-    _gaussian(
-        "1-dim-batch", lambda m: dict(x=m.normal(7), mean=m.normal(7), std=m.scale("std", 7)), "elements are examples"
-    ),
 ]
 
 BERNOULLI = [
     _bernoulli("bits", lambda m: dict(x=m.bits(4, 6), logits=3 * m.normal(4, 6)), "binary data", core=True),
     _bernoulli("pixels", lambda m: dict(x=m.unit(4, 3, 6), logits=3 * m.normal(4, 3, 6)), "data between 0 and 1"),
-    _bernoulli(
-        "x-over-samples",
-        lambda m: dict(x=m.unit(4, 6), logits=m.normal(3, 4, 6), batch_dims=2),
-        "x [B, D] against K samples",
-        core=True,
-    ),
     _bernoulli("x-scalar", lambda m: dict(x=m.unit(), logits=m.normal(4, 6), reduction="mean"), "one x for all"),
     _bernoulli(
         "logits-vector",
@@ -613,40 +642,10 @@ BERNOULLI = [
         "float32 x, half logits",
         core=True,
     ),
-    *(
-        _bernoulli(
-            f"layout-{name}",
-            lambda m, layout=layout: dict(
-                x=m.unit(3, 4, 5, 17), logits=layout(m.normal(3, 4, 5, 17)), weight=layout(m.unit(3, 4, 5, 17))
-            ),
-            "layouts",
-        )
-        for name, layout in LAYOUTS.items()
-    ),
-    *(
-        _bernoulli(
-            f"row-{n}", lambda m, n=n: dict(x=m.unit(2, n), logits=2 * m.normal(2, n)), "row lengths around the seams"
-        )
-        for n in (1, 15, 17, 63, 65, 1023, 1025, 8191, 8193)
-    ),
     _bernoulli("empty-batch", lambda m: dict(x=m.unit(0, 4), logits=m.normal(0, 4), reduction="sum"), "no example"),
-    _bernoulli("0-dim", lambda m: dict(x=m.unit(), logits=m.normal(), batch_dims=0), "one number"),
 ]
 
 KL = [
-    *(
-        _kl(
-            f"{form}-{extent}",
-            lambda m, form=form, shape=shape: {
-                "mu": m.normal(4, 3, 2, 5),
-                form: number(form) if shape is None else m.scale(form, *shape),
-            },
-            "the unit prior, in the posterior's own form",
-            core=extent in ("channel", "element"),
-        )
-        for form in FORMS
-        for extent, shape in SCALE_SHAPES.items()
-    ),
     *(
         _kl(
             f"{form}-prior_{prior_form}",
@@ -704,18 +703,6 @@ KL = [
         "one posterior, many priors: the posterior's gradients are sums",
         core=True,
     ),
-    *(
-        _kl(
-            f"batch_dims-{dims}-{reduction}",
-            lambda m, dims=dims, reduction=reduction: dict(
-                mu=m.normal(2, 3, 5), logvar=m.scale("logvar", 2, 3, 5), batch_dims=dims, reduction=reduction
-            ),
-            "reductions",
-            core=reduction == "sum",
-        )
-        for dims in range(4)
-        for reduction in REDUCTIONS
-    ),
     _kl(
         "weight",
         lambda m: dict(mu=m.normal(4, 6), logvar=m.scale("logvar", 4, 6), weight=m.holes(4, 6)),
@@ -735,27 +722,6 @@ KL = [
         "mixed dtypes",
         core=True,
     ),
-    *(
-        _kl(
-            f"layout-{name}",
-            lambda m, layout=layout: dict(
-                mu=layout(m.normal(3, 4, 5, 17)),
-                logvar=layout(m.scale("logvar", 3, 4, 5, 17)),
-                prior_mu=m.normal(4, 1, 1),
-            ),
-            "layouts",
-            core=name == "transposed",
-        )
-        for name, layout in LAYOUTS.items()
-    ),
-    *(
-        _kl(
-            f"row-{n}",
-            lambda m, n=n: dict(mu=m.normal(2, n), std=m.scale("std", 2, n), prior_std=m.scale("std", n)),
-            "row lengths",
-        )
-        for n in (1, 15, 17, 63, 65, 1023, 1025, 8191, 8193)
-    ),
     _kl(
         "rows-700x20",
         lambda m: dict(mu=m.normal(700, 20), logvar=m.scale("logvar", 700, 20), reduction="mean"),
@@ -766,19 +732,6 @@ KL = [
 ]
 
 RSAMPLE = [
-    *(
-        _rsample(
-            f"{form}-{extent}",
-            lambda m, form=form, shape=shape: {
-                "mu": m.normal(4, 3, 2, 5),
-                form: number(form) if shape is None else m.scale(form, *shape),
-            },
-            "the scale in each form and extent",
-            core=extent in ("number", "element"),
-        )
-        for form in FORMS
-        for extent, shape in SCALE_SHAPES.items()
-    ),
     *(
         _rsample(
             f"num_samples-{k}",
@@ -832,15 +785,6 @@ RSAMPLE = [
         lambda m: dict(mu=m.normal(4, 70), logvar=m.scale("logvar", 70), noise=m.normal(4, 70, dtype=torch.float32)),
         "float32 noise",
     ),
-    *(
-        _rsample(
-            f"layout-{name}",
-            lambda m, layout=layout: dict(mu=layout(m.normal(3, 4, 5, 17)), logvar=m.scale("logvar", 3, 4, 5, 17)),
-            "the draws follow the row-major index, not the memory",
-            core=name == "channels_last",
-        )
-        for name, layout in LAYOUTS.items()
-    ),
     _rsample(
         "layout-samples",
         lambda m: dict(
@@ -874,20 +818,6 @@ RSAMPLE_KL = [
             core=True,
         )
         for form in FORMS
-    ),
-    *(
-        _rsample_kl(
-            f"{form}-{extent}",
-            lambda m, form=form, shape=shape: {
-                "mu": m.normal(4, 3, 2, 5),
-                form: number(form) if shape is None else m.scale(form, *shape),
-                "num_samples": 2,
-            },
-            "the gradient of the scale adds up both parts, in one number or many",
-            core=extent == "scalar",
-        )
-        for form in FORMS
-        for extent, shape in SCALE_SHAPES.items()
     ),
     _rsample_kl(
         "mu-scalar",
@@ -930,22 +860,6 @@ RSAMPLE_KL = [
         for form in FORMS
         for prior_form in FORMS
     ),
-    *(
-        _rsample_kl(
-            f"batch_dims-{dims}-{reduction}",
-            lambda m, dims=dims, reduction=reduction: dict(
-                mu=m.normal(2, 3, 5),
-                logvar=m.scale("logvar", 2, 3, 5),
-                num_samples=2,
-                batch_dims=dims,
-                reduction=reduction,
-            ),
-            "the reduction concerns the KL alone",
-            core=dims == 1,
-        )
-        for dims in range(4)
-        for reduction in REDUCTIONS
-    ),
     _rsample_kl(
         "prior-larger",
         lambda m: dict(mu=m.normal(5), logvar=m.scale("logvar", 5), prior_mu=m.normal(4, 5), prior_logvar=0.3),
@@ -969,24 +883,6 @@ RSAMPLE_KL = [
         "mixed",
         lambda m: dict(mu=m.normal(4, 70), logvar=m.scale("logvar", 4, 70, dtype=torch.float32)),
         "mixed dtypes",
-    ),
-    *(
-        _rsample_kl(
-            f"layout-{name}",
-            lambda m, layout=layout: dict(
-                mu=layout(m.normal(3, 4, 5, 17)), logvar=layout(m.scale("logvar", 3, 4, 5, 17)), batch_dims=2
-            ),
-            "layouts",
-        )
-        for name, layout in LAYOUTS.items()
-    ),
-    *(
-        _rsample_kl(
-            f"row-{n}",
-            lambda m, n=n: dict(mu=m.normal(2, n), logvar=m.scale("logvar", 2, n), num_samples=2),
-            "row lengths",
-        )
-        for n in (1, 15, 17, 63, 65, 1023, 1025, 8191, 8193)
     ),
     _rsample_kl(
         "rows-700x20",
@@ -1113,30 +1009,6 @@ LOG_PROB = [
         lambda m: dict(mu=m.normal(4, 70), logvar=m.scale("logvar", 4, 70, dtype=torch.float32)),
         "mixed dtypes",
     ),
-    *(
-        _log_prob(
-            f"layout-{name}",
-            lambda m, layout=layout: dict(
-                mu=layout(m.normal(3, 4, 5, 17)),
-                logvar=layout(m.scale("logvar", 3, 4, 5, 17)),
-                prior_mu=layout(m.normal(3, 4, 5, 17)),
-                num_samples=2,
-                batch_dims=2,
-            ),
-            "layouts",
-        )
-        for name, layout in LAYOUTS.items()
-    ),
-    *(
-        _log_prob(
-            f"row-{n}",
-            lambda m, n=n: dict(
-                mu=m.normal(2, n), logvar=m.scale("logvar", 2, n), num_samples=2, gradient="sticking_the_landing"
-            ),
-            "row lengths",
-        )
-        for n in (1, 15, 17, 63, 65, 1023, 1025, 8191, 8193)
-    ),
     _log_prob(
         "rows-700x20",
         lambda m: dict(mu=m.normal(700, 20), logvar=m.scale("logvar", 700, 20)),
@@ -1149,10 +1021,6 @@ LOG_PROB = [
     ),
     _log_prob("0-dim", lambda m: dict(mu=m.normal(), logvar=m.scale("logvar"), batch_dims=0), "one number"),
 ]
-
-
-def _latent(m: Maker) -> _X:
-    return dict(mu=m.normal(4, 3), logvar=m.scale("logvar", 4, 3))
 
 
 ELBO = [
@@ -1173,21 +1041,6 @@ ELBO = [
         for likelihood in ("gaussian", "bernoulli")
         for source in ("mu", "kl")
         for reduction in REDUCTIONS
-    ),
-    *(
-        _elbo(
-            f"recon_{form}-{extent}",
-            lambda m, form=form, shape=shape: {
-                "recon": m.normal(4, 3, 2, 5),
-                "x": m.normal(4, 3, 2, 5),
-                "kl": m.unit(4),
-                "recon_" + form: number(form) if shape is None else m.scale(form, *shape),
-            },
-            "the likelihood's scale in each form and extent",
-            core=form == "log_std" and extent in ("scalar", "channel"),
-        )
-        for form in FORMS
-        for extent, shape in SCALE_SHAPES.items()
     ),
     *(
         _elbo(
@@ -1285,30 +1138,6 @@ ELBO = [
         lambda m: dict(recon=m.normal(4, 3, 5, 5), x=m.unit(1, 3, 1, 1), **_latent(m)),
         "x is one image of one colour for all",
     ),
-    *(
-        _elbo(
-            f"layout-{name}",
-            lambda m, layout=layout: dict(
-                recon=layout(m.normal(3, 4, 5, 17)),
-                x=layout(m.normal(3, 4, 5, 17)),
-                kl=m.unit(3),
-                recon_logvar=m.scale("logvar", 4, 1, 1),
-            ),
-            "layouts",
-            core=name == "channels_last",
-        )
-        for name, layout in LAYOUTS.items()
-    ),
-    *(
-        _elbo(
-            f"row-{n}",
-            lambda m, n=n: dict(
-                recon=m.normal(4, n), x=m.normal(4, n), **_latent(m), recon_logvar=m.scale("logvar", 4, n)
-            ),
-            "row lengths around the seams",
-        )
-        for n in (1, 15, 17, 63, 65, 1023, 1025, 8191, 8193)
-    ),
     _elbo(
         "batch_dims-0", lambda m: dict(recon=m.normal(4, 6), x=m.normal(4, 6), kl=m.unit(), batch_dims=0), "one example"
     ),
@@ -1332,7 +1161,103 @@ ELBO = [
     ),
 ]
 
-SAMPLES = [*GAUSSIAN, *BERNOULLI, *KL, *RSAMPLE, *RSAMPLE_KL, *LOG_PROB, *ELBO]
+
+
+# ---- the table ----
+
+
+def _latent(m: Maker) -> _X:
+    return dict(mu=m.normal(4, 3), logvar=m.scale("logvar", 4, 3))
+
+
+def _gaussian_row(c: Case) -> _X:
+    return dict(x=c.normal(), mean=c.normal(beside=True), **c.scale())
+
+
+def _latent_row(c: Case) -> _X:
+    return dict(mu=c.normal(), **c.scale())
+
+
+def _two_samples(c: Case) -> _X:
+    return dict(_latent_row(c), num_samples=2)
+
+
+def _elbo_row(c: Case) -> _X:
+    return dict(recon=c.normal(), x=c.normal(), kl=c.m.unit(*c.shape[: c.batch_dims]), **c.scale("recon_"))
+
+
+# The first letters of the forms of a scale: patterns of the cases that try it in each extent.
+FORMS_IN = "[lsv]*-"
+
+STANDARD = [
+    *standard(
+        "gaussian",
+        "gaussian_log_prob",
+        _gaussian_row,
+        batch_dims=lambda c: _gaussian_row(replace(c, extent=(3, 1))),
+    ),
+    *standard(
+        "bernoulli",
+        "bernoulli_log_prob",
+        lambda c: dict(x=c.unit(beside=True), logits=c.normal()),
+        core=("x-over-samples",),
+        rows=2,
+        layout=lambda c: dict(x=c.unit(beside=True), logits=c.normal(), weight=c.unit()),
+        row=lambda c: dict(x=c.unit(), logits=2 * c.normal()),
+    ),
+    *standard(
+        "kl",
+        "gaussian_kl",
+        _latent_row,
+        core=(FORMS_IN + "channel", FORMS_IN + "element", "batch_dims-*-sum", "layout-transposed"),
+        rows=2,
+        layout=lambda c: dict(_latent_row(c), prior_mu=c.m.normal(4, 1, 1)),
+        row=lambda c: dict(_latent_row(replace(c, form="std")), prior_std=c.m.scale("std", *c.shape[1:])),
+    ),
+    *standard(
+        "rsample",
+        "rsample",
+        lambda c: dict(mu=c.normal(), **c.scale(beside=True)),
+        core=(FORMS_IN + "number", FORMS_IN + "element", "layout-channels_last"),
+        rows=2,
+    ),
+    *standard(
+        "rsample_kl",
+        "rsample_kl",
+        _latent_row,
+        core=(FORMS_IN + "scalar", "batch_dims-1-*"),
+        without=("sum-*",),
+        rows=2,
+        forms=_two_samples,
+        batch_dims=_two_samples,
+        layout=lambda c: dict(_latent_row(c), batch_dims=2),
+        row=_two_samples,
+    ),
+    *standard(
+        "log_prob",
+        "rsample_with_log_prob",
+        _latent_row,
+        core=(),
+        rows=2,
+        layout=lambda c: dict(_two_samples(c), prior_mu=c.normal(), batch_dims=2),
+        row=lambda c: dict(_two_samples(c), gradient="sticking_the_landing"),
+    ),
+    *standard(
+        "elbo",
+        "elbo_loss",
+        _elbo_row,
+        core=("recon_log_std-scalar", "recon_log_std-channel", "layout-channels_last"),
+        # The batch is that of recon, x and kl together; the likelihood by itself has these cases.
+        without=("broadcast-*", "*-over-samples", "crossed", "weight-widening", "layout-all-*", "sum-*", "rows-*"),
+        rows=4,
+        layout=lambda c: _elbo_row(replace(c, extent=(4, 1, 1))),
+        row=lambda c: dict(recon=c.normal(), x=c.normal(), **_latent(c.m), **c.scale("recon_")),
+    ),
+]
+BY_HAND = [*GAUSSIAN, *BERNOULLI, *KL, *RSAMPLE, *RSAMPLE_KL, *LOG_PROB, *ELBO]
+# A case of the standard set that is written by hand as well is the one written by hand.
+SAMPLES = [*BY_HAND, *(sample for sample in STANDARD if sample.id not in {by_hand.id for by_hand in BY_HAND})]
+assert len({sample.id for sample in SAMPLES}) == len(SAMPLES)
 CORE = [sample for sample in SAMPLES if sample.core]
 
 

@@ -17,9 +17,14 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import elbo_ext
-from elbo_ext import bound_demo, bound_experiments, bound_models, bound_plots, bounds, demo
-from elbo_ext.bound_models import QUICK, Check, Finding
-from elbo_ext.data import load_images, split
+from elbo_ext import bounds
+from elbo_ext.demo import __main__ as demo
+from elbo_ext.demo.bound import command as bound_demo
+from elbo_ext.demo.bound import experiments as bound_experiments
+from elbo_ext.demo.bound import models as bound_models
+from elbo_ext.demo.bound import plots as bound_plots
+from elbo_ext.demo.bound.models import QUICK, Check, Finding
+from elbo_ext.demo.data import load_images, split
 
 FILES = sorted([*bound_demo.FIGURES.values(), "bound.json"])
 

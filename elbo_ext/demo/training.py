@@ -1,10 +1,8 @@
-"""python -m elbo_ext.demo: train a variational autoencoder with the fused kernels, and compare.
+"""python -m elbo_ext.demo by itself: train a variational autoencoder with the fused kernels, and compare.
 
 Trains an MLP VAE on handwritten digits (or on --data) with `rsample_kl` and `elbo_loss`, measures its bound
 on the held-out images, trains it again with the plain-PyTorch reference from the same seed and noise, times
 the loss part of a step against a hand-written formula, and writes three figures and results.json.
-
-python -m elbo_ext.demo bound: what theory says about the bound, measured (bound_demo.py).
 """
 
 from __future__ import annotations
@@ -13,9 +11,7 @@ import argparse
 import copy
 import json
 import os
-import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +19,8 @@ import torch
 
 import elbo_ext
 
-from . import reference
-from .command import (
+from .. import reference
+from .command_line import (
     EXIT_CODES,
     OutputFolder,
     Parser,
@@ -32,7 +28,6 @@ from .command import (
     check_threads,
     count_of_threads,
     device_of,
-    exit_code,
     extra_packages,
     first_line,
     number,
@@ -370,17 +365,3 @@ def table(results: dict[str, Any]) -> str:
         lines.append(times("the same, both under torch.compile", part, "_compiled"))
     lines += [times("whole training step (networks and Adam included)", step), rule]
     return "\n".join(lines)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo, or its command `bound`; returns the exit code (see --help)."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if argv[:1] == ["bound"]:
-        from . import bound_demo
-
-        return exit_code(lambda: bound_demo.run(bound_demo.build_parser().parse_args(argv[1:])))
-    return exit_code(lambda: run(build_parser().parse_args(argv)))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

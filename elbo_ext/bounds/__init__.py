@@ -21,8 +21,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..functional import elbo_loss, rsample_with_log_prob
 from .estimators import dreg, iwae, iwae_bound, score_function, sgvb_a, sgvb_b, sticking_the_landing
-from .functional import elbo_loss, rsample_with_log_prob
 from .kl_controls import (
     CosineSchedule,
     CyclicalSchedule,
@@ -78,3 +78,9 @@ def free_energy(
     if "beta" in options:
         raise ValueError(f"beta must not be given: the free energy has beta = 1, got {options['beta']}")
     return elbo_loss(recon, x, mu, logvar, reduction=reduction, **options).loss
+
+
+# help() and pickles name what users import, not the file that it happens to lie in.
+for _name in __all__:
+    if globals()[_name].__module__.startswith(f"{__name__}."):
+        globals()[_name].__module__ = __name__

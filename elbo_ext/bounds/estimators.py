@@ -21,10 +21,10 @@ from typing import Any
 
 from torch import Tensor
 
-from . import arguments
-from .autograd import importance_bound, in_forward_mode, normalized_weights, weighted_once_more, with_gradient_of
-from .functional import Scale, gaussian_log_prob, rsample_kl, rsample_with_log_prob
-from .ops import REDUCTIONS, value_dtype
+from .. import arguments
+from ..autograd import importance_bound, in_forward_mode, normalized_weights, weighted_once_more, with_gradient_of
+from ..functional import Scale, gaussian_log_prob, rsample_kl, rsample_with_log_prob
+from ..ops import REDUCTIONS, value_dtype
 
 __all__ = ["dreg", "iwae", "iwae_bound", "score_function", "sgvb_a", "sgvb_b", "sticking_the_landing"]
 

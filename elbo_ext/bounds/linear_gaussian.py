@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import arguments
-from .functional import Scale, gaussian_kl, gaussian_log_prob
-from .ops import FORMS, value_dtype
-from .reference import standard_deviation
+from .. import arguments
+from ..functional import Scale, gaussian_kl, gaussian_log_prob
+from ..ops import FORMS, value_dtype
+from ..reference import standard_deviation
 
 __all__ = ["LinearGaussian"]
 

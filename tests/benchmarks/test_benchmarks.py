@@ -3,6 +3,7 @@
 No test looks at how long anything takes.
 """
 
+import contextlib
 import csv
 import dataclasses
 import itertools
@@ -11,8 +12,10 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -23,9 +26,11 @@ from benchmarks import BenchmarkError, cases, check, compare, contenders, goals,
 from benchmarks.__main__ import OUT, _device, main
 from benchmarks.cases import BOTH, FORWARD, Case
 from benchmarks.contenders import CONTENDERS, FORMULAS
-from benchmarks.rows import Row
+from benchmarks.rows import DEVICE, WALL, Row
 
-ROOT = Path(__file__).parent.parent
+from samples import NEEDS_GPU
+
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 # torch.func takes some derivatives from a script that it compiles on first use.
 pytestmark = [
@@ -263,6 +268,49 @@ def test_the_copy_moves_the_bytes_of_the_work(case, direction):
     assert arrays == sorted(shape for shape in moved.written.values() if shape)
 
 
+# ---- the empty contender ----
+
+
+class Operators(torch.utils._python_dispatch.TorchDispatchMode):
+    """The names of the operators that run, views left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if not function.is_view:
+            self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("case", small_cases(), ids=name_of)
+def test_the_empty_functions_allocate_what_the_work_does_and_compute_nothing(case):
+    buffers = cases.make(case, CPU)
+    call = contenders.prepare("empty", case, BOTH)(buffers)
+    with Operators() as seen:
+        results = call()
+    shapes = {"loss": (), "z": case.z if case.latent else None}
+    assert [tuple(t.shape) for t in results] == [shapes[name] for name in cases.RESULTS[case.work]]
+    for name, operand in buffers.operands.items():
+        assert (operand.grad is not None and operand.grad.shape == operand.shape) == (name in case.learned())
+    # One seed, and the upstream gradient of a loss, which torch makes.
+    assert set(seen.names) <= {"new_empty", "empty_like", "detach", "randint", "ones_like"}
+    assert seen.names.count("randint") == ("z" in cases.RESULTS[case.work])
+    functions, found = [t.grad_fn for t in results], set()
+    while functions:
+        function = functions.pop()
+        if function is not None and function not in found:
+            found.add(function)
+            functions += [parent for parent, _ in function.next_functions]
+    empty = [function for function in found if type(function).__name__ == "_AllocationBackward"]
+    assert len(empty) == (2 if case.work in ("step", "importance") else 1)
+
+
+def test_the_empty_functions_take_no_part_in_evaluation():
+    assert {g.direction for g in suite.plan(CPU, 1, contenders=["empty"])} == {BOTH}
+
+
 # ---- the clock ----
 
 
@@ -381,6 +429,169 @@ def test_sets_of_buffers_exceed_the_cache():
     assert measure.last_level_cache(CPU) >= 1 << 18
 
 
+# ---- the device's clock ----
+
+
+class FakeGPU:
+    """Stands in for torch.cuda where there is none. A call that is captured takes no time until its graph is replayed;
+    the device's time passes in calls and replays alone."""
+
+    def __init__(self) -> None:
+        self.time, self.capturing, self.sync_mode = FakeTime(), None, 0
+        self.graphs: list[Any] = []
+        gpu = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                self.at = gpu.time.now
+
+            def elapsed_time(self, end: "Event") -> float:
+                return 1e3 * (end.at - self.at)  # milliseconds, as torch's
+
+        class Graph:
+            def __init__(self) -> None:
+                self.calls, self.seconds, self.replays, self.pool = 0, 0.0, 0, None
+
+            def replay(self) -> None:
+                assert gpu.capturing is None
+                self.replays += 1
+                gpu.time.now += self.seconds
+
+        self.Event, self.CUDAGraph = Event, Graph
+        self.Stream = self.current_stream = lambda: SimpleNamespace(wait_stream=lambda other: None)
+        self.stream = lambda stream: contextlib.nullcontext()
+        self.synchronize = lambda: None
+        self.graph_pool_handle = lambda: (0, 1)
+        self.get_sync_debug_mode = lambda: self.sync_mode
+
+    def set_sync_debug_mode(self, mode: int | str) -> None:
+        self.sync_mode = mode
+
+    @contextlib.contextmanager
+    def graph(self, graph: Any, pool: object) -> Iterator[None]:
+        graph.pool, self.capturing = pool, graph
+        self.graphs.append(graph)
+        try:
+            yield
+        finally:
+            self.capturing = None
+
+    def call_that_takes(self, seconds: float) -> Callable[[], None]:
+        def call() -> None:
+            if self.capturing:
+                self.capturing.calls += 1
+                self.capturing.seconds += seconds
+            else:
+                self.time.now += seconds
+
+        return call
+
+    def call_that_waits(self) -> Callable[[], None]:
+        def call() -> None:
+            assert not self.capturing, "a capture that fails may leave torch unusable"
+            if self.sync_mode == "error":
+                raise RuntimeError("called a synchronizing CUDA operation\nlong story")
+
+        return call
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    fake = FakeGPU()
+    for name in ("Event", "CUDAGraph", "Stream", "current_stream", "stream", "synchronize", "graph",
+                 "graph_pool_handle", "get_sync_debug_mode", "set_sync_debug_mode"):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
+    return fake
+
+
+def test_a_graph_holds_a_step_on_each_set(gpu):
+    """And its time is that of a step, in whole replays, one of which goes ahead off the clock."""
+    replays = measure.Replays(turns(*map(gpu.call_that_takes, (1.0, 2.0, 6.0))), 3, pool := (0, 7))
+    (graph,) = gpu.graphs
+    assert (graph.calls, graph.seconds, graph.pool) == (3, 9.0, pool)
+    assert gpu.time.now == 9.0  # the warm-up, outside of the graph
+    assert replays.seconds(7) == pytest.approx(3.0)
+    assert graph.replays == 3 + 1 and gpu.sync_mode == 0
+
+
+def test_small_works_share_a_graph_and_rotating_ones_fill_it():
+    assert measure.steps_in_a_graph(1, 1000, 32_000) == measure.SHORT_STEPS
+    for set_bytes in (5_000, 31_000, 1_000_000):
+        count = measure.how_many_sets(set_bytes, 32_000)
+        assert measure.steps_in_a_graph(count, set_bytes, 32_000) == count
+
+
+def test_gradients_are_dropped_in_the_graph_too(gpu):
+    leaf, seen = torch.ones(3, requires_grad=True), []
+
+    def call() -> None:
+        seen.append(leaf.grad)
+        (2 * leaf).sum().backward()
+
+    measure.Replays(turns(call, leaves=(leaf,)), 4, None)
+    assert seen == [None] * (3 + 4) and leaf.grad is None
+
+
+def test_device_times_enter_the_rows(gpu):
+    contending = {
+        "ours": turns(gpu.call_that_takes(2e-4)),
+        "eager": turns(gpu.call_that_takes(6e-4)),
+        "empty": turns(gpu.call_that_takes(1e-9)),
+    }
+    measured = {name: row(name) for name in contending}
+    suite.time_on_device(measured, contending, 4, 0.0)
+    ours, eager, empty = measured.values()
+    assert ours.device_time[:3] == pytest.approx((200, 200, 200)) and ours.median_us == 100
+    assert eager.device_us == pytest.approx(600) and eager.device_gb_per_s == pytest.approx(10**7 / 600 / 1e3)
+    assert ours.device_rounds >= measure.MIN_ROUNDS and ours.steps_in_graph == 4
+    assert [graph.calls for graph in gpu.graphs] == [4, 4] and len({graph.pool for graph in gpu.graphs}) == 1
+    assert empty.device_time is None and empty.device_note is None
+
+
+def test_who_cannot_be_captured_is_noted(gpu):
+    leaf = torch.ones(3, requires_grad=True)
+    leaf.grad = torch.ones(3)  # as a step leaves it that is broken off
+    contending = {
+        "distributions": turns(gpu.call_that_waits(), leaves=(leaf,)),
+        "ours": turns(gpu.call_that_takes(1e-4)),
+    }
+    measured = {name: row(name) for name in contending}
+    suite.time_on_device(measured, contending, 1, 0.0)
+    note = "no CUDA graph of it: RuntimeError: called a synchronizing CUDA operation"
+    assert measured["distributions"].device_note == note and measured["distributions"].device_us is None
+    assert measured["ours"].device_us == pytest.approx(100)
+    assert len(gpu.graphs) == 1 and gpu.sync_mode == 0 and leaf.grad is None
+    assert tables.notes(list(measured.values())) == [f"distributions: {note} (conv)"]
+    header, _, line = tables.device_speed(list(measured.values())).splitlines()
+    assert "distributions" in header and line.rstrip(" |").endswith("-")
+
+
+@NEEDS_GPU
+def test_device_times_on_a_gpu():
+    """Replays launch the kernels of the steps and no others; and a capture that is refused leaves torch as it was."""
+    device = torch.device("cuda")
+    case = next(case for case in cases.CASES if case.name == "kl-2560")
+    group = suite.Group(case, BOTH, 1, ("ours", "eager", "distributions", "copy", "empty"))
+    measured = {r.contender: r for r in suite.run([group], device, rows.machine(device), 0.05)}
+    for name in ("ours", "eager", "copy"):
+        one = measured[name]
+        assert one.device_note is None and 0 < one.device_p20_us <= one.device_us <= one.device_p80_us
+        assert one.steps_in_graph == measure.SHORT_STEPS and one.buffer_sets == 1
+    assert "synchronizing" in measured["distributions"].device_note
+    assert measured["empty"].device_us is None and measured["empty"].median_us > 0
+
+    buffers = cases.make(case, device)
+    call = contenders.prepare("eager", case, BOTH)(buffers)
+    turn = measure.Turns([call], [buffers], itertools.repeat(0))
+    replays = measure.Replays(turn, 5, torch.cuda.graph_pool_handle())
+    turn.step()
+    assert measure.launches(replays._graph.replay) == 5 * measured["eager"].launches
+    assert torch.randn(5, device=device).isfinite().all()
+
+
 # ---- memory ----
 
 
@@ -449,7 +660,7 @@ def row(contender: str = "ours", median: float | None = 100.0, spread: float = 0
 
 
 def test_rows_survive_json_and_csv(tmp_path):
-    some = [row(), row("eager", 900.0), row("nll-loss", None, note='says "no", why')]
+    some = [with_device(row(), 50.0), row("eager", 900.0), row("nll-loss", None, note='says "no", why')]
     (tmp_path / "r.json").write_text(rows.to_json(some))
     assert rows.read_json(str(tmp_path / "r.json")) == some
     first, _, last = csv.DictReader(rows.to_csv(some).splitlines())
@@ -472,6 +683,26 @@ def test_speed_table():
     assert set("".join(rule)) == {"-", ":"}
 
 
+def with_device(one: Row, median: float, spread: float = 0.02) -> Row:
+    return dataclasses.replace(
+        one, device_us=median, device_p20_us=median * (1 - spread), device_p80_us=median * (1 + spread),
+        device_gb_per_s=one.bytes / median / 1e3,
+    )  # fmt: skip
+
+
+def test_device_table():
+    timed = {"ours": 50.0, "eager": 200.0, "copy": 25.0}
+    some = [row("empty", 40.0), *(with_device(row(name), median) for name, median in timed.items())]
+    some += [dataclasses.replace(r, case="not-captured") for r in (row(), row("eager", 300.0))]
+    assert tables.device_speed([row(), row("eager", 900.0)]) == ""
+    header, _, line = (
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in tables.device_speed(some).splitlines()
+    )
+    assert header == ["case", "array", "ours", "20-80 %", "GB/s", "eager", "copy"]
+    assert line == ["conv", "3.15 MB", "50 us", "-2 +2", "200", "4 x", "0.5 x"]
+    assert "| 0.4 x |" in tables.speed(some[:4])  # the empty functions', by the clock on the wall
+
+
 def test_tables_without_ours_give_times():
     line = tables.speed([row("eager", 1250.0), row("copy", 0.5)]).splitlines()[-1]
     assert "1.25 ms" in line and "0.5 us" in line
@@ -491,6 +722,18 @@ def test_goals_report_the_worst_case():
         assert found["faster than torch.compile"] == (pytest.approx(3), "conv", False)
         assert found["time of a copy"] == (pytest.approx(100 / 90), "conv", True)
     assert "12" not in goals.report(large + worse) and "11 x" in goals.report(large + worse)
+
+
+def test_goals_of_the_device():
+    some = [with_device(row(), 50.0), with_device(row("eager"), 160.0), with_device(row("eager-compiled"), 60.0)]
+    on_gpu = [dataclasses.replace(r, device="cuda") for r in some]
+    found = {goal.what: (value, goal.met(value)) for goal, value, _ in goals.outcomes(on_gpu)}
+    alone = "step, variance per element, device alone: faster than "
+    assert found[f"{alone}eager"] == (pytest.approx(3.2), True)
+    assert found[f"{alone}torch.compile"] == (pytest.approx(1.2), False)
+    tiny = [dataclasses.replace(r, case="tiny", device="cuda") for r in (row(), row("empty", 40.0))]
+    (value,) = (value for goal, value, _ in goals.outcomes(tiny) if "empty functions" in goal.what)
+    assert value == pytest.approx(2.5)
 
 
 def test_goals_of_half_precision_stand_apart():
@@ -553,6 +796,25 @@ def test_memory_and_lost_measurements_count():
     assert worse and "Gone" in text
 
 
+def test_the_device_is_compared_by_itself():
+    """Its drift is its own; and slower kernels count where the clock on the wall sees nothing of them."""
+    old = [with_device(row(), 50.0), with_device(row("eager", 900.0), 200.0)]
+    slower = [with_device(row(), 60.0), old[1]]
+    text, worse = compare.report(old, slower)
+    assert worse and "2 measurements compared: 1 slower" in text and "2 threads, device alone" in text
+    cooler = [with_device(row(), 60.0), with_device(row("eager", 900.0), 240.0)]
+    assert not compare.report(old, cooler)[1]
+    assert [change.clock for change in compare.changes(old, cooler)] == [WALL, DEVICE]
+    assert not compare.report(old, [row(), row("eager", 900.0)])[1]  # a run that did not look
+    text, worse = compare.report(old, [row(device_note="no CUDA graph of it"), old[1]])
+    assert worse and "Gone: conv, 2 threads, device alone, ours." in text
+
+
+def test_more_memory_is_told_once():
+    heavier = with_device(row(peak_bytes=9_000_000), 50.0)
+    assert "0 slower, 0 faster, 1 heavier." in compare.report([with_device(row(), 50.0)], [heavier])[0]
+
+
 def test_another_machine_is_mentioned():
     text, _ = compare.report([row()], [row(device_name="another", torch="2.14.0")])
     assert "device_name was a CPU and is another" in text and "torch was 2.13.0 and is 2.14.0" in text
@@ -579,6 +841,7 @@ def test_compare_on_the_command_line(tmp_path, capsys):
         ('{"rows": []}', "holds no rows"),
         ('[{"case": "conv"}]', "holds no rows"),
         (rows.to_json([row()]).replace("100.0", '"fast"'), "holds no rows"),
+        (rows.to_json([row(device_us=1.0)]), "holds no rows"),  # and no percentiles
         (rows.to_json([row(), row()]), "the same measurement twice"),
     ],
 )

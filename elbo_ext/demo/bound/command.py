@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .command import (
+from ..command_line import (
     EXIT_CODES,
     OutputFolder,
     Parser,
@@ -22,7 +22,7 @@ from .command import (
     say,
     versions,
 )
-from .data import load_images, split
+from ..data import load_images, split
 
 FIGURES = {
     "bound_over_counts": "bound_over_k.png",
@@ -60,9 +60,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     with extra_packages():
         import tqdm  # noqa: F401 - the progress bars
 
-        from . import bound_plots
-    from . import bound_experiments as experiments
-    from . import bound_models as models
+        from . import plots
+    from . import experiments, models
 
     check_threads(options.threads)
     device = device_of(options.device)
@@ -84,7 +83,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "amortization": experiments.amortization(digits, size, seed),
         "collapse": experiments.collapse(train_data, test_data, size, seed),
     }
-    figures = {FIGURES[name]: getattr(bound_plots, name)(finding) for name, finding in findings.items()}
+    figures = {FIGURES[name]: getattr(plots, name)(finding) for name, finding in findings.items()}
     checks = {name: check for finding in findings.values() for name, check in finding.checks.items()}
     results: dict[str, Any] = {
         "unit": "nats, per example",

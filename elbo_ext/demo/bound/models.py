@@ -18,8 +18,8 @@ from torch import Tensor
 
 import elbo_ext
 
-from . import bounds, diagnostics
-from .vae import VAE, progress_bar, seeded, train
+from ... import bounds, diagnostics
+from ..vae import VAE, progress_bar, seeded, train
 
 SIGMAS = 4.5
 """A correct run fails one of its hundred or so comparisons with probability below 0.001."""

@@ -147,7 +147,7 @@ def test_same_bits_wherever_the_tensors_lie() -> None:
 
 PROGRAM = """
 import sys
-sys.path[:0] = [{tests!r}, {root!r}]
+sys.path[:0] = {folders!r}
 import torch, elbo_ext, test_reproducible
 torch.save((elbo_ext.build_info()["instruction_set"], test_reproducible.compact_results()), sys.argv[1])
 """
@@ -172,7 +172,8 @@ def machine_has(capability: str) -> bool:
 def by_instruction_set(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, dict[str, list[Tensor]]]]:
     """What each instruction set of this machine computes, each in a process of its own: (name in use, results)."""
     folder = tmp_path_factory.mktemp("instruction_sets")
-    program = PROGRAM.format(tests=str(Path(__file__).parent), root=str(Path(elbo_ext.__file__).parents[1]))
+    here, package = Path(__file__).parent, Path(elbo_ext.__file__).parent
+    program = PROGRAM.format(folders=[str(here), str(here.parent), str(package.parent)])
     results = {}
     for capability in filter(machine_has, CAPABILITIES):
         file = folder / capability

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import bounds, diagnostics
-from .bound_models import (
+from ... import bounds, diagnostics
+from ..vae import progress_bar, seeded
+from .models import (
     ROWS,
     SIGMAS,
     ZERO_VARIANCE,
@@ -36,7 +37,6 @@ from .bound_models import (
     train_vae,
     vae_log_likelihood,
 )
-from .vae import progress_bar, seeded
 
 # --- (a) the bound over K -----------------------------------------------------------------------------------
 

@@ -249,7 +249,7 @@ def test_an_old_nvcc(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["2", "yes"])
 def test_a_wrong_wish(tmp_path: Path, value: str) -> None:
-    assert build(tmp_path, ELBO_EXT_CUDA=value) == (1, [f"elbo_ext: ELBO_EXT_CUDA must be 0 or 1, got '{value}'."])
+    assert build(tmp_path, ELBO_EXT_CUDA=value) == (1, [f"elbo_ext: ELBO_EXT_CUDA must be 0, 1 or reuse, got '{value}'."])
 
 
 @pytest.mark.skipif(shutil.which("nvcc", path="/usr/local/cuda/bin") is not None, reason="nvcc is where it always is")
@@ -352,6 +352,72 @@ def test_named_architectures(tmp_path: Path) -> None:
     for words in nvcc_words(tmp_path, TORCH_CUDA_ARCH_LIST=wish):
         generated = [word.split(",code=")[1] for word in words if word.startswith("-gencode=")]
         assert generated == ["sm_86", "sm_90a", "sm_120", "compute_120"]
+
+
+# ---- a library from elsewhere ----
+
+
+def copy_of_the_sources(folder: Path) -> Path:
+    sources = folder / "sources"
+    shutil.copytree(ROOT / "csrc", sources / "csrc")
+    (sources / "elbo_ext").mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, sources)
+    return sources
+
+
+def build_id(words: list[str]) -> bytes:
+    """The one that the linker was told."""
+    (option,) = (word for word in words if word.startswith("-Xlinker="))
+    return bytes.fromhex(option.split("--build-id=0x")[1])
+
+
+@linux_only
+@needs_sources
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no c++ to link with")
+@pytest.mark.parametrize("change", [None, "csrc/cuda/latent.cuh", "csrc/terms/gaussian.h", "csrc/ops/problem.h"])
+def test_a_library_of_the_same_sources_is_kept(tmp_path: Path, change: str | None) -> None:
+    """And one of other sources is built anew. It stands for both that the linker links nothing with their build ID."""
+    sources = copy_of_the_sources(tmp_path)
+    home = fake_nvcc(tmp_path, "13.0", compiles=WRITES_ITS_WORDS)
+    write_script(tmp_path / "bin" / "plain-c++", WRITES_ITS_WORDS)
+    settings = {"CXX": "plain-c++", "CUDA_HOME": home, "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    first = run_setup(tmp_path / "first", root=sources, ELBO_EXT_CUDA="1", **settings)
+    assert first.returncode == 0, first.stdout + first.stderr
+    words = (tmp_path / "first/lib/elbo_ext/_cuda.so").read_text().splitlines()
+    library = sources / "elbo_ext" / "_cuda.so"
+    nothing = ["c++", "-shared", "-nostdlib", "-x", "c++", "/dev/null"]
+    subprocess.run([*nothing, f"-Wl,--build-id=0x{build_id(words).hex()}", "-o", library], check=True)
+    if change:
+        (sources / change).write_text((sources / change).read_text() + "\n// changed\n")
+    before = library.read_bytes()
+    again = run_setup(tmp_path / "again", root=sources, ELBO_EXT_CUDA="reuse", **settings)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert library.read_bytes() == before
+    built = (tmp_path / "again/lib/elbo_ext/_cuda.so").read_bytes()
+    said = "elbo_ext: elbo_ext/_cuda.so was built from other sources. Building it." in again.stderr.splitlines()
+    assert said == (change is not None)
+    if change is None:
+        assert built == before and not [*(tmp_path / "again/temp").rglob("library.o")]
+    else:
+        assert build_id(built.decode().splitlines()) != build_id(words)
+
+
+@needs_sources
+@pytest.mark.skipif(shutil.which("nvcc", path="/usr/local/cuda/bin") is not None, reason="nvcc is where it always is")
+def test_nothing_to_reuse_and_no_nvcc(tmp_path: Path) -> None:
+    run = run_setup(tmp_path, root=copy_of_the_sources(tmp_path), ELBO_EXT_CUDA="reuse", PATH=str(tmp_path))
+    assert (run.returncode, run.stderr.strip().splitlines()) == (1, [
+        "elbo_ext: elbo_ext/_cuda.so is not there. Building it.",
+        "elbo_ext: ELBO_EXT_CUDA=reuse, but nvcc was not found; install the CUDA toolkit, or set CUDA_HOME to where it is.",
+    ])  # fmt: skip
+
+
+@needs_sources
+@needs_library
+def test_the_library_that_was_built_may_be_reused(tmp_path: Path) -> None:
+    """nvcc's linker gave it the sources' build ID."""
+    assert build(tmp_path, ELBO_EXT_CUDA="reuse", CXX="no-such-compiler") == (1, [NO_COMPILER])
 
 
 @needs_sources

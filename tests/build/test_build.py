@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import pybind11
 import pytest
 import torch
 
@@ -22,7 +23,7 @@ from elbo_ext.__main__ import main
 
 LIBRARY = Path(_C.__file__)
 PACKAGE = Path(elbo_ext.__file__).parent
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 X86 = platform.machine() in ("x86_64", "AMD64")
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads an ELF file")
@@ -493,11 +494,33 @@ def test_folders_with_a_space(tmp_path: Path) -> None:
         words = path.read_text().splitlines()
         assert {"-m64", f"-ffile-prefix-map={sources}/="} <= set(words)
         assert words[words.index("-c") + 1].startswith(f"{sources}/csrc/")
-        assert words[words.index("-isystem") + 1] == f"{folder}/stubs/torch/include"
+        included = [word for before, word in zip(words, words[1:]) if before == "-isystem"]
+        # pybind11's own headers before the copy of them that torch has.
+        assert included.index(f"{folder}/stubs/torch/include") > included.index(pybind11.get_include())
     (library,) = (folder / "lib").rglob("*.so")
     words = library.read_text().splitlines()
     assert words[words.index("-o") + 1] == str(library)
     assert words[words.index("-L") + 1] == f"{folder}/stubs/torch/lib"
+
+
+# ---- what a wheel holds beside the libraries ----
+
+
+@needs_sources
+def test_a_wheel_holds_every_module_and_no_other_file(tmp_path: Path) -> None:
+    """pyproject.toml names the packages one by one: a folder that it leaves out would be missing where it is installed."""
+    sources, built = tmp_path / "sources", tmp_path / "built"
+    for name in ("csrc", "elbo_ext"):
+        shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, sources)
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(built)]
+    environment = {**os.environ, "ELBO_EXT_CUDA": "0"}
+    run = subprocess.run(command, capture_output=True, text=True, cwd=sources, env=environment, timeout=120)
+    assert run.returncode == 0, run.stdout + run.stderr
+    held = {path.relative_to(built) for path in built.rglob("*") if path.is_file()}
+    modules = {path.relative_to(ROOT) for path in (ROOT / "elbo_ext").rglob("*.py")}
+    assert Path("elbo_ext/demo/__main__.py") in modules and held == modules
 
 
 # ---- when make builds ----

@@ -608,3 +608,6 @@ def test_balance_errors(changes: dict[str, Any], error: type[Exception], message
 def test_public_names() -> None:
     assert sorted(bounds.__all__) == bounds.__all__
     assert all(getattr(bounds, name).__doc__ for name in bounds.__all__)
+    own = [name for name in bounds.__all__ if name != "rsample_with_log_prob"]
+    assert {getattr(bounds, name).__module__ for name in own} == {"elbo_ext.bounds"}
+    assert b"elbo_ext.bounds" in (pickled := pickle.dumps(LinearSchedule(10))) and b"kl_controls" not in pickled

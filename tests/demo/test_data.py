@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from elbo_ext.data import DataError, Images, check_likelihood, images_from_array, load_images, split
+from elbo_ext.demo.data import DataError, Images, check_likelihood, images_from_array, load_images, split
 
 RNG = np.random.default_rng(0)
 BYTES = RNG.integers(0, 256, (12, 5, 4), dtype=np.uint8)

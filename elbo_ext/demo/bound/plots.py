@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .bound_models import ZERO_VARIANCE, Finding
-from .plots import FUSED, REFERENCE, STYLE, TEST, png
+from ..plots import FUSED, REFERENCE, STYLE, TEST, png
+from .models import ZERO_VARIANCE, Finding
 
 GREEN, PURPLE, GREY, GOLD = "#2e8b57", "#7b4fa3", "#8a8a8a", "#c9a227"
 ESTIMATOR_STYLES: dict[str, dict[str, Any]] = {

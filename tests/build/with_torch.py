@@ -1,7 +1,7 @@
 """Runs the whole suite with another torch, twice: with the binaries that ``make build`` made, against the torch of
 constraints.txt, and with binaries built against the other torch itself.
 
-    python tests/with_torch.py 2.11.0 [options of pytest]     also "oldest" and "newest"; make test-torch TORCH=...
+    python tests/build/with_torch.py 2.11.0 [options of pytest]     also "oldest" and "newest"; make test-torch TORCH=...
 
 The other torch goes into a virtual environment of its own, .venv-torch-VERSION, everything else as in constraints.txt.
 """
@@ -14,7 +14,7 @@ import sys
 import venv
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BINARIES = ("elbo_ext/_C.*.so", "elbo_ext/_cuda.so")
 
 

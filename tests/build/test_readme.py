@@ -8,7 +8,7 @@ import torch
 
 import elbo_ext
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 TEXT = README.read_text(encoding="utf-8")
 
@@ -44,7 +44,7 @@ def test_paths_exist(path: str) -> None:
     assert (ROOT / path).exists()
 
 
-@pytest.mark.parametrize(("file", "test"), re.findall(r"`(test_\w+\.py)::(\w+)`", TEXT))
+@pytest.mark.parametrize(("file", "test"), re.findall(r"`([\w/]+\.py)::(\w+)`", TEXT))
 def test_named_tests_exist(file: str, test: str) -> None:
     assert re.search(rf"^def {test}\(", (ROOT / "tests" / file).read_text(encoding="utf-8"), re.MULTILINE)
 

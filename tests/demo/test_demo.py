@@ -14,8 +14,11 @@ import pytest
 import torch
 
 import elbo_ext
-from elbo_ext import demo, reference, vae
-from elbo_ext.data import load_images, split
+from elbo_ext import reference
+from elbo_ext.demo import __main__ as demo
+from elbo_ext.demo import training, vae
+from elbo_ext.demo.command_line import OutputFolder
+from elbo_ext.demo.data import load_images, split
 
 FILES = ["learning_curves.png", "reconstructions.png", "results.json", "samples.png"]
 SMALL = ["--epochs", "4", "--hidden", "48", "--latent", "6", "--iw-samples", "60"]
@@ -295,7 +298,7 @@ def test_diverged_training(tmp_path, capsys):
 
 def test_a_write_that_fails_leaves_nothing(tmp_path):
     """The folder vanishes between the check and the end, and a file has its name."""
-    output = demo.OutputFolder(str(tmp_path / "a" / "out"))
+    output = OutputFolder(str(tmp_path / "a" / "out"))
     (tmp_path / "a").write_text("mine")
     with pytest.raises(vae.DemoError, match="cannot be written"):
         output.write({"results.json": b"{}"})
@@ -310,7 +313,7 @@ def test_failed_check_and_interrupt(capsys, monkeypatch, exit_code, failure):
             raise failure
         return {"checks": {"fused_agrees_with_reference": False, "log_px_not_below_elbo": True}}
 
-    monkeypatch.setattr(demo, "run", run)
+    monkeypatch.setattr(training, "run", run)
     code, _, error = run_main(capsys)
     assert code == exit_code and error.count("\n") == 1
     assert ("failed: fused agrees with reference" in error) or ("interrupted" in error)

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from . import arguments, autograd
-from .functional import Scale, gaussian_kl
-from .ops import value_dtype
+from .. import arguments, autograd
+from ..functional import Scale, gaussian_kl
+from ..ops import value_dtype
 
 __all__ = [
     "CosineSchedule",

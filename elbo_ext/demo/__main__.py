@@ -1,0 +1,27 @@
+"""python -m elbo_ext.demo: trains a variational autoencoder, and compares (training.py).
+
+python -m elbo_ext.demo bound: what theory says about the bound, measured (the folder bound).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from .command_line import exit_code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo, or its command `bound`; returns the exit code (see --help)."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["bound"]:
+        from .bound import command
+
+        argv = argv[1:]
+    else:
+        from . import training as command
+    return exit_code(lambda: command.run(command.build_parser().parse_args(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

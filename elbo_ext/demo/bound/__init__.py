@@ -1,0 +1,1 @@
+"""python -m elbo_ext.demo bound: what theory says about the bound, measured."""
