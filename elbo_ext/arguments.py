@@ -7,8 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .likelihoods import LikelihoodWithParameters
+from .likelihoods import GAUSSIAN_KL, LikelihoodWithParameters
 from .ops import REDUCTIONS
+
+# Names of the scales of a Gaussian, in the order of their forms.
+SCALES = GAUSSIAN_KL.forms["logvar"]
+PRIOR_SCALES = GAUSSIAN_KL.forms["prior_logvar"]
+RECON_SCALES = tuple(f"recon_{name}" for name in SCALES)
+_DIRECT_SCALES = (SCALES.index("std"), SCALES.index("var"))
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -70,6 +76,11 @@ def one_form(
     return names[form], value, form
 
 
+def scale(names: Sequence[str], values: Sequence[Any]) -> tuple[str, Tensor | float, int]:
+    """Name, value and form of the one scale of a Gaussian that is given; names and values in the order of SCALES."""
+    return one_form(names, values, _DIRECT_SCALES)
+
+
 def broadcast(operands: Mapping[str, Any]) -> torch.Size:
     """The shape that all tensors among the operands broadcast to; they must be on one device."""
     shape = device = None
@@ -128,8 +139,8 @@ def recon_scales(likelihood: LikelihoodWithParameters, scales: Mapping[str, Any]
     for name in given:
         if name not in known:
             others = [form for form in known if form not in ("x", of_term.decoder)]
-            reason = f"takes likelihoods.{of_term.class_name}({' or '.join(sorted(f'{form}=...' for form in others))})" if others else "has no scale"
-            raise ValueError(f"recon_{name} has no meaning for likelihood={of_term.name!r}, which {reason}")
+            reason = f"; pass likelihoods.{of_term.class_name}({min(others)}=...) instead" if others else ", which has no scale"
+            raise ValueError(f"recon_{name} has no meaning for likelihood={of_term.name!r}{reason}")
         if likelihood.parameters:
             raise ValueError(f"recon_{name} has no use beside {likelihood!r}, which has its parameters already")
     return given

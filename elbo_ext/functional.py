@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from . import arguments, autograd, likelihoods
+from .arguments import PRIOR_SCALES, RECON_SCALES, SCALES
 from .autograd import LatentSpec, TermSpec
 from .likelihoods import GAUSSIAN_KL, Likelihood, LikelihoodWithParameters, Term
 from .ops import NONE, REDUCTIONS, WITH_KL, WITH_LOG_PROB, Z_ALONE, draw_seed, value_dtype
@@ -53,12 +54,7 @@ __all__ = [
 
 Scale = Tensor | float | None
 
-SCALES = GAUSSIAN_KL.forms["logvar"]
-PRIOR_SCALES = GAUSSIAN_KL.forms["prior_logvar"]
-RECON_SCALES = tuple(f"recon_{name}" for name in SCALES)
-
 _UNIT_SCALE = (0.0, 0.0, 1.0, 1.0)  # sigma = 1 in each form, in the order of SCALES
-_DIRECT_SCALES = (SCALES.index("std"), SCALES.index("var"))
 _POSTERIOR_AND_PRIOR = (*SCALES, "prior_mu", *PRIOR_SCALES)
 
 
@@ -76,22 +72,17 @@ def _operands(values: Iterable[Any]) -> tuple[tuple[Tensor | None, ...], tuple[f
     return tuple(tensors), tuple(constants)
 
 
-def one_scale(names: Sequence[str], values: Sequence[Scale]) -> tuple[str, Tensor | float, int]:
-    """The one scale of a Gaussian that is given: its name, value and form."""
-    return arguments.one_form(names, values, _DIRECT_SCALES)
-
-
 def _posterior_and_prior(
     mu: Any, scales: Sequence[Scale], prior_mu: Any, prior_scales: Sequence[Scale]
 ) -> tuple[dict[str, Any], int]:
     """The operands of a KL by name, and their forms. The prior is N(0, 1), in the posterior's own form, where nothing else
     is given."""
-    name, scale, form = one_scale(SCALES, scales)
+    name, scale, form = arguments.scale(SCALES, scales)
     named = {"mu": arguments.tensor("mu", mu), name: scale}
     named["prior_mu"] = 0.0 if prior_mu is None else arguments.tensor_or_number("prior_mu", prior_mu)
     for given in prior_scales:
         if given is not None:
-            name, scale, prior_form = one_scale(PRIOR_SCALES, prior_scales)
+            name, scale, prior_form = arguments.scale(PRIOR_SCALES, prior_scales)
             named[name] = scale
             return named, GAUSSIAN_KL.pack((0, form, 0, prior_form))
     named["prior_scale"] = _UNIT_SCALE[form]
@@ -129,7 +120,7 @@ def rsample(
     Raises:
         ValueError, TypeError: see the module's conventions; also if noise has not z's shape or a generator comes with it.
     """
-    name, scale, form = one_scale(SCALES, (logvar, log_std, std, var))
+    name, scale, form = arguments.scale(SCALES, (logvar, log_std, std, var))
     named = {"mu": arguments.tensor("mu", mu), name: scale}
     shape = arguments.broadcast(named)
     inputs, constants = _operands(named.values())
@@ -344,7 +335,7 @@ def gaussian_log_prob(
 
 def bernoulli_log_prob(
     x: Tensor,
-    logits: Tensor,
+    logits: Tensor | float,
     *,
     weight: Tensor | None = None,
     batch_dims: int = 1,
@@ -357,7 +348,7 @@ def bernoulli_log_prob(
 
     Args:
         x: data in [0, 1].
-        logits: log-odds.
+        logits: log-odds, a tensor or a number.
         weight, batch_dims, reduction: see the module's conventions.
 
     Returns:

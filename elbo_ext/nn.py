@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import arguments
-from .functional import ELBO, RECON_SCALES, elbo_loss, one_scale
+from .functional import ELBO, elbo_loss
 from .likelihoods import Likelihood, LikelihoodWithParameters, by_name
 
 
@@ -41,14 +41,14 @@ class ELBOLoss(torch.nn.Module):
         recon_var: Any = None,
     ) -> None:
         super().__init__()
-        scales = dict(zip(RECON_SCALES, (recon_logvar, recon_log_std, recon_std, recon_var), strict=True))
+        scales = dict(zip(arguments.RECON_SCALES, (recon_logvar, recon_log_std, recon_std, recon_var), strict=True))
         arguments.recon_scales(by_name(likelihood), scales)
         arguments.reduction(reduction)
         self.likelihood, self.beta = likelihood, beta
         self.batch_dims, self.reduction = batch_dims, reduction
         self.scale_name, scale = None, None
         if any(scale is not None for scale in scales.values()):
-            self.scale_name, scale, _ = one_scale(RECON_SCALES, tuple(scales.values()))
+            self.scale_name, scale, _ = arguments.scale(arguments.RECON_SCALES, tuple(scales.values()))
         if isinstance(scale, torch.nn.Parameter):
             self.register_parameter("scale", scale)
         elif isinstance(scale, Tensor):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 import elbo_ext
-from elbo_ext import reference
+from elbo_ext import likelihoods, reference
 
 FORMS = ("logvar", "log_std", "std", "var")
 REDUCTIONS = ("none", "sum", "mean")
@@ -116,19 +116,19 @@ class Maker:
         return self.unit(*shape) * self.mask(*shape)
 
     def scale(self, form: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """A scale whose ln sigma^2 is about 0.7 * normal, in the form asked for."""
+        """A scale whose ln sigma^2 is about 0.7 * normal, in the form asked for: log_scale and scale are log_std and std."""
         logvar = 0.7 * torch.randn(shape, generator=self.generator, dtype=torch.float64)
         return self._to(from_logvar(logvar, form), dtype)
 
 
 def from_logvar(logvar: Tensor, form: str) -> Tensor:
-    value = logvar / 2 if form in ("log_std", "std") else logvar
-    return value if form in ("logvar", "log_std") else value.exp()
+    value = logvar if form in ("logvar", "var") else logvar / 2
+    return value if form.startswith("log") else value.exp()
 
 
 def number(form: str) -> float:
     """The Python number that stands for ln sigma^2 = 0.4."""
-    return {"logvar": 0.4, "log_std": 0.2, "std": math.exp(0.2), "var": math.exp(0.4)}[form]
+    return from_logvar(torch.tensor(0.4, dtype=torch.float64), form).item()
 
 
 # ---- layouts: the same numbers, lying differently in memory ----
@@ -353,18 +353,20 @@ def standard(
     core: tuple[str, ...] = CORE_OF_A_FUNCTION,
     without: tuple[str, ...] = (),
     rows: int = 3,
+    forms_of_scale: tuple[str, ...] = FORMS,
     **other_operands: Operands,
 ) -> list[Sample]:
     """The whole standard set of a function, from the one row that says how its operands are drawn::
 
-        standard("laplace", "laplace_log_prob", lambda c: dict(x=c.normal(), mean=c.normal(beside=True), **c.scale()))
+        standard("gaussian", "gaussian_log_prob", lambda c: dict(x=c.normal(), mean=c.normal(beside=True), **c.scale()))
 
+    ``forms_of_scale`` are those that the function takes for its scale, if it has one, the one by position first.
     ``core`` and ``without`` are patterns of ids: the part that is for expensive tests, and what the function has not.
     Which options it has its signature says. ``rows`` is the number of rows of the cases ``row-*``; a name of a group of
     cases takes other operands for that group alone.
     """
     options_of_function = inspect.signature(getattr(elbo_ext, function)).parameters
-    probe = Case(Maker(torch.float32, "cpu", 0), (1,))
+    probe = Case(Maker(torch.float32, "cpu", 0), (1,), form=forms_of_scale[0])
     arguments = operands(probe)
     names = [next(name for name, value in arguments.items() if value is t) for t in probe.drawn]
     scale = next((i for i, name in enumerate(names) if name.endswith(probe.form)), None)
@@ -377,6 +379,8 @@ def standard(
         if not options.keys() <= options_of_function.keys() or any(fnmatchcase(id, pattern) for pattern in without):
             return
         draw, dims = other_operands.get(group, operands), options.get("batch_dims", 1)
+        if case.setdefault("form", forms_of_scale[0]) not in forms_of_scale:
+            case["form"] = forms_of_scale[-1]
 
         def build(m: Maker) -> _X:
             result = draw(Case(m, shape, batch_dims=dims, **case))
@@ -388,7 +392,7 @@ def standard(
     add("plain", "plain", "nothing special", (4, 6))
     if scale is not None:
         named = names[scale].removesuffix(probe.form)  # "" or "recon_"
-        for form, (extent, shape) in itertools.product(FORMS, SCALE_SHAPES.items()):
+        for form, (extent, shape) in itertools.product(forms_of_scale, SCALE_SHAPES.items()):
             note = "the scale in each form and extent: shared by a tile, or one per element"
             own = "number" if shape is None else shape
             add(f"{named}{form}-{extent}", "forms", note, (4, 3, 2, 5), form=form, extent=own)
@@ -1134,6 +1138,14 @@ ELBO = [
         core=True,
     ),
     _elbo(
+        "laplace",
+        lambda m: dict(
+            recon=m.normal(4, 6), x=m.normal(4, 6), **_latent(m), likelihood=likelihoods.Laplace(log_scale=0.3)
+        ),
+        "a likelihood with a parameter",
+        core=True,
+    ),
+    _elbo(
         "x-channel",
         lambda m: dict(recon=m.normal(4, 3, 5, 5), x=m.unit(1, 3, 1, 1), **_latent(m)),
         "x is one image of one colour for all",
@@ -1205,6 +1217,7 @@ STANDARD = [
         layout=lambda c: dict(x=c.unit(beside=True), logits=c.normal(), weight=c.unit()),
         row=lambda c: dict(x=c.unit(), logits=2 * c.normal()),
     ),
+    *standard("laplace", "laplace_log_prob", _gaussian_row, rows=2, forms_of_scale=("log_scale", "scale")),
     *standard(
         "kl",
         "gaussian_kl",

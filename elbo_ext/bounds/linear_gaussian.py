@@ -7,12 +7,11 @@ from torch import Tensor
 
 from .. import arguments
 from ..functional import Scale, gaussian_kl, gaussian_log_prob
-from ..ops import FORMS, value_dtype
-from ..reference import standard_deviation
+from ..ops import value_dtype
+from ..formulas import standard_deviation
 
 __all__ = ["LinearGaussian"]
 
-_FORM_NAMES = tuple(FORMS)
 
 
 class LinearGaussian:
@@ -65,7 +64,7 @@ class LinearGaussian:
             self._on_device(label, value)
             arguments.broadcasts_to_batch(label + " of shape {}", value, weight.shape[:1], "number of features,")
         # As they came: parameters that an optimizer changes in place change the model.
-        self._weight, self._bias, self._scale, self._form = weight, bias, scale, _FORM_NAMES[form]
+        self._weight, self._bias, self._scale, self._form = weight, bias, scale, arguments.SCALES[form]
         if not bool((self.std > 0).all()):
             raise ValueError(f"{name} must stand for a sigma above zero in every feature, got {self._scale}")
 

@@ -129,12 +129,12 @@ def test_no_local_memory() -> None:
     assert [(name, stack, local) for name, _, stack, local in kernels if (stack, local) != ("0", "0")] == []
 
 
-def terms() -> dict[str, tuple[int, bool]]:
-    """How many inputs each term has, and whether it has scales, by its name in csrc/terms."""
-    number, shared = r"static constexpr int kInputs = (\d);", r"static constexpr unsigned kSharedInputs = ([^;]+);"
+def terms() -> dict[str, tuple[int, int]]:
+    """How many inputs each term has, and how many classes of forms, by its name in csrc/terms."""
+    classes = {"OneForm": 1, "TwoForms": 2, "ScaleForms": 2}
     text = "".join(path.read_text() for path in (ROOT / "csrc" / "terms").glob("*.h"))
-    found = re.findall(rf"struct (\w+) {{\s+{number}.*\s+{shared}", text)
-    return {name: (int(inputs), shared != "0") for name, inputs, shared in found}
+    found = re.findall(r"struct (\w+) : (\w+)\S* {\s+static constexpr int kInputs = (\d);", text)
+    return {name: (int(inputs), classes[forms]) for name, forms, inputs in found}
 
 
 @needs_sources
@@ -161,9 +161,8 @@ def test_wide_accesses() -> None:
             seen[kernel[1]] += 1
             assert len(re.findall(r"\bLDG\.E[.\w]*\.128\b", function)) >= loads, name
             assert len(re.findall(r"\bSTG\.E[.\w]*\.128\b", function)) >= stores, name
-    # A term has four kernels, with 4 and 8 elements of a thread, with gradients and without; with scales it has them twice,
-    # for the two classes of forms.
-    expected = {name: 8 if scales else 4 for name, (_, scales) in terms().items()} | dict.fromkeys(latent, 2)
+    # A term has four kernels, with 4 and 8 elements of a thread, with gradients and without, for each class of forms.
+    expected = {name: 4 * classes for name, (_, classes) in terms().items()} | dict.fromkeys(latent, 2)
     assert seen == {name: count * len(machine_code()) for name, count in expected.items()}
 
 
@@ -221,7 +220,7 @@ def test_cuda_tensors_without_the_library() -> None:
     x = torch.empty(2, 3, device="meta")
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     with pytest.raises(RuntimeError, match=r"elbo_ext was given CUDA tensors, but .+"):
-        torch.ops.elbo_ext.term_sum.default.redispatch(keys, 0, [x, x, None], [0.0, 0.0, 0.0], None, 0, 0, 1, 0)
+        torch.ops.elbo_ext.term_sum.default.redispatch(keys, 0, [x, x, None, None], [0.0, 0.0, 0.0, 1.0], 0, 1, 0)
 
 
 # ---- what setup.py says when it cannot build the CUDA library ----

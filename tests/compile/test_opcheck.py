@@ -143,8 +143,7 @@ def test_draw_seed(device: str) -> None:
     ("name", "sentence"),
     [
         ("term", "there is no term {}"),
-        ("form", "there is no form {}"),
-        ("prior_form", "there is no form {}"),
+        ("forms", r"\w+ has no forms {}"),
         ("batch_dims", r"batch_dims is {} for \d dimensions"),
         ("reduction", "there is no reduction {}"),
         ("results", "latent has no results {}"),

@@ -17,6 +17,7 @@ from elbo_ext import (
     elbo_loss,
     gaussian_kl,
     gaussian_log_prob,
+    laplace_log_prob,
     rsample,
     rsample_kl,
     rsample_with_log_prob,
@@ -48,15 +49,17 @@ VALID: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "gaussian_kl": (gaussian_kl, dict(mu=A, logvar=A, prior_mu=A, prior_logvar=A, weight=A)),
     "gaussian_log_prob": (gaussian_log_prob, dict(x=A, mean=A, logvar=A, weight=A)),
     "bernoulli_log_prob": (bernoulli_log_prob, dict(x=A, logits=A, weight=A)),
+    "laplace_log_prob": (laplace_log_prob, dict(x=A, mean=A, log_scale=A, weight=A)),
+    "elbo_loss-computed": (elbo_loss, dict(log_likelihood=ROWS, kl=ROWS)),
     "elbo_loss-likelihood": (elbo_loss, dict(x=A, recon=A, recon_logvar=A, weight=A, kl=ROWS)),
     "elbo_loss-bernoulli": (elbo_loss, dict(x=A, recon=A, weight=A, kl=ROWS, likelihood="bernoulli")),
     "elbo_loss-posterior": (kl_of_elbo, dict(mu=A, logvar=A, prior_mu=A, prior_logvar=A)),
     "ELBOLoss": (module, dict(x=A, recon=A, recon_logvar=A, weight=A, kl=ROWS)),
 }
 # Operands that a number may stand for.
-NUMBERS = {"logvar", "prior_mu", "prior_logvar", "mean", "recon_logvar", "beta"}
+NUMBERS = {"logvar", "prior_mu", "prior_logvar", "mean", "logits", "log_scale", "recon_logvar", "beta"}
 # Arguments that are no operands of the joint shape.
-APART = {"kl", "likelihood"}
+APART = {"kl", "likelihood", "log_likelihood"}
 
 OPERANDS = [
     (case, name) for case, (_, valid) in VALID.items() for name, value in valid.items() if isinstance(value, Tensor)
@@ -84,7 +87,7 @@ def test_the_valid_calls_are_valid(case: str) -> None:
 
 def test_every_tensor_argument_is_tested() -> None:
     """An argument that someone adds to a function has to be added to VALID, or here."""
-    elsewhere = {"noise", "beta", *FORMS, *(f"prior_{form}" for form in FORMS), *(f"recon_{form}" for form in FORMS)}
+    elsewhere = {"noise", "beta", "scale", *FORMS, *(f"prior_{form}" for form in FORMS), *(f"recon_{form}" for form in FORMS)}
     for name in elbo_ext.__all__:
         function = getattr(elbo_ext, name)
         if not inspect.isfunction(function) or name == "build_info":
@@ -378,7 +381,8 @@ def test_gradient(value: Any) -> None:
 
 @pytest.mark.parametrize("value", ["poisson", "Gaussian", "", None, 0, ["gaussian"], {}], ids=repr)
 def test_likelihood(value: Any) -> None:
-    message = f"likelihood must be 'gaussian' or 'bernoulli', got {value!r}"
+    names = "'gaussian', 'bernoulli' or 'laplace', or an object of elbo_ext.likelihoods"
+    message = f"likelihood must be {names}, got {value!r}"
     assert_error(ValueError, message, elbo_loss, A, A, kl=ROWS, likelihood=value)
     assert_error(ValueError, message, ELBOLoss, value)
 

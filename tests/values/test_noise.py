@@ -10,7 +10,7 @@ from samples import DTYPES, FORMS, LAYOUTS, NOISE_ERROR, Maker, devices
 from torch import Tensor
 
 import elbo_ext
-from elbo_ext import reference, rsample, rsample_kl
+from elbo_ext import formulas, reference, rsample, rsample_kl
 
 SEEDS = [0, 1, -1, 2**63 - 1, -(2**63), 0x0123456789ABCDEF, -987654321987654321]
 
@@ -201,7 +201,7 @@ def test_sample_is_mean_plus_sigma_times_noise(form: str, device: str) -> None:
         torch.manual_seed(9)
         z = rsample(mu, **{form: scale}, num_samples=2)
         noise = kernel_noise(seed, z.numel(), dtype, device).reshape(z.shape).double()
-        sigma = reference.standard_deviation(scale.double(), form)
+        sigma = formulas.standard_deviation(scale.double(), form)
         exact = mu.double() + sigma * noise
         eps = torch.finfo(dtype).eps
         assert bool(((z.double() - exact).abs() <= eps * (exact.abs() + 3 * (sigma * noise).abs())).all())

@@ -15,10 +15,9 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from elbo_ext import reference
+from elbo_ext import formulas, reference
 from elbo_ext.reference import (
     ELBO,
-    TERMS,
     bernoulli_log_prob,
     elbo_loss,
     gaussian_kl,
@@ -211,7 +210,7 @@ def test_gaussian_and_its_gradients(form: str, dtype: torch.dtype) -> None:
     grid = itertools.product(logvars, differences)
     rows = [(0.25 + d * math.exp(v / 2), 0.25, scale_from_logvar(v, form)) for v, d in grid]
     x, mean, scale = columns(rows, dtype)
-    value = TERMS["gaussian"](x, mean, scale, form)
+    value = formulas.gaussian(x, mean, scale, form)
     grads = torch.autograd.grad(value.sum(), (x, mean, scale))
     exact, exact_x, exact_scale, size, size_scale, tolerance = [], [], [], [], [], []
     for a, m, s in exact_inputs([x, mean, scale]):
@@ -235,7 +234,7 @@ def test_gaussian_and_its_gradients(form: str, dtype: torch.dtype) -> None:
 def test_gaussian_against_scipy() -> None:
     rng = np.random.default_rng(1)
     x, mean, std = rng.normal(size=200), rng.normal(size=200), rng.lognormal(size=200)
-    actual = TERMS["gaussian"](*map(torch.from_numpy, (x, mean, std)), "std").numpy()
+    actual = formulas.gaussian(*map(torch.from_numpy, (x, mean, std)), "std").numpy()
     np.testing.assert_allclose(actual, scipy.stats.norm.logpdf(x, mean, std), rtol=1e-13, atol=1e-14)
 
 
@@ -244,7 +243,7 @@ def test_gaussian_against_scipy() -> None:
 def test_gaussian_at_its_mean_for_any_scale(logvar: float, dtype: torch.dtype) -> None:
     """0 / sigma is 0 although 1 / sigma overflows: value and gradients are limits, not NaN."""
     inputs = columns([(0.3, 0.3, logvar)], dtype)
-    value = TERMS["gaussian"](*inputs, "logvar")
+    value = formulas.gaussian(*inputs, "logvar")
     dx, dmean, dlogvar = torch.autograd.grad(value.sum(), inputs)
     assert (dx.item(), dmean.item(), dlogvar.item()) == (0.0, 0.0, -0.5)
     expected = torch.tensor(-0.5 * (logvar + math.log(2 * math.pi)), dtype=dtype)
@@ -255,7 +254,7 @@ def test_gaussian_far_from_its_mean_with_a_vanishing_scale() -> None:
     """The true value and gradients exceed the largest float32, so they are infinite with the right sign."""
     for logvar in (-100.0, -200.0, -400.0):
         inputs = columns([(0.3, 0.2, logvar)], torch.float32)
-        value = TERMS["gaussian"](*inputs, "logvar")
+        value = formulas.gaussian(*inputs, "logvar")
         grads = [g.item() for g in torch.autograd.grad(value.sum(), inputs)]
         assert [value.item(), *grads] == [-math.inf, -math.inf, math.inf, math.inf]
 
@@ -265,7 +264,7 @@ def test_gaussian_quotient_in_range_of_factors_out_of_range(dtype: torch.dtype) 
     """x - mean = 1e-30, sigma = 1e-31: z = 10, but 1 / sigma^2 overflows float32."""
     logvar = 2 * math.log(1e-31)
     inputs = columns([(1e-30, 0.0, logvar), (-1e30, 0.0, -logvar)], dtype)
-    value = TERMS["gaussian"](*inputs, "logvar")
+    value = formulas.gaussian(*inputs, "logvar")
     exact = [exact_gaussian(*row, "logvar") for row in exact_inputs(inputs)]
     # z^2 carries the rounding of exp(-logvar / 4): |logvar| eps, with z^2 = 100 in a sum of 90.
     assert_rel(value, exact, 200 * torch.finfo(dtype).eps)
@@ -280,7 +279,7 @@ LOGITS = (-700.0, -100.0, -40.0, -20.5, -1.0, -1e-8, 0.0, 1e-8, 0.5, 17.0, 20.5,
 def test_bernoulli_and_its_gradients(dtype: torch.dtype) -> None:
     rows = [(x, logit) for x in (0.0, 1e-3, 0.3, 0.5, 1.0) for logit in LOGITS]
     x, logits = columns(rows, dtype)
-    value = TERMS["bernoulli"](x, logits)
+    value = formulas.bernoulli(x, logits)
     dx, dlogits = torch.autograd.grad(value.sum(), (x, logits))
     eps, tiny = torch.finfo(dtype).eps, torch.finfo(dtype).tiny
     inputs = exact_inputs([x, logits])
@@ -300,7 +299,7 @@ def test_bernoulli_and_its_gradients(dtype: torch.dtype) -> None:
 def test_bernoulli_second_derivative() -> None:
     rows = [(x, logit) for x in (0.0, 0.3, 1.0) for logit in LOGITS]
     x, logits = columns(rows, torch.float64)
-    (slope,) = torch.autograd.grad(TERMS["bernoulli"](x, logits).sum(), logits, create_graph=True)
+    (slope,) = torch.autograd.grad(formulas.bernoulli(x, logits).sum(), logits, create_graph=True)
     (curvature,) = torch.autograd.grad(slope.sum(), logits)
     exact = [-mp.exp(-abs(mp.mpf(v))) / (1 + mp.exp(-abs(mp.mpf(v)))) ** 2 for _, v in rows]
     # Absolute: torch evaluates p (1 - p) from p, which rounds to 1.
@@ -310,7 +309,7 @@ def test_bernoulli_second_derivative() -> None:
 def test_bernoulli_against_scipy() -> None:
     rng = np.random.default_rng(2)
     x, logits = rng.integers(0, 2, 200), 3 * rng.normal(size=200)
-    actual = TERMS["bernoulli"](torch.from_numpy(x).double(), torch.from_numpy(logits)).numpy()
+    actual = formulas.bernoulli(torch.from_numpy(x).double(), torch.from_numpy(logits)).numpy()
     np.testing.assert_allclose(actual, scipy.stats.bernoulli.logpmf(x, 1 / (1 + np.exp(-logits))), rtol=1e-12)
 
 
@@ -332,7 +331,7 @@ def kl_rows(form: str, prior_form: str, dtype: torch.dtype) -> list[Tensor]:
 def test_kl_and_its_gradient_for_close_scales(form: str, dtype: torch.dtype) -> None:
     """phi(d) = e^d - 1 - d ~ d^2 / 2, phi'(d) = e^d - 1 ~ d, to full precision: posterior collapse."""
     inputs = kl_rows(form, form, dtype)
-    value = TERMS["gaussian_kl"](*inputs, form, form)
+    value = formulas.gaussian_kl(*inputs, form, form)
     dscale, dprior = torch.autograd.grad(value.sum(), (inputs[1], inputs[3]))
     exact, exact_scale, exact_prior, tolerance = [], [], [], []
     for m, s, pm, p in exact_inputs(inputs):
@@ -350,7 +349,7 @@ def test_kl_and_its_gradient_for_close_scales(form: str, dtype: torch.dtype) -> 
 @pytest.mark.parametrize(("form", "prior_form"), [p for p in itertools.product(FORMS, FORMS) if p[0] != p[1]])
 def test_kl_of_mixed_forms(form: str, prior_form: str) -> None:
     inputs = kl_rows(form, prior_form, torch.float64)
-    value = TERMS["gaussian_kl"](*inputs, form, prior_form)
+    value = formulas.gaussian_kl(*inputs, form, prior_form)
     assert bool((value >= 0).all())
     for actual, row in zip(value.tolist(), exact_inputs(inputs)):
         exact = exact_kl(*row, form, prior_form)
@@ -367,7 +366,7 @@ def test_kl_with_the_unit_prior_keeps_full_precision(form: str, dtype: torch.dty
     """ln sigma^2 itself is precise near sigma = 1, so a prior of log-variance 0 costs nothing in any form."""
     scales = [scale_from_logvar(sign * d, form) for d in STEPS for sign in (-1, 1)]
     inputs = columns([(0.0, s, 0.0, 0.0) for s in scales], dtype)
-    value = TERMS["gaussian_kl"](*inputs, form, "logvar")
+    value = formulas.gaussian_kl(*inputs, form, "logvar")
     (slope,) = torch.autograd.grad(value.sum(), inputs[1])
     rows = exact_inputs(inputs)
     exact_slopes = [exact_slope(s, form) * mp.expm1(exact_logvar(s, form)) / 2 for _, s, _, _ in rows]
@@ -381,7 +380,7 @@ def test_kl_of_scales_orders_of_magnitude_apart(form: str, dtype: torch.dtype) -
     """ln(1 + (s - p) / p) would round to -inf; the KL and its gradients are finite, in float32 too."""
     pairs = [(1e-30, 1.0), (1e-5, 1.0), (1e-25, 1e15), (0.4, 1.0), (3e-8, 2.0), (1e-38, 1e-12), (2.5, 1.0)]
     inputs = columns([(0.0, s, 0.0, p) for s, p in pairs], dtype)
-    value = TERMS["gaussian_kl"](*inputs, form, form)
+    value = formulas.gaussian_kl(*inputs, form, form)
     grads = torch.autograd.grad(value.sum(), (inputs[1], inputs[3]))
     exact = [exact_kl(*row, form, form) for row in exact_inputs(inputs)]
     k = 2 if form == "std" else 1
@@ -398,7 +397,7 @@ def test_kl_of_extreme_log_variances(dtype: torch.dtype) -> None:
     rows += [(3.0, 200.0, 3.0, 200.0), (3.0, -200.0, 3.0, -200.0), (3.0, -399.5, 3.0, -399.0)]
     rows += [(0.0, -4000.0, 0.0, 0.0), (0.0, -1e10, 0.0, 0.0)]
     inputs = columns(rows, dtype)
-    value = TERMS["gaussian_kl"](*inputs, "logvar", "logvar")
+    value = formulas.gaussian_kl(*inputs, "logvar", "logvar")
     exact = [exact_kl(*row, "logvar", "logvar") for row in exact_inputs(inputs)]
     assert_rel(value, exact, 100 * torch.finfo(dtype).eps)  # e^80 carries the rounding of its exponent
     grads = torch.autograd.grad(value.sum(), inputs)
@@ -420,9 +419,9 @@ def test_kl_is_never_negative(form: str, prior_form: str, dtype: torch.dtype) ->
     zero = torch.zeros((), dtype=dtype)
     scales = [scales_from_logvar(prior_logvar + d, form), scales_from_logvar(prior_logvar, prior_form)]
     s, p = (t.to(dtype) for t in scales)
-    assert TERMS["gaussian_kl"](zero, s, zero, p, form, prior_form).min() >= 0
+    assert formulas.gaussian_kl(zero, s, zero, p, form, prior_form).min() >= 0
     if form == prior_form:  # the same scale: exactly zero
-        assert bool((TERMS["gaussian_kl"](zero, s, zero, s, form, form) == 0).all())
+        assert bool((formulas.gaussian_kl(zero, s, zero, s, form, form) == 0).all())
 
 
 def test_kl_against_torch_distributions() -> None:
@@ -437,7 +436,7 @@ def test_kl_against_torch_distributions() -> None:
             {"logvar": 2 * s.log(), "log_std": s.log(), "std": s, "var": s**2}[f]
             for s, f in ((std, form), (prior_std, prior_form))
         ]
-        actual = TERMS["gaussian_kl"](mu, scales[0], prior_mu, scales[1], form, prior_form)
+        actual = formulas.gaussian_kl(mu, scales[0], prior_mu, scales[1], form, prior_form)
         torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-14)
 
 
@@ -452,14 +451,14 @@ def term_cases() -> list:
     logvar = torch.tensor([-1.0, 0.2, 1.5], **f64)
     priors = torch.tensor([[0.3, 0.2, -0.9], [-0.9, 0.1, 1.9]], **f64)  # d = -1.3, 0, 2.4 and -0.1, 0.1, -0.4
 
-    bernoulli = TERMS["bernoulli"]
+    bernoulli = formulas.bernoulli
     cases = [pytest.param(bernoulli, (torch.tensor([0.0, 0.3, 1.0], **f64), 3 * mean - 0.3), id="bernoulli")]
     for form in FORMS:
-        gaussian = partial(TERMS["gaussian"], form=form)
+        gaussian = partial(formulas.gaussian, form=form)
         inputs = (x, mean, scales_from_logvar(logvar, form))
         cases.append(pytest.param(gaussian, inputs, id=f"gaussian-{form}"))
     for form, prior_form in [*zip(FORMS, FORMS), ("logvar", "std"), ("var", "log_std")]:
-        kl = partial(TERMS["gaussian_kl"], form=form, prior_form=prior_form)
+        kl = partial(formulas.gaussian_kl, form=form, prior_form=prior_form)
         for name, prior in zip(("apart", "close"), priors):
             inputs = (x, scales_from_logvar(logvar, form), mean[:1], scales_from_logvar(prior, prior_form))
             cases.append(pytest.param(kl, inputs, id=f"kl-{form}-{prior_form}-{name}"))
@@ -505,7 +504,7 @@ def test_kl_second_derivative_near_zero(form: str) -> None:
     for relative_step in (0.0, 1e-9, 1e-3):
         s = torch.tensor(p * (1 + relative_step), dtype=torch.float64, requires_grad=True)
         zero, prior = torch.zeros((), dtype=torch.float64), torch.tensor(p, dtype=torch.float64)
-        value = TERMS["gaussian_kl"](zero, s, zero, prior, form, form)
+        value = formulas.gaussian_kl(zero, s, zero, prior, form, form)
         (slope,) = torch.autograd.grad(value, s, create_graph=True)
         (curvature,) = torch.autograd.grad(slope, s)
         exact = mp.diff(lambda t: exact_kl(0.0, t, 0.0, p, form, form), mp.mpf(s.item()), 2)

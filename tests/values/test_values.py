@@ -27,7 +27,7 @@ from samples import (
 from torch import Tensor
 
 import elbo_ext
-from elbo_ext import reference
+from elbo_ext import formulas, likelihoods, reference
 
 Arguments = dict[str, Any]
 
@@ -54,13 +54,12 @@ def error_of_examples(term: Callable[..., Tensor], arguments: Arguments, toleran
 
 def error_of_elbo(arguments: Arguments, tolerance: Tolerance) -> dict[str, Tensor]:
     dims = arguments.get("batch_dims", 1)
-    forms = {form: "recon_" + form for form in FORMS}
-    if arguments.get("likelihood") == "bernoulli":
-        likelihood = renamed(arguments, x="x", logits="recon", weight="weight", batch_dims="batch_dims")
-        examples = error_of_examples(reference.bernoulli_log_prob, likelihood, tolerance)
-    else:
-        likelihood = renamed(arguments, x="x", mean="recon", weight="weight", batch_dims="batch_dims", **forms)
-        examples = error_of_examples(reference.gaussian_log_prob, likelihood, tolerance)
+    chosen = likelihoods.by_name(arguments.get("likelihood", "gaussian"))
+    names = {"x": "x", chosen.likelihood.decoder: "recon", "weight": "weight", "batch_dims": "batch_dims"}
+    if chosen.likelihood is likelihoods.Gaussian:
+        names |= {form: "recon_" + form for form in FORMS}
+    term = getattr(reference, chosen.likelihood.name + "_log_prob")
+    examples = error_of_examples(term, {**renamed(arguments, **names), **chosen.parameters}, tolerance)
     if "kl" in arguments:
         kl = tolerance.value_rtol * arguments["kl"].abs()
     else:
@@ -83,9 +82,9 @@ def errors_of_log_probs(
     def standardized(prefix: str) -> tuple[Tensor, Tensor, Tensor]:
         form = next((form for form in FORMS if prefix + form in arguments), None)
         scale = torch.as_tensor(0.0 if form is None else arguments[prefix + form], dtype=torch.float64)
-        sigma = reference.standard_deviation(scale, form or "logvar")
+        sigma = formulas.standard_deviation(scale, form or "logvar")
         difference = z - arguments.get(prefix + "mu", 0.0)
-        parts = ((difference / sigma).square() + 2 * sigma.log().abs() + reference.LOG_TWO_PI) / 2
+        parts = ((difference / sigma).square() + 2 * sigma.log().abs() + formulas.LOG_TWO_PI) / 2
         return difference / sigma, sigma, tolerance.value_rtol * parts + tolerance.value_atol
 
     eps, _, log_q = standardized("")
@@ -108,7 +107,7 @@ def allowed_errors(
     if "z" not in truth:
         return {"value": reduce(error_of_examples(getattr(reference, sample.function), arguments, tolerance))}
     mu, form = arguments["mu"], next(form for form in FORMS if form in arguments)
-    sigma = reference.standard_deviation(torch.as_tensor(arguments[form], dtype=torch.float64), form)
+    sigma = formulas.standard_deviation(torch.as_tensor(arguments[form], dtype=torch.float64), form)
     noise_error = 0.0 if "noise" in arguments else NOISE_ERROR[dtype]
     errors = {"z": tolerance.value_rtol * (mu.abs() + (truth["z"] - mu).abs()) + sigma * noise_error}
     if "log_q" in truth:
