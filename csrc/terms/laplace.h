@@ -15,31 +15,38 @@ struct Laplace : TwoForms<2> {
   using R = Real<T>;
   struct Precomputed {
     T log_2b;
-    T root;   // b^(-1/2), applied twice: the result is in range whenever it has a finite value. Kept finite, so that 0 / b is 0
     T slope;  // d log b / d(the scale as given)
+    // 1 / b; or, where that nearly leaves the range of T (`extreme`, for any of the numbers in a register), b^(-1/2), applied
+    // twice: the result is then in range whenever it has a finite value. Kept finite, so that 0 / b stays 0.
+    T factor;
+    bool extreme;
+
+    ELBO_INLINE T over_b(T number) const { return extreme ? number * factor * factor : number * factor; }
   };
 
   ELBO_INLINE static Precomputed precompute(const T* in, int forms) {
-    const T log_2 = T(R(0.693147180559945309)), largest = T(kLargest<T>);
-    if (form_of(forms, 2) == 0) return {in[2] + log_2, minimum(fast_exp(in[2] * T(R(-0.5))), largest), T(R(1))};
-    return {log(in[2]) + log_2, minimum(T(R(1)) / sqrt(in[2]), largest), T(R(1)) / in[2]};
+    const T s = in[2], one = T(R(1));
+    const bool is_log = form_of(forms, 2) == 0;
+    const T log_b = is_log ? s : log(s);
+    Precomputed scale{log_b + T(R(0.693147180559945309)), is_log ? one : one / s, one, any(abs(log_b) > T(kOrdinaryExponent<T>))};
+    if (is_log) scale.factor = fast_exp(scale.extreme ? s * T(R(-0.5)) : T(R(0)) - s);
+    else scale.factor = one / (scale.extreme ? sqrt(s) : s);
+    scale.factor = minimum(scale.factor, T(kLargest<T>));
+    return scale;
   }
 
   ELBO_INLINE static T value(const Precomputed& scale, const T* in) {
-    return T(R(0)) - (distance(scale, in[0] - in[1]) + scale.log_2b);
+    return T(R(0)) - (scale.over_b(abs(in[0] - in[1])) + scale.log_2b);
   }
 
   ELBO_INLINE static T gradient(const Precomputed& scale, const T* in, T* d) {
-    const T zero = T(R(0)), difference = in[0] - in[1], per_b = scale.root * scale.root, away = distance(scale, difference);
-    d[1] = select(difference > zero, per_b, select(difference < zero, zero - per_b, zero));  // d/dmean = sign(x - mean) / b
-    d[0] = zero - d[1];                                                                      // d/dx    = -sign(x - mean) / b
-    d[2] = (away - T(R(1))) * scale.slope;  // d/dlog b = |x - mean| / b - 1, chained to the form
-    return zero - (away + scale.log_2b);
+    const T zero = T(R(0)), one = T(R(1)), difference = in[0] - in[1], distance = scale.over_b(abs(difference));
+    const T sign = select(difference > zero, one, select(difference < zero, zero - one, zero));
+    d[1] = scale.over_b(sign);               // d/dmean = sign(x - mean) / b
+    d[0] = zero - d[1];                      // d/dx    = -sign(x - mean) / b
+    d[2] = (distance - one) * scale.slope;   // d/dlog b = |x - mean| / b - 1, chained to the form
+    return zero - (distance + scale.log_2b);
   }
-
- private:
-  // |x - mean| / b
-  ELBO_INLINE static T distance(const Precomputed& scale, T difference) { return abs(difference) * scale.root * scale.root; }
 };
 
 }  // namespace

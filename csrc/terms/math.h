@@ -11,6 +11,10 @@ namespace {
 template <class T>
 constexpr Real<T> kLargest = std::numeric_limits<Real<T>>::max();
 
+// exp of +- this, three quarters of the largest exponent (66 for float), is ordinary, and so is its square root.
+template <class T>
+constexpr Real<T> kOrdinaryExponent = Real<T>(std::numeric_limits<Real<T>>::max_exponent * 0.693 * 0.75);
+
 // 1/n! for n < count.
 template <int count>
 struct InverseFactorials {

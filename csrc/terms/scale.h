@@ -110,12 +110,10 @@ struct Scale {
 template <class T>
 ELBO_INLINE Scale<T> make_scale(int form, T s) {
   using R = Real<T>;
-  // exp of +-(three quarters of the largest exponent), 66 for float, is ordinary, and so is its square root.
-  constexpr R kBound = R(std::numeric_limits<R>::max_exponent * 0.693 * 0.75);
   Scale<T> scale;
   scale.logvar = log_variance(form, s);
   scale.slope = log_variance_slope(form, s);
-  scale.extreme = any(abs(scale.logvar) > T(kBound));
+  scale.extreme = any(abs(scale.logvar) > T(kOrdinaryExponent<T>));
   if (scale.extreme) {
     switch (form) {
       case kLogvar:

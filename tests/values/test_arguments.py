@@ -50,7 +50,7 @@ VALID: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "gaussian_log_prob": (gaussian_log_prob, dict(x=A, mean=A, logvar=A, weight=A)),
     "bernoulli_log_prob": (bernoulli_log_prob, dict(x=A, logits=A, weight=A)),
     "laplace_log_prob": (laplace_log_prob, dict(x=A, mean=A, log_scale=A, weight=A)),
-    "elbo_loss-computed": (elbo_loss, dict(log_likelihood=ROWS, kl=ROWS)),
+    "elbo_loss-computed": (elbo_loss, dict(log_likelihood=ROWS, mu=A, logvar=A)),
     "elbo_loss-likelihood": (elbo_loss, dict(x=A, recon=A, recon_logvar=A, weight=A, kl=ROWS)),
     "elbo_loss-bernoulli": (elbo_loss, dict(x=A, recon=A, weight=A, kl=ROWS, likelihood="bernoulli")),
     "elbo_loss-posterior": (kl_of_elbo, dict(mu=A, logvar=A, prior_mu=A, prior_logvar=A)),
@@ -129,7 +129,6 @@ def test_not_a_tensor(case: str, name: str, value: Any) -> None:
         (rsample_kl, dict(mu=None, logvar=A), "mu"),
         (gaussian_log_prob, dict(x=None, mean=A), "x"),
         (bernoulli_log_prob, dict(x=None, logits=A), "x"),
-        (bernoulli_log_prob, dict(x=A, logits=None), "logits"),
         (elbo_loss, dict(recon=None, x=A, kl=ROWS), "recon"),
         (elbo_loss, dict(recon=A, x=None, kl=ROWS), "x"),
     ],
@@ -140,6 +139,7 @@ def test_none_where_a_tensor_is_needed(function: Callable[..., Any], arguments: 
 
 def test_none_where_a_mean_is_needed() -> None:
     assert_error(TypeError, "mean must be a torch.Tensor or a number, got NoneType", gaussian_log_prob, A, None)
+    assert_error(TypeError, "logits must be a torch.Tensor or a number, got NoneType", bernoulli_log_prob, A, None)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -261,17 +261,17 @@ def test_devices(case: str, name: str) -> None:
 
 X, META = torch.zeros(2, 3), torch.zeros(2, 3, device="meta")
 SEED, ROW = torch.zeros(1, dtype=torch.int64), torch.zeros(2)
-TERM = ([0.0, 0.0, 0.0], None, 0, 0, 1)  # of a Gaussian
-LATENT = ([X, X], [0.0, 0.0], 0, 0)
+TERM = ([0.0, 0.0, 0.0, 1.0], 0, 1)  # of a Gaussian
+LATENT = ([X, X], [0.0, 0.0], 0)
 
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("term_sum", (0, [X, META, None], *TERM, 0)),
-        ("term_sum", (0, [X, X, None], TERM[0], META, *TERM[2:], 0)),
-        ("term_sum_backward", (0, [X, X, None], *TERM, 0, ROW.to("meta"), [True] * 4)),
-        ("elbo_with_gradients", (0, [X, X, None], *TERM, 1, ROW.to("meta"), 1.0, [True] * 4)),
+        ("term_sum", (0, [X, META, None, None], *TERM, 0)),
+        ("term_sum", (0, [X, X, None, META], *TERM, 0)),
+        ("term_sum_backward", (0, [X, X, None, None], *TERM, 0, ROW.to("meta"), [True] * 4)),
+        ("elbo_with_gradients", (0, [X, X, None, None], *TERM, 1, ROW.to("meta"), 1.0, [True] * 4)),
         ("latent", ([X, META], *LATENT[1:], SEED, None, None, 0, 1, 0)),
         ("latent", (*LATENT, SEED.to("meta"), None, None, 0, 1, 0)),
         ("latent", (*LATENT, None, META, None, 0, 1, 0)),
