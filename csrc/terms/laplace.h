@@ -20,15 +20,20 @@ struct Laplace : TwoForms<2> {
     // twice: the result is then in range whenever it has a finite value. Kept finite, so that 0 / b stays 0.
     T factor;
     bool extreme;
+    T b;  // unless the scale is given as log b
+    bool is_log;
 
     ELBO_INLINE T over_b(T number) const { return extreme ? number * factor * factor : number * factor; }
+    // |x - mean| / b - 1, without its cancellation where b is known exactly
+    ELBO_INLINE T excess(T difference, T distance) const { return is_log ? distance - T(R(1)) : over_b(abs(difference) - b); }
   };
 
   ELBO_INLINE static Precomputed precompute(const T* in, int forms) {
     const T s = in[2], one = T(R(1));
     const bool is_log = form_of(forms, 2) == 0;
     const T log_b = is_log ? s : log(s);
-    Precomputed scale{log_b + T(R(0.693147180559945309)), is_log ? one : one / s, one, any(abs(log_b) > T(kOrdinaryExponent<T>))};
+    Precomputed scale{log_b + T(R(0.693147180559945309)), is_log ? one : one / s, one,
+                      any(abs(log_b) > T(kOrdinaryExponent<T>)), s, is_log};
     if (is_log) scale.factor = fast_exp(scale.extreme ? s * T(R(-0.5)) : T(R(0)) - s);
     else scale.factor = one / (scale.extreme ? sqrt(s) : s);
     scale.factor = minimum(scale.factor, T(kLargest<T>));
@@ -42,9 +47,9 @@ struct Laplace : TwoForms<2> {
   ELBO_INLINE static T gradient(const Precomputed& scale, const T* in, T* d) {
     const T zero = T(R(0)), one = T(R(1)), difference = in[0] - in[1], distance = scale.over_b(abs(difference));
     const T sign = select(difference > zero, one, select(difference < zero, zero - one, zero));
-    d[1] = scale.over_b(sign);               // d/dmean = sign(x - mean) / b
-    d[0] = zero - d[1];                      // d/dx    = -sign(x - mean) / b
-    d[2] = (distance - one) * scale.slope;   // d/dlog b = |x - mean| / b - 1, chained to the form
+    d[1] = scale.over_b(sign);                                  // d/dmean = sign(x - mean) / b
+    d[0] = zero - d[1];                                         // d/dx    = -sign(x - mean) / b
+    d[2] = scale.excess(difference, distance) * scale.slope;    // d/dlog b = |x - mean| / b - 1, chained to the form
     return zero - (distance + scale.log_2b);
   }
 };
