@@ -26,6 +26,7 @@ inline __half __float2half_rn(float x) {
   const uint16_t sign = signbit(x) ? 0x8000 : 0;
   if (isnan(x)) return {0x7FFF};
   const float size = fabsf(x);
+  if (size == 0.0f) return {sign};
   if (size >= 65520.0f) return {static_cast<uint16_t>(sign | 0x7C00)};
   int exponent;
   frexpf(size, &exponent);                        // size < 2^exponent
