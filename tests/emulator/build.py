@@ -3,18 +3,18 @@
     elbo_ext/      the package, its operators handing CPU tensors to the CUDA kernels
     plain.so       the kernels
     sanitized.so   the same under AddressSanitizer and UndefinedBehaviorSanitizer
+    *.faults.so    kernels with errors, for the tests of the emulator itself
 
 ``python tests/emulator/build.py`` makes all of it, ``... plain`` the package and one of the two.
 """
 
 import fcntl
-import functools
 import os
+import shlex
 import subprocess
 import sys
 import sysconfig
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent.resolve()
@@ -32,8 +32,11 @@ KERNELS = {
 FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-function"]
 KERNEL_FLAGS = ["-O1", "-g1", "-D__CUDACC__", "-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-uninitialized",
                 "-Wno-sign-compare"]
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
-VARIANTS = {"plain": [], "sanitized": SANITIZERS}
+# Without the checks that double the time to compile, of what AddressSanitizer sees as well.
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize=null,object-size,vptr,pointer-overflow",
+              "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]  # fmt: skip
+OUTLINED = ["--param", "asan-instrumentation-with-call-threshold=0"]  # which halves it once more; g++'s spelling
+VARIANTS = {"plain": [], "sanitized": [*SANITIZERS, "-DELBO_EMULATOR_SANITIZED"]}
 
 
 def compiler() -> str:
@@ -51,8 +54,6 @@ def escape(path: Path | str) -> str:
 
 
 def shell(*words: Path | str) -> str:
-    import shlex
-
     return shlex.join(map(str, words)).replace("$", "$$")
 
 
@@ -87,7 +88,15 @@ class Ninja:
 
 
 def kernel_flags(variant: str, sources: Path = ROOT / "csrc") -> list[str]:
-    return [*FLAGS, *KERNEL_FLAGS, *VARIANTS[variant], "-I", str(HERE / "include"), interface(sources)]
+    outlined = OUTLINED if variant == "sanitized" and sanitizer_runtime() else []
+    return [*FLAGS, *KERNEL_FLAGS, *VARIANTS[variant], *outlined, "-I", str(HERE / "include"), interface(sources)]
+
+
+def sanitizer_runtime() -> str:
+    """What a Python that loads the sanitized library has to load before anything else; empty if this is not g++'s."""
+    libraries = [subprocess.run([*compiler().split(), f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+                 for name in ("libasan.so", "libstdc++.so")]  # fmt: skip
+    return " ".join(libraries) if all(Path(library).is_absolute() for library in libraries) else ""
 
 
 def build(*variants: str) -> Path:
@@ -115,8 +124,11 @@ def build(*variants: str) -> Path:
         module = "elbo_ext/_C" + sysconfig.get_config_var("EXT_SUFFIX")
         ninja.link(objects, module, ["-Wl,--version-script=exports", "-L", str(torch_dir / "lib"), "-ltorch_cpu", "-ltorch", "-ldl"])
         for variant in VARIANTS:
-            ninja.link(compile_kernels(ninja, variant), f"{variant}.so", [*VARIANTS[variant], "-ldl"])
-        ninja.run(module, *(f"{variant}.so" for variant in variants or VARIANTS))
+            objects = compile_kernels(ninja, variant)
+            ninja.link(objects, f"{variant}.so", [*VARIANTS[variant], "-ldl"])
+            faults = ninja.compile(HERE / "faults.cu", f"{variant}.faults.o", ["-x", "c++", *kernel_flags(variant)])
+            ninja.link([faults, objects[0]], f"{variant}.faults.so", [*VARIANTS[variant], "-ldl"])
+        ninja.run(module, *(f"{name}.so" for variant in variants or VARIANTS for name in (variant, variant + ".faults")))
     return WORK
 
 

@@ -22,6 +22,22 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what an emulation cannot do; with ELBO_EMULATOR_CORE also the samples that are not of the core."""
+    import samples
+
+    def wanted(item: pytest.Item) -> bool:
+        arguments = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        sample = arguments.get("sample")
+        of_core = not isinstance(sample, samples.Sample) or sample.core
+        # More than 2^31 elements; "cuda" needs a GPU.
+        return "beyond_32_bits" not in item.name and arguments.get("device") != "cuda" and (
+            of_core or not os.environ.get("ELBO_EMULATOR_CORE"))  # fmt: skip
+
+    config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
+    items[:] = filter(wanted, items)
+
+
 @pytest.fixture(autouse=True)
 def memory_full_of_nan():
     """What a kernel leaves out of its results, or takes for granted in its working memory, is NaN."""

@@ -16,7 +16,7 @@
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(ELBO_EMULATOR_SANITIZED)
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -94,7 +94,7 @@ void (*body)(void*);
 void* body_argument;
 
 void switch_stacks(Stack& from, Stack& to) {
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(ELBO_EMULATOR_SANITIZED)
   void* fake_stack = nullptr;
   __sanitizer_start_switch_fiber(&fake_stack, to.memory, to.bytes);
 #endif
@@ -103,7 +103,7 @@ void switch_stacks(Stack& from, Stack& to) {
 #else
   swapcontext(&from.context, &to.context);
 #endif
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(ELBO_EMULATOR_SANITIZED)
   const void* memory;
   size_t bytes;
   __sanitizer_finish_switch_fiber(fake_stack, &memory, &bytes);
@@ -115,7 +115,7 @@ void back_to_scheduler() { switch_stacks(threads[running].stack, scheduler); }
 
 // What a fiber does: a thread of a kernel, and then it waits for the next one.
 void fiber() {
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(ELBO_EMULATOR_SANITIZED)
   const void* memory;
   size_t bytes;
   __sanitizer_finish_switch_fiber(nullptr, &memory, &bytes);
@@ -136,7 +136,7 @@ void make_fiber(Stack& stack) {
     if (stack.memory == MAP_FAILED) std::perror("the emulator's stacks"), std::abort();
     mprotect(stack.memory, 4096, PROT_NONE);  // a stack that is too small is a crash, not another stack's numbers
   }
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(ELBO_EMULATOR_SANITIZED)
   __asan_unpoison_memory_region(stack.memory, stack.bytes);
 #endif
 #if defined(__x86_64__)
@@ -176,12 +176,11 @@ std::string name_of_kernel() {
     char* const readable = abi::__cxa_demangle(name, nullptr, nullptr, &status);
     found = status == 0 ? readable : name;
     std::free(readable);
-    found = found.substr(0, found.find(")(") == std::string::npos ? found.find('(', 40) : found.find(")("));
   }
   pclose(symbols);
   for (const char* noise : {"elbo_ext::", "(anonymous namespace)::", "void "})
     for (size_t at; (at = found.find(noise)) != std::string::npos;) found.erase(at, std::string(noise).size());
-  return found;
+  return found.substr(0, found.rfind('('));
 }
 
 std::string text_of(Place at) {
@@ -292,7 +291,7 @@ bool barrier_opens() {
   return true;
 }
 
-#if !defined(__SANITIZE_ADDRESS__)
+#if !defined(ELBO_EMULATOR_SANITIZED)
 // Shared memory is all that this library has of thread_local variables, but for one, which brings them into being.
 thread_local volatile char any_of_them;
 
@@ -309,7 +308,7 @@ int fill_shared_memory(dl_phdr_info* library, size_t, void*) {
 #endif
 
 bool run_block() {
-#if !defined(__SANITIZE_ADDRESS__)
+#if !defined(ELBO_EMULATOR_SANITIZED)
   any_of_them = 0;
   dl_iterate_phdr(fill_shared_memory, nullptr);
 #endif

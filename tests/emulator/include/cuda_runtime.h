@@ -16,7 +16,7 @@
 #define __launch_bounds__(...)
 // One block runs at a time, so that there is one copy of its memory. thread_local gathers it in one place, where every
 // block finds it filled with the bytes of NaN; the sanitizers watch the surroundings of plain variables only.
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(ELBO_EMULATOR_SANITIZED)
 #define __shared__ static
 #else
 #define __shared__ static thread_local
