@@ -67,7 +67,7 @@ MUTANTS = [
            STOPPED.format(kernel="") + r"bytes at .*, which is not aligned \(vector\.cuh"),
     Mutant("operands-swapped", "cuda/latent.cu", "standard_deviation(form, in[kScale]);\n      for (",
            "standard_deviation(form, in[kMu]);\n      for (", "latent.float", RSAMPLE_KL, WRONG),
-    Mutant("a-sum-goes-on-into-the-next", "cuda/sums.cuh", "      sum[k] = 0.0;\n", "", "latent.float", RSAMPLE_KL, WRONG,
+    Mutant("a-sum-goes-on-into-the-next", "cuda/sums.cuh", "      sum[k] = 0.0;\n", "", "log_prob.float", LOG_PROB, WRONG,
            multiprocessors=("1",)),
     Mutant("arrivals-not-zero-at-the-start", "cuda/plan.h",
            "return message(cudaMemsetAsync(memory, 0, sizeof(unsigned), static_cast<cudaStream_t>(call.stream)));",
@@ -107,7 +107,9 @@ def test_mutant(mutant: Mutant, tmp_path: Path) -> None:
     library = compile_mutant(mutant, tmp_path)
     for multiprocessors in mutant.multiprocessors:
         for order in ORDERS:
-            status, output = run_tests(*mutant.tests, "-x", variant=mutant.variant, library=library,
+            # A sanitizer ends the process; it may have to wait for a tensor that ends behind a part of a vector.
+            stop = [] if mutant.variant == "sanitized" else ["-x"]
+            status, output = run_tests(*mutant.tests, *stop, variant=mutant.variant, library=library,
                                        multiprocessors=multiprocessors, **order)  # fmt: skip
             assert status not in (2, 3, 4, 5), output[-4000:]  # pytest itself could not run
             if status != 0:
