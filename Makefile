@@ -21,13 +21,14 @@ ifneq ($(strip $(SETTINGS)),$(strip $(shell cat $(VENV)/built 2> /dev/null)))
 CHANGED := always
 endif
 
-.PHONY: help build test test-torch test-headers demo bench clean always
+.PHONY: help build test test-emulator test-torch test-headers demo bench clean always
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make test    run the tests                    ARGS="-k kl" are options of pytest'
 	@echo 'make test-headers   compile against the oldest torch (downloads 80 MB)'
 	@echo 'make test-torch     run the tests with another torch, TORCH=oldest, newest or 2.12.1 (downloads it)'
+	@echo 'make test-emulator  run the CUDA kernels on the CPU, in many orders and under sanitizers: tests/README.md'
 	@echo 'make demo    train a VAE on handwritten digits  ARGS="--epochs 10" are options of python -m elbo_ext.demo'
 	@echo '                                                ARGS=bound measures what theory says about the bound'
 	@echo 'make bench   measure speed and memory           ARGS="--quick" are options of python -m benchmarks'
@@ -45,6 +46,9 @@ test-torch: build
 
 test-headers: build
 	@$(VENV_PYTHON) -m pytest -q -n 0 -m download $(ARGS) $(if $(STATUS),; echo $$? > '$(STATUS)')
+
+test-emulator: build
+	@$(VENV_PYTHON) -m pytest -q tests/emulator -m 'slow or not slow' $(ARGS) $(if $(STATUS),; echo $$? > '$(STATUS)')
 
 demo: build
 	@$(VENV_PYTHON) -m elbo_ext.demo $(ARGS)

@@ -32,6 +32,15 @@ std::string last_dl_error() {
   return message == nullptr ? "unknown error" : message;
 }
 
+#if defined(ELBO_EMULATOR)
+// tests/emulator: the kernels run on the CPU, on CPU tensors, which have neither streams nor a current device.
+CurrentStream* find_current_stream() {
+  return [](int32_t, void**) -> AOTITorchError { return 0; };
+}
+struct DeviceGuard {
+  explicit DeviceGuard(int32_t) {}
+};
+#else
 // Part of torch's stable C interface, but in libtorch_cuda, which a torch without CUDA does not have and which therefore
 // cannot be linked to. torch has loaded it by now.
 CurrentStream* find_current_stream() {
@@ -41,6 +50,8 @@ CurrentStream* find_current_stream() {
   if (function == nullptr) throw std::runtime_error(last_dl_error());
   return reinterpret_cast<CurrentStream*>(function);
 }
+using torch::stable::accelerator::DeviceGuard;
+#endif
 
 // dlopen maps as much of a file as the file's header says, and the process dies of SIGBUS where an interrupted download or
 // copy has left less. The table of sections stands at the end; of a file that is no ELF file dlopen says so.
@@ -102,7 +113,7 @@ class CudaDevice final : public Device {
     };
     CudaCall call{site.like.get_device_index(), nullptr, allocate, &workspace};
     // torch's guard, because it goes back to a device that nobody has used yet without making a context there.
-    const torch::stable::accelerator::DeviceGuard guard(call.device);
+    const DeviceGuard guard(call.device);
     TORCH_ERROR_CODE_CHECK(current_stream(call.device, &call.stream));
     const char* error = function(problem, call);
     if (workspace.failure) std::rethrow_exception(workspace.failure);
