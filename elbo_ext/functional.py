@@ -396,18 +396,15 @@ def _named_inputs(term: Term, given: Mapping[str, Any], shown: Mapping[str, str]
     the forms of the inputs; ``shown`` their names where they differ."""
     named: dict[str, Any] = {}
     chosen = []
-    for name, forms in zip(term.inputs, term.forms_of_inputs, strict=True):
+    for name, forms, positive in zip(term.inputs, term.forms_of_inputs, term.positive_of_inputs, strict=True):
         if len(forms) == 1 and name not in term.defaults:
             check = arguments.tensor if name == "x" else arguments.tensor_or_number
             label, form = shown.get(name, name), 0
             value = check(label, given[name])
         else:
-            label, value, form = arguments.one_form(
-                [shown.get(form, form) for form in forms],
-                [given.get(form) for form in forms],
-                [k for k, form in enumerate(forms) if form in term.positive],
-                term.defaults.get(name),
-            )
+            names = [shown.get(form, form) for form in forms] if shown else forms
+            values = [given.get(form) for form in forms]
+            label, value, form = arguments.one_form(names, values, positive, term.defaults.get(name))
         named[label] = value
         chosen.append(form)
     return named, term.pack(chosen)
