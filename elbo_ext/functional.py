@@ -256,7 +256,7 @@ def _seed_or_noise(
         raise ValueError("noise and generator were both given; noise leaves nothing to draw")
     arguments.tensor("noise", noise)
     expected = shape if spec.num_samples is None else (spec.num_samples, *shape)
-    if tuple(noise.shape) != tuple(expected):
+    if not arguments.same_shape(noise.shape, expected):
         raise ValueError(f"noise must have the shape of the sample, {tuple(expected)}, got {tuple(noise.shape)}")
     arguments.broadcast({"mu": mu, "noise": noise})  # for the device
     return None, noise
@@ -556,7 +556,7 @@ def _check_batch(batch_dims: int, sample_axes: int, x: Tensor, mu: Tensor, batch
             f"batch_dims must be at least {sample_axes}, the number of axes of samples that recon has beyond x, "
             f"got {batch_dims}"
         )
-    if sample_axes == batch_dims > 0 and mu.shape[:sample_axes] == batch:
+    if sample_axes == batch_dims > 0 and arguments.same_shape(mu.shape[:sample_axes], batch):
         raise ValueError(
             f"x of shape {tuple(x.shape)} has no batch dimension, so that those of mu, of shape {tuple(mu.shape)}, "
             "are taken for latent ones; expand x to the batch, or pass kl"
