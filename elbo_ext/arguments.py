@@ -92,7 +92,7 @@ def broadcast(operands: Mapping[str, Any]) -> torch.Size:
             continue
         if t.device != device:
             raise ValueError(f"all tensors must be on one device, got {first_name} on {device} and {name} on {t.device}")
-        if shape is not None and not same_shape(t.shape, shape):
+        if shape is not None and (torch.compiler.is_compiling() or not same_shape(t.shape, shape)):
             shape = _joint(shape, t.shape)
     if shape is None:
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in operands.items() if isinstance(t, Tensor))
