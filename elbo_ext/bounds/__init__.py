@@ -32,10 +32,10 @@ All have the same arguments and differ in what they leave to chance:
 >>> mu.grad.shape
 torch.Size([128, 20])
 
-With one sample in training :func:`elbo_ext.elbo_loss` (which is ``sgvb_b``) is the usual choice. ``sticking_the_landing``
-lets q come to rest at the posterior, where its gradient vanishes with every draw. To tighten the bound with K samples take
-``dreg``: the gradient of ``iwae`` by the parameters of q drowns in noise as K grows. ``score_function`` is for decoders
-that have no derivative by z.
+With one sample in training :func:`elbo_ext.elbo_loss` (which is ``sgvb_b``) is the usual choice.
+``sticking_the_landing`` lets q come to rest at the posterior, where its gradient vanishes with every draw. To tighten
+the bound with K samples take ``dreg``: the gradient of ``iwae`` by the parameters of q drowns in noise as K grows.
+``score_function`` is for decoders that have no derivative by z.
 
 **A model that knows its evidence** is the test of all of them:
 
@@ -55,25 +55,25 @@ True
 True
 >>> report = diagnostics.collapse_report(best_mu, best_logvar)
 
-**A bound on ln p(x), not on p(x).** The mean of the weights w is exactly p(x); nothing is lost there. The loss is in the
-logarithm: by Jensen's inequality E[ln w] <= ln E[w], with equality only if w does not vary. So exp(ELBO) bounds p(x) from
-below as well, but it is no estimate of it, an average of bounds over data is one of log-likelihoods, and K samples help
-only if the mean is taken before the logarithm: that is ``iwae_bound``.
+**A bound on ln p(x), not on p(x).** The mean of the weights w is exactly p(x); nothing is lost there. The loss is in
+the logarithm: by Jensen's inequality E[ln w] <= ln E[w], with equality only if w does not vary. So exp(ELBO) bounds
+p(x) from below as well, but it is no estimate of it, an average of bounds over data is one of log-likelihoods, and K
+samples help only if the mean is taken before the logarithm: that is ``iwae_bound``.
 
-**Why KL(q || p) and not the reverse.** The gap is KL(q(z|x) || p(z|x)), an expectation over q, from which one can sample;
-p(z|x) enters through ln p(x, z) alone, as ln p(x) does not depend on q. The reverse would need samples of the posterior.
-The price is the kind of fit: where p(z|x) is small q has to be small, so that it takes one mode of two and is narrower
-than a correlated posterior. The reverse KL would cover everything and be too wide.
+**Why KL(q || p) and not the reverse.** The gap is KL(q(z|x) || p(z|x)), an expectation over q, from which one can
+sample; p(z|x) enters through ln p(x, z) alone, as ln p(x) does not depend on q. The reverse would need samples of the
+posterior. The price is the kind of fit: where p(z|x) is small q has to be small, so that it takes one mode of two and
+is narrower than a correlated posterior. The reverse KL would cover everything and be too wide.
 
-**Free energy and loss are one object.** -ln p(x, z) is the energy of a state z, q a trial distribution: ``free_energy``,
-mean energy minus entropy, is the ``loss`` of ``elbo_loss`` at ``beta=1``. That it is never below -ln p(x), and equal only
-for the Boltzmann distribution p(z|x), is Gibbs' inequality and Jensen's at once. Reconstruction minus KL is the same sum,
-with the energy's -ln p(z) on the side of the entropy.
+**Free energy and loss are one object.** -ln p(x, z) is the energy of a state z, q a trial distribution:
+``free_energy``, mean energy minus entropy, is the ``loss`` of ``elbo_loss`` at ``beta=1``. That it is never below -ln
+p(x), and equal only for the Boltzmann distribution p(z|x), is Gibbs' inequality and Jensen's at once. Reconstruction
+minus KL is the same sum, with the energy's -ln p(z) on the side of the entropy.
 
-**What the gap tells.** ``diagnostics.elbo_gap`` says how far q is from the posterior of this model, in nats. The part of it
-that ``amortization_gap`` finds is what a better encoder would win; the rest takes a richer q. It does not compare models: a
-decoder that ignores z has the prior for its posterior, and a gap of zero once q is the prior. Nor is a better bound a
-better representation: with the same ln p(x), z may carry everything about x or nothing. ``collapse_report`` and
+**What the gap tells.** ``diagnostics.elbo_gap`` says how far q is from the posterior of this model, in nats. The part
+of it that ``amortization_gap`` finds is what a better encoder would win; the rest takes a richer q. It does not compare
+models: a decoder that ignores z has the prior for its posterior, and a gap of zero once q is the prior. Nor is a better
+bound a better representation: with the same ln p(x), z may carry everything about x or nothing. ``collapse_report`` and
 ``aggregate_posterior`` look at that.
 """
 
