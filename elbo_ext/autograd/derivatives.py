@@ -8,6 +8,12 @@ from torch import Tensor
 
 Operands = Sequence[Tensor | None]
 Formula = Callable[..., Any]
+_torch_vjp: Any = torch.func.vjp  # whose annotation has the third result of has_aux as well
+
+
+def joint_shape(operands: Operands) -> torch.Size:
+    shape: torch.Size = torch.broadcast_shapes(*(t.shape for t in operands if t is not None))  # type: ignore[no-untyped-call]
+    return shape
 
 
 def fill_missing_with_none(gradients: Iterable[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
@@ -29,7 +35,7 @@ def _vjp_of_picked(function: Formula, operands: Operands, picked: Sequence[int])
             full[i] = value
         return function(*full)
 
-    output, pull_back = torch.func.vjp(of_picked, *(operands[i] for i in picked))
+    output, pull_back = _torch_vjp(of_picked, *(operands[i] for i in picked))
     return output, pull_back
 
 
@@ -45,5 +51,5 @@ def jvp(function: Formula, operands: Operands, tangents: Operands) -> Any:
     picked = [i for i, tangent in enumerate(tangents) if tangent is not None]
     output, pull_back = _vjp_of_picked(function, operands, picked)
     zeros = torch.zeros_like(output) if isinstance(output, Tensor) else tuple(map(torch.zeros_like, output))
-    _, push_forward = torch.func.vjp(pull_back, zeros)
+    _, push_forward = _torch_vjp(pull_back, zeros)
     return push_forward(tuple(tangents[i] for i in picked))[0]

@@ -32,7 +32,7 @@ class ELBOGradInForward(Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*operands)
         loss, log_likelihood, reduced_kl, ctx.of_kl, *ctx.gradients = _ops.elbo_with_gradients(
-            *spec.arguments(operands), kl, beta, ctx.needs_input_grad[3:]
+            spec.term, operands, *spec[1:], kl, beta, ctx.needs_input_grad[3:]
         )
         if not ctx.needs_input_grad[2]:
             ctx.mark_non_differentiable(reduced_kl)
@@ -77,5 +77,5 @@ def elbo(spec: TermSpec, beta: float, kl: Tensor, operands: Operands) -> Sequenc
     if wants_grad((kl, *operands)):
         return None
     no_gradients = (False,) * len(operands)
-    results = _ops.elbo_with_gradients(*spec.arguments(operands), kl, beta, no_gradients)[:3]
+    results = _ops.elbo_with_gradients(spec.term, operands, *spec[1:], kl, beta, no_gradients)[:3]
     return results

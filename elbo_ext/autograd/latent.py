@@ -1,7 +1,7 @@
 """The latent stage: samples z of a Gaussian q, and what else is known of them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import formulas
 from ..likelihoods import GAUSSIAN_KL
 from ..ops import NONE, WITH_KL, WITH_LOG_PROB, Z_ALONE, value_dtype
-from .derivatives import Operands, fill_missing_with_none, vjp, without_none
+from .derivatives import Operands, fill_missing_with_none, joint_shape, vjp, without_none
 from .modes import GradientFunction, ValueFunction, apply_under_transforms, choose_forward, in_every_mode, needed_gradients
 from .term_sum import TermSpec, TermSum
 from .vmap import in_shape_of_operands, reduce_examples, unreduced_gradient, with_mapped_axis_first
@@ -21,7 +21,8 @@ _SCORE = WITH_LOG_PROB["score"]
 
 
 class LatentSpec(NamedTuple):
-    """The arguments of the latent operators that are not tensors (csrc/ops/schema.cpp)."""
+    """The arguments of the latent operators that are not tensors, in their order (csrc/ops/schema.cpp). Seed and noise come
+    after the forms, the inputs before all."""
 
     constants: tuple[float, ...]
     forms: int  # of the inputs, as for the term gaussian_kl
@@ -37,11 +38,6 @@ class LatentSpec(NamedTuple):
     def sample_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Of z, from the inputs' joint shape."""
         return tuple(shape) if self.num_samples is None else (self.num_samples, *shape)
-
-    def arguments(self, seed: Tensor | None, noise: Tensor | None, inputs: Operands) -> tuple[Any, ...]:
-        """All arguments, in the operators' order."""
-        constants, forms, num_samples, results, batch_dims, reduction = self
-        return inputs, constants, forms, seed, noise, num_samples, results, batch_dims, reduction
 
     def under_vmap(self) -> "LatentSpec":
         """With the mapped axis as an axis of examples, and no reduction over them."""
@@ -66,7 +62,7 @@ def _mapped_noise(
     A mapped seed (randomness="different") gives every slice its own stream, an unmapped one the same noise to all.
     """
     seed_dim, noise_dim = in_dims
-    shape = spec.sample_shape(torch.broadcast_shapes(*(t.shape for t in aligned if t is not None))[1:])
+    shape = spec.sample_shape(joint_shape(aligned)[1:])
     if noise is None:
         assert seed is not None
         seeds = seed if seed_dim is None else seed.movedim(seed_dim, 0)
@@ -96,7 +92,7 @@ class LatentBackward(GradientFunction):
     ) -> tuple[Tensor, ...]:  # fmt: skip
         with_kl = spec.results == WITH_KL
         grads = (grad_z, grad_second, None, None) if with_kl else (grad_z, None, grad_second, grad_third)
-        return tuple(_ops.latent_backward(*spec.arguments(seed, noise, inputs), *grads, needs))
+        return tuple(_ops.latent_backward(inputs, *spec[:2], seed, noise, *spec[2:], *grads, needs))
 
     @staticmethod
     def in_torch(
@@ -155,16 +151,16 @@ class Latent(ValueFunction):
     def forward(
         spec: LatentSpec, seed: Tensor | None, noise: Tensor | None, *inputs: Tensor | None
     ) -> Tensor | tuple[Tensor, ...]:
-        results: Sequence[Tensor] = _ops.latent(*spec.arguments(seed, noise, inputs))
+        results: Sequence[Tensor] = _ops.latent(inputs, *spec[:2], seed, noise, *spec[2:])
         return results[0] if spec.results == Z_ALONE else tuple(results)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.spec, *tensors = inputs
+        ctx.spec = spec = inputs[0]
         ctx.set_materialize_grads(False)
-        if ctx.spec.results == _SCORE:
+        if spec.results == _SCORE:
             ctx.mark_non_differentiable(output[0])
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     def backward(
@@ -175,7 +171,10 @@ class Latent(ValueFunction):
         _, _, needs_noise, *needs_inputs = ctx.needs_input_grad
         needs = (*needs_inputs, needs_noise)
         seed, noise, *inputs = ctx.saved_tensors
-        passes_through = needs[0] and grad_second is None and grad_third is None and _same_layout(inputs[0], grad_z)
+        passes_through = (
+            needs[0] and grad_second is None and grad_third is None
+            and grad_z is not None and _same_layout(inputs[0], grad_z)
+        )  # fmt: skip
         if passes_through:  # dz/dmu = 1: where nothing else reaches mu, its gradient is that of z, and nothing is written
             needs = (False, *needs[1:])
         gradients: Sequence[Tensor] = ()
@@ -200,7 +199,7 @@ class Latent(ValueFunction):
             torch.full((), constant, dtype=dtype, device=device) if t is None else t.to(dtype)
             for t, constant in zip(inputs, spec.constants, strict=True)
         )
-        shape = spec.sample_shape(torch.broadcast_shapes(*(t.shape for t in inputs if t is not None)))
+        shape = spec.sample_shape(joint_shape(inputs))
         if noise is None:
             assert seed is not None
             eps = _explicit_noise(seed, shape, dtype)[0]
@@ -214,7 +213,8 @@ class Latent(ValueFunction):
         if spec.results == WITH_KL:
             kl = TermSpec(GAUSSIAN_KL.number, (*spec.constants, 1.0), spec.forms, spec.batch_dims, spec.reduction)
             return rounded, TermSum.in_torch(kl, *inputs, None)
-        log_p = formulas.gaussian(z, *prior, prior_form.removeprefix("prior_"))
+        prior_mu, prior_scale = prior
+        log_p = formulas.gaussian(z, prior_mu, prior_scale, prior_form.removeprefix("prior_"))
         batch = shape[: spec.batch_dims + spec.sample_axes]
         return rounded, *(t.expand(shape).reshape(*batch, math.prod(shape[len(batch) :])).sum(-1) for t in (log_q, log_p))
 

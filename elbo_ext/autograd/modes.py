@@ -18,6 +18,7 @@ X.forward, the operator alone, where nothing asks for a gradient, and X.in_torch
 """
 
 from collections.abc import Callable, Sequence
+from types import new_class
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -148,21 +149,22 @@ def _no_functorch(function: type[ValueFunction]) -> dict[str, Any]:
     return {"forward": staticmethod(forward), "setup_context": Function.setup_context}
 
 
-def _grad_in_forward(function: type[ValueFunction]) -> dict[str, Any]:
+def _grad_in_forward(function: type[ValueFunction]) -> dict[str, Any] | None:
     """Not for unreduced results, whose upstream gradient differs from row to row."""
-    compute, setup_context, backward_function = function.value_and_gradients, function.setup_context, function.backward_function
-    assert compute is not None
+    if function.value_and_gradients is None:
+        return None
+    compute, backward_function = function.value_and_gradients, function.backward_function
 
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        spec, *operands = inputs
+    def forward(ctx: Any, spec: Any, *operands: Tensor | None) -> Any:
+        ctx.spec = spec
+        ctx.save_for_backward(*operands)
         value, *ctx.gradients = compute(spec, ctx.needs_input_grad[1:], *operands)
-        setup_context(ctx, inputs, value)
         return value
 
     def backward(ctx: Any, grad: Tensor) -> Any:
         needs = ctx.needs_input_grad[1:]
         operands = ctx.saved_tensors  # torch's own error if one of them was changed in place
-        gradients = take_gradients(ctx, grad)
+        gradients: Sequence[Tensor] | None = take_gradients(ctx, grad)
         if gradients is None:
             gradients = needed_gradients(backward_function, ctx.spec, needs, grad, *operands)
         else:
@@ -180,7 +182,7 @@ class _Derived(NamedTuple):
     suffix: str  # of the class's name
     attribute: str  # of X, holds ``apply`` of the class
     of: type[Differentiable]  # the base class of X
-    members: Callable[[Any], dict[str, Any]]  # of the class, instead of those of X
+    members: Callable[[Any], dict[str, Any] | None]  # of the class, instead of those of X; None: X has no such class
     get_apply: Callable[[type[Function]], Apply]
 
 
@@ -196,11 +198,13 @@ AnyDifferentiable = TypeVar("AnyDifferentiable", bound=Differentiable)
 def in_every_mode(function: type[AnyDifferentiable]) -> type[AnyDifferentiable]:
     """Gives the class, unchanged otherwise, the derived classes of _DERIVED that its base class has."""
     for row in _DERIVED:
-        if not issubclass(function, row.of) or (row.attribute == "grad_in_forward" and function.value_and_gradients is None):
-            continue
-        place = {"__module__": function.__module__, "__qualname__": function.__qualname__ + row.suffix}
-        derived = type(function)(function.__name__ + row.suffix, (function,), {**place, **row.members(function)})
-        setattr(function, row.attribute, row.get_apply(derived))
+        members = row.members(function) if issubclass(function, row.of) else None
+        if members is not None:
+            derived = new_class(function.__name__ + row.suffix, (function,))
+            derived.__module__ = function.__module__
+            for name, member in members.items():
+                setattr(derived, name, member)
+            setattr(function, row.attribute, row.get_apply(derived))
     return function
 
 
@@ -244,13 +248,17 @@ def needed_gradients(
     function: type[GradientFunction], spec: Any, needs: Sequence[bool], *tensors: Tensor | None
 ) -> Sequence[Tensor]:
     """``function.apply`` in the cheapest way that serves the caller's way of differentiating, from a backward pass."""
+    compute: Callable[..., Sequence[Tensor]]
     if torch.compiler.is_compiling():
-        return function.forward(spec, needs, *tensors)
-    if any_batched(tensors[: function.upstream]):
-        return function.in_torch(spec, needs, *tensors)
-    if torch.is_grad_enabled() or in_transform():
-        return function.with_jvp(spec, needs, *tensors)
-    return function.forward(spec, needs, *tensors)
+        compute = function.forward
+    elif any_batched(tensors[: function.upstream]):
+        compute = function.in_torch
+    elif torch.is_grad_enabled() or in_transform():
+        compute = function.with_jvp
+    else:
+        compute = function.forward
+    gradients: Sequence[Tensor] = compute(spec, needs, *tensors)
+    return gradients
 
 
 def apply_under_transforms(function: type[Differentiable]) -> Apply:

@@ -93,5 +93,5 @@ def with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
 
 
 def weighted_once_more(z: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    results: tuple[Tensor, Tensor] = WeightedOnceMore.apply(z, log_weights)
+    results: tuple[Tensor, Tensor] = WeightedOnceMore.apply(z, log_weights)  # type: ignore[no-untyped-call]
     return results

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..likelihoods import TERMS_BY_NUMBER
 from ..ops import NONE, value_dtype
-from .derivatives import Operands, fill_missing_with_none, vjp, without_none
+from .derivatives import Operands, fill_missing_with_none, joint_shape, vjp, without_none
 from .modes import GradientFunction, ValueFunction, apply_under_transforms, choose_forward, in_every_mode, needed_gradients
 from .vmap import MEAN, in_shape_of_operands, reduce_examples, unreduced_gradient, with_mapped_axis_first
 
@@ -16,18 +16,14 @@ _ops = torch.ops.elbo_ext
 
 
 class TermSpec(NamedTuple):
-    """The arguments of the term_sum operators that are not tensors (csrc/ops/schema.cpp)."""
+    """The arguments of the term_sum operators that are not tensors, in their order (csrc/ops/schema.cpp). The operands,
+    weight last, come after the term."""
 
     term: int
     constants: tuple[float, ...]  # stand for operands that are None
     forms: int
     batch_dims: int
     reduction: int
-
-    def arguments(self, operands: Operands) -> tuple[Any, ...]:
-        """All arguments, in the operators' order; the weight is the last operand."""
-        term, constants, forms, batch_dims, reduction = self
-        return term, operands, constants, forms, batch_dims, reduction
 
     def under_vmap(self) -> "TermSpec":
         """With the mapped axis as an axis of examples, and no reduction over them."""
@@ -40,7 +36,7 @@ class TermSumBackward(GradientFunction):
 
     @staticmethod
     def forward(spec: TermSpec, needs: Sequence[bool], grad: Tensor, *operands: Tensor | None) -> tuple[Tensor, ...]:
-        return tuple(_ops.term_sum_backward(*spec.arguments(operands), grad, needs))
+        return tuple(_ops.term_sum_backward(spec.term, operands, *spec[1:], grad, needs))
 
     @staticmethod
     def in_torch(spec: TermSpec, needs: Sequence[bool], grad: Tensor, *operands: Tensor | None) -> tuple[Tensor, ...]:
@@ -67,7 +63,7 @@ class TermSum(ValueFunction):
 
     @staticmethod
     def forward(spec: TermSpec, *operands: Tensor | None) -> Tensor:
-        value: Tensor = _ops.term_sum(*spec.arguments(operands))
+        value: Tensor = _ops.term_sum(spec.term, operands, *spec[1:])
         return value
 
     @staticmethod
@@ -78,7 +74,7 @@ class TermSum(ValueFunction):
 
     @staticmethod
     def value_and_gradients(spec: TermSpec, needs: Sequence[bool], *operands: Tensor | None) -> Sequence[Tensor]:
-        results: Sequence[Tensor] = _ops.term_sum_with_gradients(*spec.arguments(operands), 1.0, needs)
+        results: Sequence[Tensor] = _ops.term_sum_with_gradients(spec.term, operands, *spec[1:], 1.0, needs)
         return results
 
     @staticmethod
@@ -90,7 +86,7 @@ class TermSum(ValueFunction):
             for t, constant in zip(operands, spec.constants, strict=True)
         )
         value = TERMS_BY_NUMBER[spec.term].in_torch(spec.forms, inputs, None if operands[-1] is None else weight)
-        shape = torch.broadcast_shapes(*(t.shape for t in operands if t is not None))
+        shape = joint_shape(operands)
         value = value.expand(shape)
         examples = value.flatten(spec.batch_dims).sum(-1) if len(shape) > spec.batch_dims else value
         if spec.reduction == NONE:

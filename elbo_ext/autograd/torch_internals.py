@@ -23,7 +23,7 @@ def in_forward_mode() -> bool:
 
 def in_transform() -> bool:
     """Under torch.func, or in forward mode."""
-    return _torch_func_is_active() or in_forward_mode()
+    return _torch_func_is_active() or forward_ad._current_level >= 0  # not by a call: it is asked often
 
 
 def count_nested_jvp() -> int:
@@ -46,5 +46,5 @@ def apply_outside_torch_func(function: type[Function]) -> Callable[..., Any]:
     have left in the arguments. What it calls then is its base class's apply, which is returned here. In 2.15 both are the
     same.
     """
-    apply: Callable[..., Any] = super(Function, function).apply
+    apply: Callable[..., Any] = super(Function, function).apply  # type: ignore[misc]
     return apply

@@ -3,11 +3,10 @@
 import math
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor
 
 from ..ops import NONE, REDUCTIONS
-from .derivatives import Operands
+from .derivatives import Operands, joint_shape
 
 MEAN = REDUCTIONS["mean"]
 
@@ -53,7 +52,7 @@ def unreduced_gradient(
     grad = grad.unsqueeze(0).expand(size, *grad.shape) if dim is None else grad.movedim(dim, 0)
     if reduction == NONE:
         return grad
-    batch = torch.broadcast_shapes(*(t.shape for t in aligned if t is not None))[1 : batch_dims + 1]
+    batch = joint_shape(aligned)[1 : batch_dims + 1]
     if reduction == MEAN:
         grad = grad / math.prod(batch)
     return grad.reshape(size, *(1,) * len(batch)).expand(size, *batch)
