@@ -57,15 +57,15 @@ class ELBOLoss(torch.nn.Module):
             self.scale = scale
 
     def forward(self, recon: Tensor, x: Tensor, mu: Tensor | None = None, logvar: Any = None, **options: Any) -> ELBO:
-        fixed = {"beta": self.beta, "batch_dims": self.batch_dims, "reduction": self.reduction}
+        fixed: dict[str, Any] = {"beta": self.beta, "batch_dims": self.batch_dims, "reduction": self.reduction}
         if self.scale_name is not None:
             fixed[self.scale_name] = self.scale
         return elbo_loss(recon, x, mu, logvar, likelihood=self.likelihood, **{**fixed, **options})
 
     def extra_repr(self) -> str:
-        options = {"likelihood": self.likelihood}
+        options: dict[str, Any] = {"likelihood": self.likelihood}
         if self.scale_name is not None:
-            is_tensor = isinstance(self.scale, Tensor)
-            options[self.scale_name] = f"tensor of shape {tuple(self.scale.shape)}" if is_tensor else self.scale
+            scale = self.scale
+            options[self.scale_name] = f"tensor of shape {tuple(scale.shape)}" if isinstance(scale, Tensor) else scale
         options |= {"beta": self.beta, "batch_dims": self.batch_dims, "reduction": self.reduction}
         return ", ".join(f"{name}={value!r}" for name, value in options.items())
