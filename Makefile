@@ -21,11 +21,12 @@ ifneq ($(strip $(SETTINGS)),$(strip $(shell cat $(VENV)/built 2> /dev/null)))
 CHANGED := always
 endif
 
-.PHONY: help build test test-emulator test-torch test-headers demo bench clean always
+.PHONY: help build test test-emulator test-torch test-headers wheel test-wheel demo bench clean always
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make test    run the tests                    ARGS="-k kl" are options of pytest'
+	@echo 'make wheel          build a wheel into dist; make test-wheel runs the tests with it in a clean environment'
 	@echo 'make test-headers   compile against the oldest torch (downloads 80 MB)'
 	@echo 'make test-torch     run the tests with another torch, TORCH=oldest, newest or 2.12.1 (downloads it)'
 	@echo 'make test-emulator  run the CUDA kernels on the CPU, in many orders and under sanitizers: tests/README.md'
@@ -49,6 +50,17 @@ test-headers: build
 
 test-emulator: build
 	@$(VENV_PYTHON) -m pytest -q tests/emulator -m 'slow or not slow' $(ARGS) $(if $(STATUS),; echo $$? > '$(STATUS)')
+
+# A wheel for any torch from 2.11 on, repaired to bring along what is not torch's; and the suite with it, in a virtual
+# environment of its own, without the sources. PLATFORM is what auditwheel is asked for: what this machine's C library allows.
+PLATFORM ?= auto
+wheel: build
+	@rm -rf dist build/wheel
+	@$(VENV_PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w build/wheel .
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV_PYTHON) -m auditwheel repair --plat $(PLATFORM) --exclude 'libtorch*' -w dist build/wheel/*.whl
+
+test-wheel: wheel
+	@$(VENV_PYTHON) tests/build/with_wheel.py dist $(ARGS)
 
 demo: build
 	@$(VENV_PYTHON) -m elbo_ext.demo $(ARGS)
@@ -81,5 +93,5 @@ $(VENV)/created:
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist elbo_ext.egg-info elbo_ext/_C.*.so elbo_ext/_cuda.so .pytest_cache .hypothesis benchmark-results
+	rm -rf $(VENV) .venv-torch-* .venv-wheel build dist elbo_ext.egg-info elbo_ext/_C.*.so elbo_ext/_cuda.so .pytest_cache .hypothesis benchmark-results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

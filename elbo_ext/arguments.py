@@ -92,7 +92,7 @@ def broadcast(operands: Mapping[str, Any]) -> torch.Size:
             continue
         if t.device != device:
             raise ValueError(f"all tensors must be on one device, got {first_name} on {device} and {name} on {t.device}")
-        if shape is not None and t.shape != shape:
+        if shape is not None and (torch.compiler.is_compiling() or not same_shape(t.shape, shape)):
             shape = _joint(shape, t.shape)
     if shape is None:
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in operands.items() if isinstance(t, Tensor))
@@ -100,7 +100,15 @@ def broadcast(operands: Mapping[str, Any]) -> torch.Size:
     return shape
 
 
+def same_shape(a: Sequence[int], b: Sequence[int]) -> bool:
+    """Tuples of different lengths are compared by their first elements, too, which would ask whether a dynamic batch size
+    equals a number of channels."""
+    return len(a) == len(b) and tuple(a) == tuple(b)
+
+
 def _joint(a: torch.Size, b: torch.Size) -> torch.Size | None:
+    if torch.compiler.is_compiling():  # sizes may depend on data there, and not be compared with 1
+        return torch.broadcast_shapes(a, b)
     if len(a) < len(b):
         a, b = b, a
     lead = len(a) - len(b)
@@ -115,8 +123,8 @@ def _joint(a: torch.Size, b: torch.Size) -> torch.Size | None:
 
 def at_most_one_broadcasts(recon: Tensor, x: Tensor) -> None:
     """One of the two may repeat, as data does over several samples; both against each other are a forgotten dimension."""
-    joint = None if recon.shape == x.shape else _joint(recon.shape, x.shape)
-    if joint is not None and joint != recon.shape and joint != x.shape:
+    joint = None if same_shape(recon.shape, x.shape) else _joint(recon.shape, x.shape)
+    if joint is not None and not same_shape(joint, recon.shape) and not same_shape(joint, x.shape):
         raise ValueError(
             f"recon of shape {tuple(recon.shape)} and x of shape {tuple(x.shape)} both repeat, to {tuple(joint)}; "
             "at most one of them may"
@@ -148,7 +156,10 @@ def recon_scales(likelihood: LikelihoodWithParameters, scales: Mapping[str, Any]
 
 def broadcasts_to_batch(description: str, value: Any, batch: torch.Size, target: str = "batch shape") -> None:
     """One number per example, or fewer; a Python number always is. ``{}`` in the description stands for the shape."""
-    if isinstance(value, Tensor) and value.shape != batch and _joint(batch, value.shape) != batch:
+    if not isinstance(value, Tensor) or same_shape(value.shape, batch):
+        return
+    joint = _joint(batch, value.shape)
+    if joint is None or not same_shape(joint, batch):
         described = description.format(tuple(value.shape))
         raise ValueError(f"{described} does not broadcast to the {target} {tuple(batch)}")
 
@@ -191,7 +202,9 @@ def number(name: str, value: Any, *, low: float = -math.inf, above: bool = False
     """A finite Python number of at least ``low``, or ``above`` it."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value) or not (value > low if above else value >= low):
+    # In arithmetic that Dynamo traces for a number that changes from call to call, where math.isfinite would stop it.
+    finite = value - value == 0
+    if not finite or (low > -math.inf and not (value > low if above else value >= low)):
         bound = "" if low == -math.inf else f" {'above' if above else 'of at least'} {low:g}"
         raise ValueError(f"{name} must be a finite number{bound}, got {value}")
     return float(value)

@@ -263,7 +263,7 @@ def _seed_or_noise(
         raise ValueError("noise and generator were both given; noise leaves nothing to draw")
     arguments.tensor("noise", noise)
     expected = shape if spec.num_samples is None else (spec.num_samples, *shape)
-    if tuple(noise.shape) != tuple(expected):
+    if not arguments.same_shape(noise.shape, expected):
         raise ValueError(f"noise must have the shape of the sample, {tuple(expected)}, got {tuple(noise.shape)}")
     arguments.broadcast({"mu": mu, "noise": noise})  # for the device
     return None, noise
@@ -403,18 +403,15 @@ def _named_inputs(term: Term, given: Mapping[str, Any], shown: Mapping[str, str]
     the forms of the inputs; ``shown`` their names where they differ."""
     named: dict[str, Any] = {}
     chosen = []
-    for name, forms in zip(term.inputs, term.forms_of_inputs, strict=True):
+    for name, forms, positive in zip(term.inputs, term.forms_of_inputs, term.positive_of_inputs, strict=True):
         if len(forms) == 1 and name not in term.defaults:
             check = arguments.tensor if name == "x" else arguments.tensor_or_number
             label, form = shown.get(name, name), 0
             value = check(label, given[name])
         else:
-            label, value, form = arguments.one_form(
-                [shown.get(form, form) for form in forms],
-                [given.get(form) for form in forms],
-                [k for k, form in enumerate(forms) if form in term.positive],
-                term.defaults.get(name),
-            )
+            names = [shown.get(form, form) for form in forms] if shown else forms
+            values = [given.get(form) for form in forms]
+            label, value, form = arguments.one_form(names, values, positive, term.defaults.get(name))
         named[label] = value
         chosen.append(form)
     return named, term.pack(chosen)
@@ -571,7 +568,7 @@ def _check_batch(batch_dims: int, sample_axes: int, x: Tensor, mu: Tensor, batch
             f"batch_dims must be at least {sample_axes}, the number of axes of samples that recon has beyond x, "
             f"got {batch_dims}"
         )
-    if sample_axes == batch_dims > 0 and mu.shape[:sample_axes] == batch:
+    if sample_axes == batch_dims > 0 and arguments.same_shape(mu.shape[:sample_axes], batch):
         raise ValueError(
             f"x of shape {tuple(x.shape)} has no batch dimension, so that those of mu, of shape {tuple(mu.shape)}, "
             "are taken for latent ones; expand x to the batch, or pass kl"

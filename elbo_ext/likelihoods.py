@@ -53,7 +53,11 @@ class Term:
     def __post_init__(self) -> None:
         object.__setattr__(self, "number", TERM_NUMBERS[self.name])
         object.__setattr__(self, "masked", self.masked or (1.0,) * len(self.inputs))
-        object.__setattr__(self, "forms_of_inputs", tuple(self.forms.get(name, (name,)) for name in self.inputs))
+        # For each input: the names of its forms, and the numbers of those that have to be positive.
+        forms = tuple(self.forms.get(name, (name,)) for name in self.inputs)
+        object.__setattr__(self, "forms_of_inputs", forms)
+        object.__setattr__(self, "positive_of_inputs", tuple(
+            tuple(k for k, form in enumerate(names) if form in self.positive) for names in forms))  # fmt: skip
 
     def pack(self, chosen: Sequence[int]) -> int:
         """The forms of all inputs as one number, four bits each (csrc/terms/forms.h)."""

@@ -230,7 +230,7 @@ def _(
     dtype = _z_dtype(mu, scale)
     first = mu if mu is not None else _first(inputs)
     samples = () if num_samples is None else (num_samples,)
-    if num_samples is None and first.shape == full:
+    if num_samples is None and first.dim() == len(full) and first.shape == full:  # ranks first: arguments.same_shape
         z = torch.empty_like(first, dtype=dtype)
     else:
         z = first.new_empty((*samples, *full), dtype=dtype)

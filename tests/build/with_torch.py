@@ -29,22 +29,24 @@ def requirement(wish: str) -> str:
     return f"torch=={wish}"
 
 
-def environment(wish: str) -> Path:
-    """The Python of a virtual environment with the torch that is wished for."""
-    folder = ROOT / f".venv-torch-{wish}"
+def environment(name: str, torch: str) -> Path:
+    """The Python of the virtual environment .venv-NAME with what constraints.txt says, but for torch."""
+    folder = ROOT / f".venv-{name}"
     python = folder / "bin" / "python"
     if not python.exists():
         venv.create(folder, with_pip=True)
     others = folder / "requirements.txt"
     pins = (ROOT / "constraints.txt").read_text().splitlines(keepends=True)
     others.write_text("".join(line for line in pins if not line.startswith("torch==")))
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    install(python, "-r", str(others))
     # torch by itself, because it may ask for another version of something than the pinned torch does.
-    upgrade = ["--upgrade"] if wish == "newest" else []
-    for words in (["-r", str(others)], [*upgrade, requirement(wish)]):
-        if subprocess.run([*pip, *words]).returncode != 0:
-            sys.exit(f"with_torch: {requirement(wish)} could not be installed; pip's message stands above")
+    install(python, *(["--upgrade"] if torch == "torch" else []), torch)
     return python
+
+
+def install(python: Path, *words: str) -> None:
+    if subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *words]).returncode != 0:
+        sys.exit(f"{words[-1]} could not be installed; pip's message stands above")
 
 
 def stage(folder: Path) -> Path:
@@ -81,7 +83,7 @@ def main() -> int:
     requirement(wish)
     if not any(ROOT.glob(BINARIES[0])):
         sys.exit("with_torch: there is no build to test; run 'make build' first")
-    python = environment(wish)
+    python = environment(f"torch-{wish}", requirement(wish))
     work = ROOT / "build" / f"torch-{wish}"
 
     given = stage(work / "built-elsewhere")

@@ -3,8 +3,10 @@
 Values, gradients, noise, numerics and reproducibility are tested on a GPU where they are tested on the CPU.
 """
 
+import ast
 import contextlib
 import math
+import os
 import re
 import subprocess
 import sys
@@ -292,6 +294,33 @@ def test_replays_beside_eager_work() -> None:
         eager = [elbo_ext.gaussian_log_prob(x, mean, 0.3, reduction="sum") for _ in range(3)]
         torch.cuda.synchronize()
         assert all(torch.equal(v, expected) for v in (copy, *eager))
+
+
+# The first call of all of an operator, whose kernels CUDA has not loaded yet, in a capture. Where a graph is made torch's own
+# kernels of the call have been warmed up.
+FIRST_LAUNCH = """
+import torch, elbo_ext
+x, mean = torch.arange(6.0, device="cuda").reshape(2, 3), torch.ones(2, 3, device="cuda")
+torch.cuda.synchronize()
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    value = elbo_ext.gaussian_log_prob(x, mean)
+value.zero_()
+graph.replay()
+print("values:", value.tolist(), elbo_ext.reference.gaussian_log_prob(x, mean).tolist())
+"""
+
+
+def test_the_first_launch_in_a_capture() -> None:
+    """In a process of its own, in which nothing has been launched."""
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_LAUNCH], capture_output=True, text=True, check=False,
+        env={**os.environ, "CUDA_MODULE_LOADING": "LAZY"},
+    )  # fmt: skip
+    printed = re.search(r"values: (\[.*?\]) (\[.*?\])", done.stdout)
+    assert printed, done.stdout + done.stderr
+    actual, exact = (torch.tensor(ast.literal_eval(numbers)) for numbers in printed.groups())
+    torch.testing.assert_close(actual, exact, rtol=1e-6, atol=0)
 
 
 # To wait for a stream spoils its capture, and until that ends every launch on the stream fails. The operator allocates
