@@ -108,8 +108,8 @@ def same_shape(a: Sequence[int], b: Sequence[int]) -> bool:
 
 def _joint(a: torch.Size, b: torch.Size) -> torch.Size | None:
     if torch.compiler.is_compiling():  # sizes may depend on data there, and not be compared with 1
-        joint: torch.Size = torch.broadcast_shapes(a, b)
-        return joint
+        shape: torch.Size = torch.broadcast_shapes(a, b)
+        return shape
     if len(a) < len(b):
         a, b = b, a
     lead = len(a) - len(b)
