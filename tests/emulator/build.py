@@ -35,7 +35,7 @@ KERNELS = {
 # __CUDACC__ is what nvcc defines. The kernels are written for its rules: unused functions of headers, pragmas for it.
 FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-function"]
 KERNEL_FLAGS = ["-O1", "-g1", "-D__CUDACC__", "-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-uninitialized",
-                "-Wno-sign-compare"]
+                "-Wno-sign-compare"]  # fmt: skip
 # Without the checks that double the time to compile, of what AddressSanitizer sees as well.
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize=null,object-size,vptr,pointer-overflow",
               "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]  # fmt: skip
