@@ -21,11 +21,13 @@ ifneq ($(strip $(SETTINGS)),$(strip $(shell cat $(VENV)/built 2> /dev/null)))
 CHANGED := always
 endif
 
-.PHONY: help build test test-emulator test-torch test-headers wheel test-wheel demo bench clean always
+.PHONY: help build test test-emulator test-torch test-headers wheel test-wheel quick lint format demo bench clean always
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make test    run the tests                    ARGS="-k kl" are options of pytest'
+	@echo 'make quick   run those of them that take less than a minute together, for work on a formula'
+	@echo 'make lint    ruff, mypy and clang-format        make format does what they can do by themselves'
 	@echo 'make wheel          build a wheel into dist; make test-wheel runs the tests with it in a clean environment'
 	@echo 'make test-headers   compile against the oldest torch (downloads 80 MB)'
 	@echo 'make test-torch     run the tests with another torch, TORCH=oldest, newest or 2.12.1 (downloads it)'
@@ -39,6 +41,24 @@ help:
 
 test: build
 	@$(VENV_PYTHON) -m pytest -q $(ARGS) $(if $(STATUS),; echo $$? > '$(STATUS)')
+
+quick: build
+	@$(VENV_PYTHON) -m pytest -q -m quick tests/values tests/gradients tests/build/test_registry.py $(ARGS)
+
+# All of them, whatever the first ones find. They read the sources and need no build; mypy has torch in $(VENV).
+CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
+lint: $(VENV)/requirements
+	@failed=; \
+	$(VENV)/bin/ruff check --quiet . || failed=1; \
+	$(VENV)/bin/ruff format --quiet --check . || failed=1; \
+	$(VENV)/bin/mypy --no-error-summary || failed=1; \
+	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES) || failed=1; \
+	[ -z "$$failed" ]
+
+format: $(VENV)/requirements
+	@$(VENV)/bin/ruff check --quiet --fix . || true
+	@$(VENV)/bin/ruff format .
+	@$(VENV)/bin/clang-format -i $(CXX_FILES)
 
 # The whole suite with another torch: oldest, newest, or a version. The first needs no more than the headers of the oldest.
 TORCH ?= oldest
@@ -93,5 +113,6 @@ $(VENV)/created:
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-torch-* .venv-wheel build dist elbo_ext.egg-info elbo_ext/_C.*.so elbo_ext/_cuda.so .pytest_cache .hypothesis benchmark-results
+	rm -rf $(VENV) .venv-torch-* .venv-wheel build dist elbo_ext.egg-info elbo_ext/_C.*.so elbo_ext/_cuda.so .pytest_cache .hypothesis benchmark-results \
+	  .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -39,7 +39,7 @@ STABLE_ABI = "0x020b000000000000"  # TORCH_TARGET_VERSION of 2.11
 
 OPERATOR_SOURCES = ["module.cpp", "cpu/dispatch.cpp", *(f"ops/{name}.cpp" for name in (
     "cpu_device", "cuda_device", "device", "importance", "latent", "schema", "space", "stored_gradients", "tensors", "term_sum",
-    "terms"))]
+    "terms"))]  # fmt: skip
 KERNEL_SOURCES = ["cpu/term_sum.cpp", "cpu/latent.cpp", "cpu/log_prob.cpp", "cpu/importance.cpp"]
 
 X86_SETS = {
@@ -48,10 +48,10 @@ X86_SETS = {
 }
 # No errno and no floating-point traps, so that sqrt and selects vectorize; this changes no result. No fast-math.
 FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
-         "-Wall", "-Wextra", "-Werror=return-type"]
+         "-Wall", "-Wextra", "-Werror=return-type"]  # fmt: skip
 # What at::vec's own headers and gcc's intrinsics warn about.
 KERNEL_WARNINGS = ["-Wno-unknown-pragmas", "-Wno-ignored-qualifiers", "-Wno-psabi", "-Wno-maybe-uninitialized",
-                   "-Wno-uninitialized"]
+                   "-Wno-uninitialized"]  # fmt: skip
 
 
 def stop(sentence: str) -> None:
@@ -102,7 +102,7 @@ OLDEST_CUDA = (12, 0)  # the first that knows C++20
 DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0", "12.0")
 PTX = {"9.0": "+PTX"}
 CUDA_FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra,"
-              "-Wno-unknown-pragmas"]  # the pragmas are for device code
+              "-Wno-unknown-pragmas"]  # fmt: skip  the pragmas are for device code
 # Spilled registers and arrays in local memory would cost a kernel the bandwidth that it is for.
 STRICT_CUDA_FLAGS = ["-Werror=all-warnings", "-Xptxas=-warn-spills,-warn-lmem-usage,-Werror"]
 
@@ -223,7 +223,7 @@ class Ninja:
         self.work = work
         self.objects: list[str] = []
         self.lines = ["rule compile", f"  command = {compile_command}", "  depfile = $out.d", "  deps = gcc",
-                      "  description = $out", "rule link", f"  command = {link_command}", "  description = link $out"]
+                      "  description = $out", "rule link", f"  command = {link_command}", "  description = link $out"]  # fmt: skip
 
     def compile(self, source: str, name: str, flags: list[str]) -> None:
         self.objects.append(name)

@@ -250,24 +250,24 @@ def keywords(given: Mapping[str, Any], known: Sequence[str]) -> None:
 
 def samples(name: str, value: Any, dim: Any = 0) -> Tensor:
     """A floating-point tensor with at least one sample along ``dim``."""
-    tensor(name, value)
+    checked = tensor(name, value)
     if not isinstance(dim, int) or isinstance(dim, bool):
         raise TypeError(f"dim must be an int, got {type(dim).__name__}")
-    shape = tuple(value.shape)
+    shape = tuple(checked.shape)
     if not -len(shape) <= dim < len(shape):
         raise ValueError(f"dim must be an axis of {name}, which has shape {shape}, got {dim}")
     if shape[dim] < 1:
         raise ValueError(f"{name} must have at least one sample along dim {dim}, got shape {shape}")
-    return value
+    return checked
 
 
 def examples(name: str, value: Any, batch_dims: int, low: int = 1) -> Tensor:
     """A floating-point tensor with at least ``low`` examples in its leading ``batch_dims`` dimensions."""
-    tensor(name, value)
-    shape = tuple(value.shape)
+    checked = tensor(name, value)
+    shape = tuple(checked.shape)
     if math.prod(shape[:batch_dims]) < low:
         raise ValueError(f"{name} must have at least {low} example{'s' * (low > 1)}, got shape {shape}")
-    return value
+    return checked
 
 
 def _dtype(t: Tensor) -> str:

@@ -88,10 +88,10 @@ def log_evidence(log_weights: LogWeights) -> LogEvidence:
     w = _accumulate(log_weights)
     # Squared coefficient of variation, from deviations: sum w^2 - (sum w)^2 / K would cancel for weights close
     # together.
-    variation = w.squares / (w.count * w.mean.square())
-    size = torch.where(w.mean == 0, 0.0, w.count / (1 + variation))
-    error = (variation / (w.count - 1)).sqrt() if w.count > 1 else torch.full_like(variation, math.nan)
-    return LogEvidence(w.log_scale + w.mean.log(), error, size, w.log_mean, w.count)
+    variation = w.squares / (w.number * w.mean.square())
+    size = torch.where(w.mean == 0, 0.0, w.number / (1 + variation))
+    error = (variation / (w.number - 1)).sqrt() if w.number > 1 else torch.full_like(variation, math.nan)
+    return LogEvidence(w.log_scale + w.mean.log(), error, size, w.log_mean, w.number)
 
 
 def elbo_gap(log_weights: LogWeights, *, elbo: Tensor | None = None) -> Tensor:
@@ -124,7 +124,7 @@ def elbo_gap(log_weights: LogWeights, *, elbo: Tensor | None = None) -> Tensor:
 class _Weights(NamedTuple):
     """Moments of weights w = exp(log_scale) * v: of v, which is at most 1, and of ln w."""
 
-    count: int
+    number: int  # of weights
     log_scale: Tensor  # the largest ln w so far; 0 where that is infinite, as nothing can be measured by it
     mean: Tensor  # of v
     squares: Tensor  # sum of (v - mean)^2
@@ -167,14 +167,14 @@ def _merge(a: _Weights, b: _Weights) -> _Weights:
     largest = torch.maximum(scale_a, scale_b)
     log_scale = torch.where(largest.isinf(), 0.0, largest)
     factor_a, factor_b = (scale_a - log_scale).exp(), (scale_b - log_scale).exp()
-    count = a.count + b.count
+    count = a.number + b.number
     mean_a, mean_b = a.mean * factor_a, b.mean * factor_b
-    share = b.count / count
+    share = b.number / count
     return _Weights(
         count,
         log_scale,
         mean_a * (1 - share) + mean_b * share,
-        a.squares * factor_a.square() + b.squares * factor_b.square() + (mean_b - mean_a).square() * a.count * share,
+        a.squares * factor_a.square() + b.squares * factor_b.square() + (mean_b - mean_a).square() * a.number * share,
         a.log_mean * (1 - share) + b.log_mean * share,
     )
 
@@ -349,17 +349,18 @@ def aggregate_posterior(
     arguments.broadcasts_to_batch(name + " of shape {}", scale, mu.shape, "shape of mu,")
     for label, value in prior.items():  # broadcast to q(z), which has no examples
         arguments.broadcasts_to_batch(label + " of shape {}", value, torch.Size((1, *mu.shape[1:])), "shape of one z,")
-    kl = gaussian_kl(mu, **{name: scale}, **prior).double().mean()
-    information, count = 0.0, len(mu)
+    of_q: dict[str, Any] = {name: scale}
+    kl = gaussian_kl(mu, **of_q, **prior).double().mean()
+    total, count = torch.zeros_like(kl), len(mu)
     rows = max(1, _BLOCK // count)
     for _ in range(num_samples):
-        z = rsample(mu, **{name: scale}, generator=generator)
-        own = gaussian_log_prob(z, mu, **{name: scale}).double()
+        z = rsample(mu, **of_q, generator=generator)
+        own = gaussian_log_prob(z, mu, **of_q).double()
         for first in range(0, count, rows):
             block = z[first : first + rows].unsqueeze(1)  # against every q(z|x_m): [rows, N], nothing of z is repeated
-            every = gaussian_log_prob(block, mu, **{name: scale}, batch_dims=2).double()
-            information += (own[first : first + rows] - every.logsumexp(1) + math.log(count)).sum()
-    information = information / (num_samples * count)
+            every = gaussian_log_prob(block, mu, **of_q, batch_dims=2).double()
+            total = total + (own[first : first + rows] - every.logsumexp(1) + math.log(count)).sum()
+    information = total / (num_samples * count)
     return AggregatePosterior(information, kl - information, kl)
 
 
@@ -427,13 +428,13 @@ def amortization_gap(
 
     def checked(bound: Any) -> Tensor:
         """The bounds, one for each q."""
-        arguments.tensor("elbo(mu, logvar)", bound)
-        batch = bound.shape
+        values = arguments.tensor("elbo(mu, logvar)", bound)
+        batch = values.shape
         if batch != mu.shape[: len(batch)] or (len(batch) == 0 and mu.dim() > 1):
             raise ValueError(
                 f"elbo must return one bound for each example of mu, of shape {tuple(mu.shape)}, got shape {tuple(batch)}"
             )
-        return bound
+        return values
 
     @torch.no_grad()
     def with_the_same_noise(mu: Tensor, logvar: Tensor) -> Tensor:

@@ -125,8 +125,10 @@ def rsample(
     shape = arguments.broadcast(named)
     inputs, constants = _operands(named.values())
     # The prior, which there is none of, is of the same form: kernels are compiled for pairs of forms.
-    spec = LatentSpec(constants, GAUSSIAN_KL.pack((0, form, 0, form)), arguments.num_samples(num_samples), Z_ALONE, len(shape), NONE)
-    return autograd.latent(spec, *_seed_or_noise(mu, shape, spec, generator, noise), inputs)
+    forms = GAUSSIAN_KL.pack((0, form, 0, form))
+    spec = LatentSpec(constants, forms, arguments.num_samples(num_samples), Z_ALONE, len(shape), NONE)
+    z: Tensor = autograd.latent(spec, *_seed_or_noise(mu, shape, spec, generator, noise), inputs)
+    return z
 
 
 def rsample_kl(
@@ -161,9 +163,10 @@ def rsample_kl(
         ValueError, TypeError: as the two functions.
     """
     scales, prior_scales = (logvar, log_std, std, var), (prior_logvar, prior_log_std, prior_std, prior_var)
-    return _sample_beside_prior(
+    z, kl = _sample_beside_prior(
         WITH_KL, mu, scales, prior_mu, prior_scales, num_samples, generator, noise, batch_dims, reduction
     )
+    return z, kl
 
 
 def rsample_with_log_prob(
@@ -211,9 +214,10 @@ def rsample_with_log_prob(
     """
     arguments.one_of("gradient", gradient, tuple(WITH_LOG_PROB))
     scales, prior_scales = (logvar, log_std, std, var), (prior_logvar, prior_log_std, prior_std, prior_var)
-    return _sample_beside_prior(
+    z, log_q, log_p = _sample_beside_prior(
         WITH_LOG_PROB[gradient], mu, scales, prior_mu, prior_scales, num_samples, generator, noise, batch_dims, "none"
     )
+    return z, log_q, log_p
 
 
 def _sample_beside_prior(
@@ -240,7 +244,10 @@ def _sample_beside_prior(
         arguments.batch_dims(batch_dims, shape),
         arguments.reduction(reduction),
     )
-    return autograd.latent(spec, *_seed_or_noise(mu, shape, spec, generator, noise), inputs)
+    sampled: tuple[Tensor, ...] = autograd.latent(
+        spec, *_seed_or_noise(mu, shape, spec, generator, noise), inputs
+    )
+    return sampled
 
 
 def _seed_or_noise(
@@ -486,14 +493,17 @@ def elbo_loss(
         ValueError, TypeError: see the module's conventions; also for an unknown likelihood, a scale with another likelihood
             than the Gaussian, if recon and x repeat against each other, and if neither or both of kl and mu are given.
     """
+    spec: TermSpec | None = None
+    operands: tuple[Tensor | None, ...]
     recon_scales = dict(zip(RECON_SCALES, (recon_logvar, recon_log_std, recon_std, recon_var), strict=True))
     if log_likelihood is None:
         named, forms, term = _recon_and_x(likelihood, recon, x, recon_scales)
         spec, operands, shape = _term(term, named, forms, weight, batch_dims, reduction)
+        assert recon is not None and x is not None  # _recon_and_x has refused them
         batch, sample_axes, first = shape[: spec.batch_dims], max(len(shape) - x.dim(), 0), {"recon": recon}
     else:
         _no_use_beside("log_likelihood", {"recon": recon, "x": x, **recon_scales, "weight": weight})
-        spec, sample_axes, first = None, 0, {"log_likelihood": arguments.tensor("log_likelihood", log_likelihood)}
+        sample_axes, first = 0, {"log_likelihood": arguments.tensor("log_likelihood", log_likelihood)}
         operands, batch = (log_likelihood,), log_likelihood.shape
 
     if (kl is None) == (mu is None):
@@ -504,6 +514,7 @@ def elbo_loss(
         arguments.broadcast(named)  # a posterior at odds with itself comes before one at odds with recon
         arguments.on_one_device(first, named)
         if spec is not None:
+            assert x is not None and mu is not None  # _recon_and_x and _posterior_and_prior have refused them
             _check_batch(spec.batch_dims, sample_axes, x, mu, batch)
             batch_dims = spec.batch_dims - sample_axes
         kl = _term_sum(GAUSSIAN_KL, named, forms, None, batch_dims, "none")
@@ -524,6 +535,7 @@ def elbo_loss(
             if reduced is not None:
                 return ELBO(*reduced)
         log_likelihood = autograd.term_sum(spec._replace(reduction=NONE), operands)
+    assert log_likelihood is not None  # given, where there is no spec
     log_likelihood, kl = log_likelihood.to(dtype), kl.to(dtype).expand(batch)
     parts = ELBO(beta * kl - log_likelihood, log_likelihood, kl)
     number = arguments.reduction(reduction)

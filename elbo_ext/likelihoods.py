@@ -36,6 +36,9 @@ class Term:
         positive: forms whose Python numbers have to be above 0.
         defaults: numbers for inputs that need not be given.
         masked: for each input a number that the formula bears and that stands in for an element of weight 0.
+        number: in the operator schema.
+        forms_of_inputs: the names of the forms of each input.
+        positive_of_inputs: the numbers of those whose Python numbers have to be above 0.
     """
 
     name: str
@@ -45,11 +48,13 @@ class Term:
     positive: tuple[str, ...] = ()
     defaults: Mapping[str, float] = field(default_factory=dict)
     masked: tuple[float, ...] = ()
+    number: int = field(init=False)
+    forms_of_inputs: tuple[tuple[str, ...], ...] = field(init=False)
+    positive_of_inputs: tuple[tuple[int, ...], ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "number", TERM_NUMBERS[self.name])  # in the operator schema
+        object.__setattr__(self, "number", TERM_NUMBERS[self.name])
         object.__setattr__(self, "masked", self.masked or (1.0,) * len(self.inputs))
-        # For each input: the names of its forms, and the numbers of those that have to be positive.
         forms = tuple(self.forms.get(name, (name,)) for name in self.inputs)
         object.__setattr__(self, "forms_of_inputs", forms)
         object.__setattr__(self, "positive_of_inputs", tuple(

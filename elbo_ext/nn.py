@@ -69,7 +69,7 @@ class ELBOLoss(torch.nn.Module):
         return None if self.scale_name is None else getattr(self, self.scale_name)
 
     def forward(self, recon: Tensor, x: Tensor, mu: Tensor | None = None, logvar: Any = None, **options: Any) -> ELBO:
-        fixed = {"beta": self.beta, "batch_dims": self.batch_dims, "reduction": self.reduction}
+        fixed: dict[str, Any] = {"beta": self.beta, "batch_dims": self.batch_dims, "reduction": self.reduction}
         if self.scale_name is not None:
             fixed[self.scale_name] = self.scale
         likelihood, names = self.likelihood, by_name(self.likelihood).parameters
@@ -78,9 +78,9 @@ class ELBOLoss(torch.nn.Module):
         return elbo_loss(recon, x, mu, logvar, likelihood=likelihood, **{**fixed, **options})
 
     def extra_repr(self) -> str:
-        options = {"likelihood": self.likelihood}
+        options: dict[str, Any] = {"likelihood": self.likelihood}
         if self.scale_name is not None:
-            is_tensor = isinstance(self.scale, Tensor)
-            options[self.scale_name] = f"tensor of shape {tuple(self.scale.shape)}" if is_tensor else self.scale
+            scale = self.scale
+            options[self.scale_name] = f"tensor of shape {tuple(scale.shape)}" if isinstance(scale, Tensor) else scale
         options |= {"beta": self.beta, "batch_dims": self.batch_dims, "reduction": self.reduction}
         return ", ".join(f"{name}={value!r}" for name, value in options.items())

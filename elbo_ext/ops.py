@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch._higher_order_ops.effects import _EffectType, _register_effectful_op
 
+from ._version import VERSION
+
 try:
     from . import _C
 except ImportError as error:
@@ -70,14 +72,8 @@ def build_info() -> dict[str, object]:
         ``cuda_library``, whether it is loaded or why it is not, its ``cuda_architectures`` (empty: not loaded),
         ``torch_built_against`` and ``torch_running``.
     """
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        package_version = version("elbo_ext")
-    except PackageNotFoundError:  # imported from a source folder, built in place
-        package_version = "not installed"
     return {
-        "version": package_version,
+        "version": VERSION,
         "compiler": _C.compiler,
         "flags": _C.flags,
         "instruction_sets": _C.instruction_sets(),
@@ -125,6 +121,9 @@ def _(like: Tensor) -> Tensor:
 
 # ---- shapes and dtypes of the results, for FakeTensor (torch.compile, export, meta tensors) ----
 
+Operands = Sequence[Tensor | None]
+Numbers = Sequence[float]  # that stand for operands that are None
+
 
 def value_dtype(*tensors: Tensor | None) -> torch.dtype:
     """float64 if any of the tensors is, else float32: half precision is computed and summed in float32."""
@@ -139,7 +138,8 @@ def _first(tensors: Sequence[Tensor | None]) -> Tensor:
 
 
 def _broadcast(tensors: Sequence[Tensor | None]) -> torch.Size:
-    return torch.broadcast_shapes(*(t.shape for t in tensors if t is not None))
+    shape: torch.Size = torch.broadcast_shapes(*(t.shape for t in tensors if t is not None))
+    return shape
 
 
 def _gradients(operands: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor]:
@@ -147,30 +147,67 @@ def _gradients(operands: Sequence[Tensor | None], needs: Sequence[bool]) -> list
 
 
 @torch.library.register_fake("elbo_ext::term_sum")
-def _(term, operands, constants, forms, batch_dims, reduction):
+def _(
+    term: int, operands: Operands, constants: Numbers, forms: int, batch_dims: int, reduction: int
+) -> Tensor:
     shape = _broadcast(operands)[:batch_dims] if reduction == NONE else ()
     return _first(operands).new_empty(shape, dtype=value_dtype(*operands))
 
 
 @torch.library.register_fake("elbo_ext::term_sum_backward")
-def _(term, operands, constants, forms, batch_dims, reduction, grad, needs):
+def _(
+    term: int,
+    operands: Operands,
+    constants: Numbers,
+    forms: int,
+    batch_dims: int,
+    reduction: int,
+    grad: Tensor,
+    needs: Sequence[bool],
+) -> list[Tensor]:
     return _gradients(operands, needs)
 
 
 @torch.library.register_fake("elbo_ext::term_sum_with_gradients")
-def _(term, operands, constants, forms, batch_dims, reduction, factor, needs):
+def _(
+    term: int,
+    operands: Operands,
+    constants: Numbers,
+    forms: int,
+    batch_dims: int,
+    reduction: int,
+    factor: float,
+    needs: Sequence[bool],
+) -> list[Tensor]:
     value = _first(operands).new_empty((), dtype=value_dtype(*operands))
     return [value, *_gradients(operands, needs)]
 
 
 @torch.library.register_fake("elbo_ext::elbo_with_gradients")
-def _(term, operands, constants, forms, batch_dims, reduction, kl, beta, needs):
+def _(
+    term: int,
+    operands: Operands,
+    constants: Numbers,
+    forms: int,
+    batch_dims: int,
+    reduction: int,
+    kl: Tensor,
+    beta: float,
+    needs: Sequence[bool],
+) -> list[Tensor]:
     loss, log_likelihood, reduced_kl = (_first(operands).new_empty((), dtype=value_dtype(*operands)) for _ in range(3))
     return [loss, log_likelihood, reduced_kl, _one_number(kl.shape, loss), *_gradients(operands, needs)]
 
 
 @torch.library.register_fake("elbo_ext::elbo_backward")
-def _(gradients, of_kl, grad_loss, grad_log_likelihood, grad_kl, beta):
+def _(
+    gradients: Sequence[Tensor],
+    of_kl: Tensor,
+    grad_loss: Tensor | None,
+    grad_log_likelihood: Tensor | None,
+    grad_kl: Tensor | None,
+    beta: float,
+) -> Tensor:
     return _one_number(of_kl.shape, of_kl)
 
 
@@ -179,7 +216,17 @@ def _one_number(expanded_to: Sequence[int], like: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("elbo_ext::latent")
-def _(inputs, constants, forms, seed, noise, num_samples, results, batch_dims, reduction):
+def _(
+    inputs: Operands,
+    constants: Numbers,
+    forms: int,
+    seed: Tensor | None,
+    noise: Tensor | None,
+    num_samples: int | None,
+    results: int,
+    batch_dims: int,
+    reduction: int,
+) -> list[Tensor]:
     mu, scale = inputs[:2]
     full = _broadcast(inputs)
     dtype = _z_dtype(mu, scale)
@@ -190,6 +237,7 @@ def _(inputs, constants, forms, seed, noise, num_samples, results, batch_dims, r
     else:
         z = first.new_empty((*samples, *full), dtype=dtype)
     batch = full[:batch_dims]
+    shapes: list[tuple[int, ...]]
     if results == Z_ALONE:
         shapes = []
     elif results == WITH_KL:
@@ -206,7 +254,22 @@ def _z_dtype(mu: Tensor | None, scale: Tensor | None) -> torch.dtype:
 
 
 @torch.library.register_fake("elbo_ext::latent_backward")
-def _(inputs, constants, forms, seed, noise, num_samples, results, batch_dims, reduction, grad_z, grad_kl, grad_log_q, grad_log_p, needs):
+def _(
+    inputs: Operands,
+    constants: Numbers,
+    forms: int,
+    seed: Tensor | None,
+    noise: Tensor | None,
+    num_samples: int | None,
+    results: int,
+    batch_dims: int,
+    reduction: int,
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    grad_log_q: Tensor | None,
+    grad_log_p: Tensor | None,
+    needs: Sequence[bool],
+) -> list[Tensor]:
     full = _broadcast(inputs)
     gradients = _gradients(inputs, needs[:-1])
     if noise is not None and needs[-1]:
@@ -215,16 +278,16 @@ def _(inputs, constants, forms, seed, noise, num_samples, results, batch_dims, r
 
 
 @torch.library.register_fake("elbo_ext::normal_noise")
-def _(seed, count, double_precision, first=0):
+def _(seed: Tensor, count: int, double_precision: bool, first: int = 0) -> Tensor:
     return seed.new_empty((seed.numel(), count), dtype=torch.float64 if double_precision else torch.float32)
 
 
 @torch.library.register_fake("elbo_ext::importance_bound")
-def _(log_weights, with_weights):
+def _(log_weights: Tensor, with_weights: bool) -> list[Tensor]:
     bound = log_weights.new_empty(log_weights.shape[1:])
     return [bound, torch.empty_like(log_weights)] if with_weights else [bound]
 
 
 @torch.library.register_fake("elbo_ext::scale_gradients_")
-def _(gradients, factor):
+def _(gradients: Sequence[Tensor], factor: Tensor) -> None:
     return None

@@ -151,7 +151,8 @@ def _tensors(*values: Tensor | float | None) -> list[Any]:
 
 def _reduce(examples: Tensor, reduction: str) -> Tensor:
     """Over the examples: "none", "sum", or "mean" = sum / number of examples."""
-    return {"none": lambda: examples, "sum": examples.sum, "mean": examples.mean}[reduction]()
+    reductions: dict[str, Callable[[], Tensor]] = {"none": lambda: examples, "sum": examples.sum, "mean": examples.mean}
+    return reductions[reduction]()
 
 
 def _sum_term(
@@ -215,7 +216,8 @@ def rsample(
 
         seed = int(draw_seed(mu.device, generator))
         noise = torch.from_numpy(normal_noise(seed, math.prod(shape))).reshape(shape).to(mean)
-    return (mean + standard_deviation(scale, form) * noise).to(dtype)
+    z: Tensor = (mean + standard_deviation(scale, form) * noise).to(dtype)
+    return z
 
 
 def gaussian_kl(
@@ -279,13 +281,13 @@ def rsample_kl(
     z has the joint shape of posterior and prior. The KL is analytic, so it has no sample axis whatever
     ``num_samples`` is.
     """
-    own = {"log_std": log_std, "std": std, "var": var}
-    prior = {"prior_log_std": prior_log_std, "prior_std": prior_std, "prior_var": prior_var}
+    own: dict[str, Any] = {"log_std": log_std, "std": std, "var": var}
+    prior: dict[str, Any] = {"prior_log_std": prior_log_std, "prior_std": prior_std, "prior_var": prior_var}
     joint = torch.broadcast_tensors(
         mu, *(v for v in (logvar, *own.values(), prior_mu, prior_logvar, *prior.values()) if isinstance(v, Tensor))
     )
     z = rsample(joint[0], logvar, **own, num_samples=num_samples, generator=generator, noise=noise)
-    rows = {"batch_dims": batch_dims, "reduction": reduction}
+    rows: dict[str, Any] = {"batch_dims": batch_dims, "reduction": reduction}
     kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, **own, **prior, **rows)
     return z, kl
 
@@ -445,8 +447,9 @@ def elbo_loss(
             given = {**scales, **given}
         log_likelihood = _log_prob(chosen.likelihood.name, given, weight, batch_dims)
     if kl is None:
-        own = {"log_std": log_std, "std": std, "var": var}
-        prior = {"prior_log_std": prior_log_std, "prior_std": prior_std, "prior_var": prior_var}
+        assert mu is not None, "one of kl and mu"
+        own: dict[str, Any] = {"log_std": log_std, "std": std, "var": var}
+        prior: dict[str, Any] = {"prior_log_std": prior_log_std, "prior_std": prior_std, "prior_var": prior_var}
         operands = (x, recon, *scales.values(), weight)
         sample_axes = 0 if x is None else max(t.dim() for t in operands if isinstance(t, Tensor)) - x.dim()
         kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, **own, **prior, batch_dims=batch_dims - sample_axes)

@@ -9,7 +9,6 @@ expensive tests: small, and with each function, operand and option at least once
 import contextlib
 import inspect
 import itertools
-import math
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace

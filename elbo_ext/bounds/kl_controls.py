@@ -208,9 +208,9 @@ def capacity(kl: Tensor, nats: Tensor | float, *, per: str) -> Tensor:
 
 
 def _kls(kl: Any, per: Any) -> Tensor:
-    arguments.tensor("kl", kl)
+    checked = arguments.tensor("kl", kl)
     arguments.one_of("per", per, ("batch", "example"))
-    return kl.to(value_dtype(kl))
+    return checked.to(value_dtype(checked))
 
 
 def _nats(value: Any, kl: Tensor, shape: torch.Size, target: str) -> Tensor | float:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import arguments
+from ..formulas import standard_deviation
 from ..functional import Scale, gaussian_kl, gaussian_log_prob
 from ..ops import value_dtype
-from ..formulas import standard_deviation
 
 __all__ = ["LinearGaussian"]
 
@@ -161,7 +161,7 @@ class LinearGaussian:
         var: Scale = None,
         covariance: Tensor | None = None,
     ) -> Tensor:
-        """KL(q || p(z|x)) = ln p(x) - ELBO, from its own formula and not as that difference: >= 0, and exact near 0 in float64."""
+        """KL(q || p(z|x)) = ln p(x) - ELBO, from its own formula and not as that difference: >= 0, exact near 0 in float64."""
         mu, q = self._posterior(mu, (logvar, log_std, std, var), covariance)
         if covariance is None:
             q = torch.diag_embed(standard_deviation(*q).square().expand(*q[0].shape[:-1], mu.shape[-1]))
@@ -179,6 +179,7 @@ class LinearGaussian:
         """The Cholesky factor R of M = R R^T, the posterior's precision."""
         scaled = self._scaled_weight()
         identity = torch.eye(scaled.shape[1], dtype=self.dtype, device=self.device)
+        root: Tensor
         root, failed = torch.linalg.cholesky_ex(scaled.mT @ scaled + identity)
         if bool(failed):
             name = str(self.dtype).removeprefix("torch.")
@@ -190,12 +191,12 @@ class LinearGaussian:
 
     def _vectors(self, name: str, value: Any, side: int) -> Tensor:
         """Data (side 0) or latent vectors (side 1)."""
-        arguments.tensor(name, value)
+        vectors = arguments.tensor(name, value)
         size = self.weight.shape[side]
-        if value.dim() < 1 or value.shape[-1] != size:
-            raise ValueError(f"{name} must have shape [..., {size}], got {tuple(value.shape)}")
-        self._on_device(name, value)
-        return value.to(self.dtype)
+        if vectors.dim() < 1 or vectors.shape[-1] != size:
+            raise ValueError(f"{name} must have shape [..., {size}], got {tuple(vectors.shape)}")
+        self._on_device(name, vectors)
+        return vectors.to(self.dtype)
 
     def _tensor(self, value: Tensor | float) -> Tensor:
         return torch.as_tensor(value, dtype=self.dtype, device=self.device)
@@ -204,7 +205,7 @@ class LinearGaussian:
         if isinstance(value, Tensor) and value.device != self.device:
             raise ValueError(f"{name} must be on the model's device, {self.device}, got {value.device}")
 
-    def _posterior(self, mu: Tensor, scales: tuple[Scale, ...], covariance: Tensor | None):
+    def _posterior(self, mu: Tensor, scales: tuple[Scale, ...], covariance: Tensor | None) -> Any:
         """mu, and the covariance or the diagonal's (scale, form)."""
         mu = self._vectors("mu", mu, 1)
         if covariance is None:
@@ -215,8 +216,8 @@ class LinearGaussian:
             if not bool((standard_deviation(scale, name) > 0).all()):
                 raise ValueError(f"{name} must stand for a sigma above zero in every dimension of z, got {scale}")
             return mu, (scale if scale.dim() else scale.unsqueeze(-1), name)
-        for name, scale in zip(arguments.SCALES, scales, strict=True):
-            if scale is not None:
+        for name, given in zip(arguments.SCALES, scales, strict=True):
+            if given is not None:
                 raise ValueError(f"{name} has no use beside covariance")
         covariance = self._vectors("covariance", covariance, 1)
         size = mu.shape[-1]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from .command_line import exit_code
 
@@ -14,12 +15,15 @@ from .command_line import exit_code
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo, or its command `bound`; returns the exit code (see --help)."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    command: ModuleType
     if argv[:1] == ["bound"]:
-        from .bound import command
+        from .bound import command as bound
 
-        argv = argv[1:]
+        command, argv = bound, argv[1:]
     else:
-        from . import training as command
+        from . import training
+
+        command = training
     return exit_code(lambda: command.run(command.build_parser().parse_args(argv)))
 
 

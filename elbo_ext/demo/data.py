@@ -12,7 +12,7 @@ import os
 import zipfile
 import zlib
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ NPZ_NAMES = ("x", "images", "arr_0", "x_train")
 
 IDX_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 """Type code (third byte of an idx file) -> NumPy dtype; idx is big-endian."""
+
+Stream = BinaryIO | IO[bytes] | gzip.GzipFile
 
 _DAMAGE = (
     ValueError,
@@ -183,7 +185,7 @@ def _read(path: str) -> np.ndarray:
         return _read_plain(stream, path)
 
 
-def _read_plain(stream: BinaryIO, path: str) -> np.ndarray:
+def _read_plain(stream: Stream, path: str) -> np.ndarray:
     head = _peek(stream, 4)
     if head.startswith(b"\x93NUM"):
         return _read_npy(stream, path)
@@ -194,7 +196,7 @@ def _read_plain(stream: BinaryIO, path: str) -> np.ndarray:
     )
 
 
-def _read_npy(stream: BinaryIO, path: str) -> np.ndarray:
+def _read_npy(stream: Stream, path: str) -> np.ndarray:
     try:
         return np.lib.format.read_array(stream, allow_pickle=False)
     except ValueError as error:
@@ -221,7 +223,7 @@ def _read_npz(stream: BinaryIO, path: str) -> np.ndarray:
             return _read_npy(member, path)
 
 
-def _read_idx(stream: BinaryIO, path: str) -> np.ndarray:
+def _read_idx(stream: Stream, path: str) -> np.ndarray:
     """MNIST's format: 0, 0, type code, number of dimensions; the sizes as big-endian uint32; the values."""
     head = stream.read(4)
     if len(head) < 4 or head[2] not in IDX_DTYPES or head[3] == 0:
@@ -241,7 +243,7 @@ def _read_idx(stream: BinaryIO, path: str) -> np.ndarray:
     return np.frombuffer(body, dtype).reshape(shape)
 
 
-def _peek(stream: BinaryIO, count: int) -> bytes:
+def _peek(stream: Stream, count: int) -> bytes:
     peek = getattr(stream, "peek", None)
     return peek(count)[:count] if peek else b""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 FUSED, REFERENCE, TEST = "#1f6fb4", "#111111", "#d1603d"
-STYLE = {
+STYLE: dict[Any, Any] = {  # Any: matplotlib's names, which its stubs list one by one
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -28,7 +29,7 @@ def learning_curves(
     fused: list[dict[str, float]],
     plain: list[dict[str, float]],
     untrained: dict[str, float],
-    differences: Sequence[float],
+    differences: Sequence[float] | np.ndarray,
     limit: float,
     compared_steps: int,
     title: str,
@@ -72,7 +73,7 @@ def learning_curves(
         return png(figure)
 
 
-def _difference_panel(axes: Axes, differences: Sequence[float], limit: float, compared_steps: int) -> None:
+def _difference_panel(axes: Axes, differences: Sequence[float] | np.ndarray, limit: float, compared_steps: int) -> None:
     """Relative difference per step on a log scale, the limit, and the steps to which it applies."""
     floor, top = 1e-8, max(20 * limit, 3 * max(differences, default=0))
     steps = np.arange(1, len(differences) + 1)
@@ -165,7 +166,9 @@ def _grid(
         canvas = np.ones((tops[-1] + height, columns * (width + gap) - gap, 3))
         for top, row in zip(tops, rows, strict=True):
             for column, example in enumerate(row):
-                image = np.clip((_as_image(example, shape) - low) / (high - low), 0, 1)
+                pixels = _as_image(example, shape)
+                assert pixels is not None  # as that of the first one
+                image = np.clip((pixels - low) / (high - low), 0, 1)
                 left = column * (width + gap)
                 canvas[top : top + height, left : left + width] = (
                     image if image.ndim == 3 else image[..., None]
@@ -176,7 +179,7 @@ def _grid(
             figsize=(inches + margin + 0.15, inches * canvas.shape[0] / canvas.shape[1] + 0.6), dpi=130
         )
         bottom = 0.12 / figure.get_figheight()
-        axes: Axes = figure.add_axes(
+        axes = figure.add_axes(
             (
                 margin / figure.get_figwidth(),
                 bottom,
@@ -205,6 +208,7 @@ def _as_image(example: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
     side = round(example.size**0.5)
     if len(shape) == 1 and side * side == example.size:
         shape = (side, side)
+    image: np.ndarray
     if len(shape) == 3 and shape[-1] in (1, 3):
         image = example.reshape(shape)
     elif len(shape) == 3 and shape[0] in (1, 3):

@@ -180,7 +180,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         decoded = model.pixels(model.encode(originals)[0])
         prior = model.pixels(torch.randn(96, options.latent, device=device))
     name = f"{options.likelihood.capitalize()} VAE on {os.path.basename(images.source)}"
-    look = {"shape": images.shape, "low": images.low, "high": images.high}
+    look: dict[str, Any] = {"shape": images.shape, "low": images.low, "high": images.high}
     curves = plots.learning_curves(
         fused.epochs,
         plain.epochs,

@@ -65,6 +65,8 @@ class VAE(nn.Module):
             nn.SiLU(),
             nn.Linear(hidden, pixels),
         )
+        self.center: Tensor
+        self.scale: Tensor
         self.register_buffer("center", train.mean())
         self.register_buffer("scale", train.std(unbiased=False))
         if likelihood == "gaussian":
@@ -77,7 +79,7 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """z [..., L] -> recon [..., D]: the Gaussian's mean, or the Bernoulli's logits."""
-        out = self.decoder(z)
+        out: Tensor = self.decoder(z)
         return self.center + self.scale * out if self.likelihood == "gaussian" else out
 
     def pixels(self, z: Tensor) -> Tensor:
@@ -123,7 +125,7 @@ def eager_rsample_kl(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def eager_elbo_loss(
-    recon: Tensor, x: Tensor, *, kl: Tensor, likelihood: str, recon_logvar: Tensor | float = 0.0
+    recon: Tensor, x: Tensor, *, kl: Tensor, likelihood: str, recon_logvar: Any = 0.0
 ) -> EagerELBO:
     """Minus the ELBO as it stands in most VAE code."""
     if likelihood == "bernoulli":
@@ -219,7 +221,8 @@ def relative_differences(losses: Sequence[float], expected: Sequence[float]) -> 
     a, b = np.asarray(losses), np.asarray(expected)
     count = min(len(a), len(b))
     a, b = a[:count], b[:count]
-    return np.abs(a - b) / np.maximum(np.abs(b), 1)
+    differences: np.ndarray = np.abs(a - b) / np.maximum(np.abs(b), 1)
+    return differences
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from samples import CORE, NEEDS_GPU, Maker, Sample, devices, differentiable
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
@@ -22,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 import elbo_ext
 from elbo_ext import elbo_loss, gaussian_kl, gaussian_log_prob, reference, rsample, rsample_kl, rsample_with_log_prob
+from samples import CORE, NEEDS_GPU, Maker, Sample, devices, differentiable
 
 DOUBLE = torch.float64
 
@@ -376,8 +376,8 @@ def test_vmap_of_noise(num_samples: int | None) -> None:
     lead = () if num_samples is None else (num_samples,)
     mu, noise, logvar = numbers(5, 4, 3), numbers(5, *lead, 4, 3, seed=1), numbers(3, seed=2)
     for dims in ((0, 0, None), (None, 0, None), (0, None, None)):
-        at = tuple(t if d is None or t is logvar else t for t, d in zip((mu, noise, logvar), dims, strict=True))
-        at = tuple(t[0] if d is None and t is not logvar else t for t, d in zip(at, dims, strict=True))
+        given = zip((mu, noise, logvar), dims, strict=True)
+        at = tuple(t[0] if d is None and t is not logvar else t for t, d in given)
         both(lambda module, d=dims, a=at: vmap(
             lambda m, n, s: module.rsample_kl(m, s, noise=n, num_samples=num_samples), in_dims=d)(*a))  # fmt: skip
 

@@ -27,7 +27,6 @@ from benchmarks.__main__ import OUT, _device, main
 from benchmarks.cases import BOTH, FORWARD, Case
 from benchmarks.contenders import CONTENDERS, FORMULAS
 from benchmarks.rows import DEVICE, WALL, Row
-
 from samples import NEEDS_GPU
 
 ROOT = Path(__file__).parents[2]
@@ -375,7 +374,7 @@ def test_rounds_interleave_and_end_with_the_budget():
     times, calls = measure.interleave(contending, budget=17.5, clock=clock, now=time, min_rounds=2)
     assert calls == {"a": 1, "b": 1, "c": 1}
     # A round is two calls of each, one of them off the clock: 3.5 s, five of them in 17.5 s.
-    assert {name: values for name, values in times.items()} == {name: [d] * 5 for name, d in durations.items()}
+    assert dict(times) == {name: [d] * 5 for name, d in durations.items()}
     body = log[4 * 3 :]  # after the warm-up
     orders = ["".join(name for name, _ in itertools.groupby(body[i : i + 6])) for i in range(0, len(body), 6)]
     assert len(orders) == 5 and all(sorted(order) == ["a", "b", "c"] for order in orders)
@@ -738,7 +737,7 @@ def test_goals_of_the_device():
 
 def test_goals_of_half_precision_stand_apart():
     half = [dataclasses.replace(r, dtype="bfloat16") for r in (row(), row("eager", 200.0))]
-    found = {goal.what: value for goal, value, _ in goals.outcomes([row(), row("eager", 1250.0)] + half)}
+    found = {goal.what: value for goal, value, _ in goals.outcomes([row(), row("eager", 1250.0), *half])}
     values = {what.split(", ")[-1]: value for what, value in found.items() if what.endswith("faster than eager")}
     assert values == {"float32: faster than eager": 12.5, "bfloat16: faster than eager": 2.0}
 

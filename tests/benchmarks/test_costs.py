@@ -154,7 +154,7 @@ def test_memory_of_a_sample(num_samples: int | None) -> None:
 def test_no_cast_copy() -> None:
     """float32 data beside bfloat16 recon and a broadcast scale: no operand is converted or expanded in memory."""
     x, recon, scale = torch.randn(BATCH, PIXELS), leaf(BATCH, PIXELS).detach().bfloat16().requires_grad_(), leaf(PIXELS)
-    step = lambda: elbo_ext.elbo_loss(recon, x, kl=torch.zeros(BATCH), recon_logvar=scale).loss.backward()  # noqa: E731
+    step = lambda: elbo_ext.elbo_loss(recon, x, kl=torch.zeros(BATCH), recon_logvar=scale).loss.backward()
     step()
     recon.grad = scale.grad = None
     assert peak(profiled(step)) < ARRAY // 2 + PIXELS * 4 + SMALL

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from test_build import write_script
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +67,7 @@ def test_all_steps_in_their_order(tmp_path: Path) -> None:
     assert (machine.out / "steps.txt").read_text() == run.stdout
     cuda, caching, words = zip(*machine.commands(), strict=True)
     assert [value != "" for value in cuda] == [step == "build" for step in STEPS] and cuda[0] == "reuse"
-    assert [value for value in caching] == ["1" if step == "memcheck" else "" for step in STEPS]
+    assert list(caching) == ["1" if step == "memcheck" else "" for step in STEPS]
     tests = words[STEPS.index("tests")]
     assert "-n 12 " in tests and "--ignore=tests/build" in tests and tests.endswith("-k cuda or gpu")
     assert all("benchmarks --device cuda" in words[STEPS.index(step)] for step in ("quick", "benchmarks", "compiled"))

@@ -13,7 +13,6 @@ import scipy.integrate
 import scipy.special
 import scipy.stats
 import torch
-from samples import FORMS, LAYOUTS, devices, from_logvar
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -30,6 +29,7 @@ from elbo_ext.bounds import (
     free_energy,
     iwae_bound,
 )
+from samples import FORMS, LAYOUTS, devices, from_logvar
 
 DOUBLE = torch.float64
 INF = math.inf

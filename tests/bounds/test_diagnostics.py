@@ -9,7 +9,6 @@ import pytest
 import scipy.special
 import scipy.stats
 import torch
-from samples import devices, seeds_of_the_cpu
 from torch import Tensor
 
 from elbo_ext import diagnostics, elbo_loss, gaussian_kl, gaussian_log_prob, rsample, rsample_kl
@@ -24,6 +23,7 @@ from elbo_ext.diagnostics import (
     log_evidence,
 )
 from elbo_ext.ops import draw_seed
+from samples import devices, seeds_of_the_cpu
 
 DOUBLE = torch.float64
 INF = math.inf
@@ -401,7 +401,7 @@ def test_amortization_gap_of_the_exact_model(device: str) -> None:
 
 def test_amortization_gap_in_inference_mode() -> None:
     """Where its results are used: it differentiates all the same."""
-    elbo = lambda mu, logvar: MODEL.elbo(X, mu, logvar)  # noqa: E731
+    elbo = lambda mu, logvar: MODEL.elbo(X, mu, logvar)
     expected = amortization_gap(elbo, MU, LOGVAR.expand(6, 3), steps=20)
     with torch.inference_mode():
         result = amortization_gap(elbo, MU.clone(), LOGVAR.expand(6, 3).clone(), steps=20)

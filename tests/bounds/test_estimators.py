@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from samples import FORMS, devices, from_logvar, seeds_of_the_cpu
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -24,6 +23,7 @@ from elbo_ext.bounds import (
     sgvb_b,
     sticking_the_landing,
 )
+from samples import FORMS, devices, from_logvar, seeds_of_the_cpu
 
 DOUBLE = torch.float64
 Estimator = Callable[..., Tensor]

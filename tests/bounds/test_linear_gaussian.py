@@ -9,11 +9,11 @@ import pytest
 import scipy.linalg
 import scipy.stats
 import torch
-from samples import FORMS, devices, from_logvar, seeds_of_the_cpu
 from torch import Tensor
 
 from elbo_ext import elbo_loss, gaussian_log_prob, rsample
 from elbo_ext.bounds import LinearGaussian, iwae_bound
+from samples import FORMS, devices, from_logvar, seeds_of_the_cpu
 
 DOUBLE = torch.float64
 EXACT = 1e-10

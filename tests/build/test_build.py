@@ -1,7 +1,7 @@
 """The build: what the library says of itself, what it imports and exports, what setup.py says when it cannot build."""
 
 import ctypes
-import importlib.metadata
+import itertools
 import os
 import platform
 import re
@@ -55,12 +55,31 @@ def test_keys() -> None:
     ]
 
 
+def test_version() -> None:
+    """pyproject.toml has it, and beside it nothing; everything else says the same."""
+    declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    assert elbo_ext.__version__ == build_info()["version"] == declared
+    assert "__version__" in elbo_ext.__all__
+
+
+@pytest.mark.parametrize("beside", ["", '[project]\nname = "elbo_ext"\nversion = "7.8.9"\n', '[project]\nname = "other"\n'])
+def test_version_of_a_folder(beside: str, tmp_path: Path) -> None:
+    """A source folder's own, whatever is installed; the installed one where the package is none of a source folder's."""
+    metadata = tmp_path / "installed" / "elbo_ext-1.2.3.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: elbo_ext\nVersion: 1.2.3\n")
+    (tmp_path / "elbo_ext").mkdir()
+    shutil.copy2(PACKAGE / "_version.py", tmp_path / "elbo_ext" / "__init__.py")
+    if beside:
+        (tmp_path / "pyproject.toml").write_text(beside)
+    program = "import elbo_ext; print(elbo_ext.VERSION)"
+    run = python("-c", program, PYTHONPATH=os.pathsep.join(map(str, (tmp_path, metadata.parent))))
+    assert run.stdout.strip() == ("7.8.9" if "7.8.9" in beside else "1.2.3"), run.stderr
+
+
 def test_versions() -> None:
     info = build_info()
-    try:
-        assert info["version"] == importlib.metadata.version("elbo_ext")
-    except importlib.metadata.PackageNotFoundError:
-        assert info["version"] == "not installed"
+    assert info["version"] == elbo_ext.__version__
     assert info["torch_running"] == torch.__version__
     assert isinstance(info["torch_built_against"], str)
     for version in (info["torch_built_against"], info["torch_running"]):
@@ -276,8 +295,8 @@ def test_torch_has_what_is_imported() -> None:
 
 @linux_only
 def test_needed_libraries() -> None:
-    """libtorch_cpu alone of torch: libtorch is an empty shell around it, and libtorch_python, libc10 and libtorch_cuda change from build to build; and no
-    libpython, whose name holds a version."""
+    """libtorch_cpu alone of torch: libtorch is an empty shell around it, and libtorch_python, libc10 and libtorch_cuda
+    change from build to build; and no libpython, whose name holds a version."""
     assert set(Elf(LIBRARY).dynamic(DT_NEEDED)) <= {"libtorch_cpu.so", *SYSTEM_LIBRARIES, *LOADERS}
     assert "libtorch_cpu.so" in Elf(LIBRARY).dynamic(DT_NEEDED)
 
@@ -494,7 +513,7 @@ def test_folders_with_a_space(tmp_path: Path) -> None:
         words = path.read_text().splitlines()
         assert {"-m64", f"-ffile-prefix-map={sources}/="} <= set(words)
         assert words[words.index("-c") + 1].startswith(f"{sources}/csrc/")
-        included = [word for before, word in zip(words, words[1:]) if before == "-isystem"]
+        included = [word for before, word in itertools.pairwise(words) if before == "-isystem"]
         # pybind11's own headers before the copy of them that torch has.
         assert included.index(f"{folder}/stubs/torch/include") > included.index(pybind11.get_include())
     (library,) = (folder / "lib").rglob("*.so")

@@ -17,6 +17,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
+import elbo_ext
+from elbo_ext import _C, build_info
 from test_build import (
     ADVICE,
     DT_NEEDED,
@@ -35,9 +38,6 @@ from test_build import (
     undefined,
     write_script,
 )
-
-import elbo_ext
-from elbo_ext import _C, build_info
 
 LIBRARY = PACKAGE / "_cuda.so"
 OPERATORS = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("elbo_ext::"))
@@ -296,9 +296,8 @@ def test_unknown_architectures(tmp_path: Path, wish: str, sentence: str) -> None
 def test_no_architecture(tmp_path: Path, separators: str) -> None:
     """Separators alone are as good as nothing: the usual ones are chosen, if nvcc knows any."""
     home = fake_nvcc(tmp_path, "19.0", known="sm_200")
-    sentence = (
-        f"elbo_ext: {home}/bin/nvcc knows none of 8.0, 9.0, 10.0, 12.0; name what to compile for in TORCH_CUDA_ARCH_LIST."
-    )
+    none = "none of 8.0, 9.0, 10.0, 12.0"
+    sentence = f"elbo_ext: {home}/bin/nvcc knows {none}; name what to compile for in TORCH_CUDA_ARCH_LIST."
     assert build(tmp_path, CUDA_HOME=home, ELBO_EXT_CUDA="1", TORCH_CUDA_ARCH_LIST=separators) == (1, [sentence])
 
 
@@ -434,8 +433,10 @@ def test_an_nvcc_newer_than_torch(tmp_path: Path, of_torch: str, warns: bool) ->
     """Its kernels need a newer driver than torch does, and that is easily missed."""
     torch_stub = ("torch", f"import types\n__version__ = '2.99.0'\nversion = types.SimpleNamespace(cuda={of_torch})")
     run = compile_with_fakes(tmp_path, WRITES_ITS_WORDS, stub=torch_stub)
-    sentence = (f"elbo_ext: nvcc is of CUDA 13.0, torch 2.99.0 of CUDA {of_torch[1:-1]}: the CUDA kernels need a driver of CUDA 13, "
-                "which this torch does not.")  # fmt: skip
+    sentence = (
+        f"elbo_ext: nvcc is of CUDA 13.0, torch 2.99.0 of CUDA {of_torch[1:-1]}: the CUDA kernels need a driver of CUDA 13, "
+        "which this torch does not."
+    )
     assert (run.returncode, sentence in run.stderr.splitlines()) == (0, warns), run.stderr
 
 

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from test_build import ROOT, needs_sources, run_setup, write_script
 
 pytestmark = [pytest.mark.download, needs_sources]

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from samples import CORE, Sample, differentiable
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import grad, vmap
@@ -22,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 import elbo_ext
 from elbo_ext import ELBOLoss, bounds, diagnostics, elbo_loss, gaussian_kl, gaussian_log_prob, reference, rsample, rsample_kl
+from samples import CORE, Sample, differentiable
 
 # One sample of each structure that reaches the graph: function, number of operands, constants, reductions, layouts.
 TRACED_IDS = {

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from samples import CORE, Sample, devices, differentiable
 from torch import Tensor
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import elbo_ext
+from samples import CORE, Sample, devices, differentiable
 
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 

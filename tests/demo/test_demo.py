@@ -58,9 +58,8 @@ def finished(request, tmp_path_factory, one_thread):
         done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
         code, printed, errors = done.returncode, done.stdout, done.stderr
     else:
-        with contextlib.redirect_stdout(io.StringIO()) as stdout:
-            with contextlib.redirect_stderr(io.StringIO()) as stderr:
-                code = demo.main(options)
+        with contextlib.redirect_stdout(io.StringIO()) as stdout, contextlib.redirect_stderr(io.StringIO()) as stderr:
+            code = demo.main(options)
         printed, errors = stdout.getvalue(), stderr.getvalue()
     assert code == 0, errors
     return out, json.loads((out / "results.json").read_text()), printed, errors

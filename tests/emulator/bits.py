@@ -8,10 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1].resolve()))
 
-import torch  # noqa: E402
-from samples import CORE, differentiable, run  # noqa: E402
+import torch
 
-import elbo_ext  # noqa: E402
+import elbo_ext
+from samples import CORE, differentiable, run
 
 
 def checksum(tensor: torch.Tensor) -> int:

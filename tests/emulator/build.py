@@ -25,13 +25,17 @@ WORK = ROOT / "build" / "emulator"
 OPERATORS = ["module", *sorted(f"ops/{path.stem}" for path in (ROOT / "csrc/ops").glob("*.cpp") if path.stem != "cpu_device")]
 KERNELS = {
     "library": ("library", ['-DELBO_CUDA_ARCHITECTURES="emulator"']),
-    **{f"{name}.{real}": (name, [f"-DELBO_REAL={real}"]) for name in ("term_sum", "latent", "log_prob") for real in ("float", "double")},
-}  # fmt: skip
+    **{
+        f"{name}.{real}": (name, [f"-DELBO_REAL={real}"])
+        for name in ("term_sum", "latent", "log_prob")
+        for real in ("float", "double")
+    },
+}
 
 # __CUDACC__ is what nvcc defines. The kernels are written for its rules: unused functions of headers, pragmas for it.
 FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-function"]
 KERNEL_FLAGS = ["-O1", "-g1", "-D__CUDACC__", "-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-uninitialized",
-                "-Wno-sign-compare"]
+                "-Wno-sign-compare"]  # fmt: skip
 # Without the checks that double the time to compile, of what AddressSanitizer sees as well.
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize=null,object-size,vptr,pointer-overflow",
               "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]  # fmt: skip
@@ -45,7 +49,8 @@ def compiler() -> str:
 
 def interface(sources: Path = ROOT / "csrc") -> str:
     """As setup.py has it: both libraries are made from the same problem.h and interface.h."""
-    return f"-DELBO_INTERFACE={zlib.crc32(b''.join((sources / name).read_bytes() for name in ('ops/problem.h', 'cuda/interface.h')))}"
+    content = b"".join((sources / name).read_bytes() for name in ("ops/problem.h", "cuda/interface.h"))
+    return f"-DELBO_INTERFACE={zlib.crc32(content)}"
 
 
 def escape(path: Path | str) -> str:
@@ -94,8 +99,8 @@ def kernel_flags(variant: str, sources: Path = ROOT / "csrc") -> list[str]:
 
 def sanitizer_runtime() -> str:
     """What a Python that loads the sanitized library has to load before anything else; empty if this is not g++'s."""
-    libraries = [subprocess.run([*compiler().split(), f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
-                 for name in ("libasan.so", "libstdc++.so")]  # fmt: skip
+    commands = ([*compiler().split(), f"-print-file-name={name}"] for name in ("libasan.so", "libstdc++.so"))
+    libraries = [subprocess.run(command, capture_output=True, text=True).stdout.strip() for command in commands]
     return " ".join(libraries) if all(Path(library).is_absolute() for library in libraries) else ""
 
 

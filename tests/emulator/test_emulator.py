@@ -4,6 +4,7 @@ import ctypes
 import re
 
 import pytest
+
 from build import WORK, build, sanitizer_runtime
 from running import HERE, python, run_tests
 

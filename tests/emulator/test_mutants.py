@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
 from build import HERE, KERNELS, ROOT, VARIANTS, WORK, build, compiler, kernel_flags, sanitizer_runtime
 from running import run_tests
 

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from samples import CORE, NEEDS_GPU, NOISE_ERROR, SAMPLES, Maker, Sample, differentiable, in_float64, run
-from test_reproducible import BIG, everything, same_bits
 from torch import Tensor
 
 import elbo_ext
 from elbo_ext import reference
+from samples import CORE, NEEDS_GPU, NOISE_ERROR, SAMPLES, Maker, Sample, differentiable, in_float64, run
+from test_reproducible import BIG, everything, same_bits
 
 pytestmark = NEEDS_GPU
 

@@ -5,6 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
+import elbo_ext
+from elbo_ext import reference
 from samples import (
     CORE,
     DTYPES,
@@ -24,10 +28,6 @@ from samples import (
     rounding,
     run,
 )
-from torch import Tensor
-
-import elbo_ext
-from elbo_ext import reference
 
 Arguments = dict[str, Any]
 Upstream = Callable[[str, Tensor], Tensor]  # the gradient that flows into an output, by name

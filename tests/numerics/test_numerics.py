@@ -13,12 +13,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import DTYPES, FORMS, Maker, devices
-from test_reference import exact_bernoulli, exact_gaussian, exact_kl, exact_logvar, exact_slope, mp, scale_from_logvar
 from torch import Tensor
 
 import elbo_ext
 from elbo_ext import bernoulli_log_prob, gaussian_kl, gaussian_log_prob
+from samples import DTYPES, FORMS, Maker, devices
+from test_reference import exact_bernoulli, exact_gaussian, exact_kl, exact_logvar, exact_slope, mp, scale_from_logvar
 
 WIDE = (torch.float32, torch.float64)
 NARROW = (torch.float32, torch.float64, torch.bfloat16)  # float16 cannot hold most of these numbers

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from samples import CORE, SAMPLES, Maker, Sample, devices, differentiable, run
 from torch import Tensor
 
 import elbo_ext
+from samples import CORE, SAMPLES, Maker, Sample, devices, differentiable, run
 
 # ---- problems large enough for several threads ----
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from samples import CORE, FORMS, Sample, devices, differentiable, from_logvar
 from torch import Tensor
 from torch.func import functional_call, grad
 from torch.nn import Parameter
 
 from elbo_ext import ELBO, ELBOLoss, elbo_loss, likelihoods, reference
+from samples import CORE, FORMS, Sample, devices, differentiable, from_logvar
 
 DOUBLE = torch.float64
 SCALES = tuple(f"recon_{form}" for form in FORMS)

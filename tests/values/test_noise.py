@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from samples import DTYPES, FORMS, LAYOUTS, NOISE_ERROR, Maker, devices
 from torch import Tensor
 
 import elbo_ext
 from elbo_ext import formulas, reference, rsample, rsample_kl
+from samples import DTYPES, FORMS, LAYOUTS, NOISE_ERROR, Maker, devices
 
 SEEDS = [0, 1, -1, 2**63 - 1, -(2**63), 0x0123456789ABCDEF, -987654321987654321]
 

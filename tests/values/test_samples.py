@@ -1,6 +1,7 @@
 """The table of samples: no case of the standard set is missing, and one row is enough to have it."""
 
 import pytest
+
 from samples import DTYPES, LAYOUTS, REDUCTIONS, ROW_LENGTHS, SAMPLES, STANDARD, WEIGHTS, Case, differentiable, standard
 
 FUNCTIONS = {"gaussian", "bernoulli", "kl", "rsample", "rsample_kl", "log_prob", "elbo"}

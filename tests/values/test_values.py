@@ -6,6 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
+import elbo_ext
+from elbo_ext import formulas, likelihoods, reference
 from samples import (
     CORE,
     DTYPES,
@@ -24,10 +28,6 @@ from samples import (
     rounding,
     run,
 )
-from torch import Tensor
-
-import elbo_ext
-from elbo_ext import formulas, likelihoods, reference
 
 Arguments = dict[str, Any]
 

@@ -107,7 +107,7 @@ def table(findings: dict[str, Any]) -> str:
     width = 104
     rule = "-" * (width + 7)
     lines = [rule, f"{'nats per example':<{width}}{'holds':>7}", rule]
-    for letter, finding in zip("abcde", findings.values()):
+    for letter, finding in zip("abcde", findings.values(), strict=False):
         for check in finding.checks.values():
             lines.append(f"({letter}) {check.statement:<{width - 4}}{'yes' if check.holds else 'NO':>7}")
             lines.append(f"      {check.measured}")

@@ -490,7 +490,7 @@ def amortization(digits: Digits, size: Size, seed: int) -> Finding:
 
 def collapse(train_data: Tensor, test_data: Tensor, size: Size, seed: int) -> Finding:
     """(e) The KL falls with beta, dimension by dimension, until q(z|x) is the prior for every x."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     total = len(size.betas) * size.epochs * (len(train_data) // 64)
     with progress_bar(total=total, desc=f"{'(e) training over beta':<28}", disable=None) as bar:
         for beta in size.betas:

@@ -7,7 +7,7 @@ where ln p(x) is estimated from many samples. All in nats.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
@@ -95,13 +95,14 @@ def estimate(repetitions: Tensor) -> Estimate:
 
 def progress(items: Sequence[Any], label: str) -> Iterable[Any]:
     """The items, with a bar if there is a terminal."""
-    return progress_bar(items, desc=f"{label:<28}", disable=None)
+    bar: Iterable[Any] = progress_bar(items, desc=f"{label:<28}", disable=None)
+    return bar
 
 
 # --- the models ---------------------------------------------------------------------------------------------
 
 
-def linear_gaussian(features: int, latent: int, seed: int, device: Any = "cpu", *, orthogonal: bool = False):
+def linear_gaussian(features: int, latent: int, seed: int, device: Any = "cpu", *, orthogonal: bool = False) -> bounds.LinearGaussian:
     """LinearGaussian in float64: random loadings, or orthogonal ones, with which the posterior is diagonal."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(features, latent, generator=generator, dtype=torch.float64)
@@ -135,7 +136,7 @@ def repeated(bound: Callable[..., Tensor], mu: Tensor, logvar: Tensor, num_sampl
     return torch.cat(parts)
 
 
-def log_weights(log_likelihood: Callable[[Tensor], Tensor], mu: Tensor, logvar: Tensor, num_samples: int):
+def log_weights(log_likelihood: Callable[[Tensor], Tensor], mu: Tensor, logvar: Tensor, num_samples: int) -> Iterator[Tensor]:
     """ln w [K, *batch] in chunks, for elbo_ext.diagnostics."""
     chunk = max(1, ROWS // len(mu))
     for first in range(0, num_samples, chunk):
