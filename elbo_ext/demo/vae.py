@@ -31,9 +31,10 @@ class DemoError(Exception):
 
 def progress_bar(*args: Any, **options: Any) -> Any:
     """A tqdm bar that suits a terminal and a log file."""
-    from tqdm import tqdm
+    import tqdm
 
-    return tqdm(*args, dynamic_ncols=True, mininterval=PROGRESS_SECONDS, **options)
+    bar: Any = tqdm.tqdm  # its overloads ask for more than Any
+    return bar(*args, dynamic_ncols=True, mininterval=PROGRESS_SECONDS, **options)
 
 
 # --- the model ----------------------------------------------------------------------------------------------
