@@ -114,7 +114,7 @@ def cuda_sources_id() -> bytes:
     """20 bytes of all that the CUDA library is compiled from, which are its build ID."""
     folders = (path for name in ("cuda", "terms") for path in (ROOT / "csrc" / name).rglob("*.*"))
     digest = hashlib.sha1()
-    for path in sorted([*folders, ROOT / "csrc" / "ops" / "problem.h"]):
+    for path in sorted([*folders, ROOT / "csrc" / "problem.h"]):
         digest.update(f"{path.relative_to(ROOT)}\n{path.stat().st_size}\n".encode() + path.read_bytes())
     return digest.digest()
 
@@ -323,7 +323,7 @@ class Build(build_ext):
 DEPENDS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*"))
 # What tells two builds of the two libraries apart that would not understand each other.
 INTERFACE = "-DELBO_INTERFACE=" + str(zlib.crc32(b"".join(
-    (ROOT / "csrc" / name).read_bytes() for name in ("ops/problem.h", "cuda/interface.h"))))
+    (ROOT / "csrc" / name).read_bytes() for name in ("problem.h", "cuda/interface.h"))))
 check_setuptools()
 NVCC = find_nvcc()
 REUSED = NVCC is None and os.environ.get("ELBO_EXT_CUDA", "").strip() == "reuse"

@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "../ops/problem.h"
+#include "../problem.h"
 
 namespace elbo_ext {
 

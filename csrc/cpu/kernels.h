@@ -3,7 +3,7 @@
 // never hand the code of a newer instruction set to an older machine.
 #pragma once
 
-#include "../ops/problem.h"
+#include "../problem.h"
 
 namespace elbo_ext::CPU_CAPABILITY {
 

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <optional>
 
-#include "../ops/problem.h"
+#include "../problem.h"
 #include "vec_math.h"
 
 namespace elbo_ext {

@@ -5,7 +5,7 @@
 
 #include <cuda_runtime.h>
 
-#include "../ops/problem.h"
+#include "../problem.h"
 #include "../terms/number.h"
 
 namespace elbo_ext {

@@ -2,7 +2,7 @@
 // functions that take plain numbers and device pointers.
 #pragma once
 
-#include "../ops/problem.h"
+#include "../problem.h"
 
 namespace elbo_ext {
 

@@ -14,10 +14,13 @@ import shlex
 import subprocess
 import sys
 import sysconfig
-import zlib
 from pathlib import Path
 
 HERE = Path(__file__).parent.resolve()
+sys.path.append(str(HERE.parent))  # where this runs as a script
+
+from interface import interface_number  # noqa: E402
+
 ROOT = HERE.parents[1]
 WORK = ROOT / "build" / "emulator"
 
@@ -44,8 +47,7 @@ def compiler() -> str:
 
 
 def interface(sources: Path = ROOT / "csrc") -> str:
-    """As setup.py has it: both libraries are made from the same problem.h and interface.h."""
-    return f"-DELBO_INTERFACE={zlib.crc32(b''.join((sources / name).read_bytes() for name in ('ops/problem.h', 'cuda/interface.h')))}"
+    return f"-DELBO_INTERFACE={interface_number(sources)}"
 
 
 def escape(path: Path | str) -> str:
