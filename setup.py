@@ -40,7 +40,7 @@ STABLE_ABI = "0x020b000000000000"  # TORCH_TARGET_VERSION of 2.11
 OPERATOR_SOURCES = ["module.cpp", "cpu/dispatch.cpp", *(f"ops/{name}.cpp" for name in (
     "cpu_device", "cuda_device", "device", "importance", "latent", "schema", "space", "stored_gradients", "tensors", "term_sum",
     "terms"))]
-KERNEL_SOURCES = ["cpu/term_sum.cpp", "cpu/latent.cpp", "cpu/log_prob.cpp", "cpu/importance.cpp"]
+KERNEL_SOURCES = ["cpu/term_sum.cpp", "cpu/latent.cpp", "cpu/sample_log_prob.cpp", "cpu/importance.cpp", "cpu/normal_noise.cpp"]
 
 X86_SETS = {
     "AVX2": ["-mavx2", "-mfma", "-mf16c"],
@@ -310,9 +310,11 @@ class Build(build_ext):
             f"{nvcc} -shared --no-device-link -cudart=static $in -o $out "
             f"-Xlinker={only_export(work, 'elbo_ext_cuda_kernels')},--build-id=0x{cuda_sources_id().hex()}",
         )
-        for name in ("term_sum", "latent", "log_prob"):
+        for name in ("term_sum", "latent", "sample_log_prob"):
             for real in ("float", "double"):
                 ninja.compile(f"cuda/{name}.cu", f"{name}.{real}.o", [f"-DELBO_REAL={real}"])
+        for name in ("importance", "normal_noise", "stored_gradients"):
+            ninja.compile(f"cuda/{name}.cu", f"{name}.o", [])
         names = " ".join(ARCHITECTURES)
         ninja.compile("cuda/library.cu", "library.o", [f'-DELBO_CUDA_ARCHITECTURES="{names}"', INTERFACE])
         lenient = " ELBO_EXT_STRICT=0 lets warnings, spilled registers and local memory pass." if strict else ""

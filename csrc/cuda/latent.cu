@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kZ = kNoise + 1, kForwardSlots = kZ + 1;
 
-struct ForwardParams {
+struct LatentParams {
   Layout<kForwardSlots> layout;
   Units units;
   SumPlan<1> kl;
@@ -19,7 +19,7 @@ struct ForwardParams {
 };
 
 template <class R, bool kDense, int kFormClass>
-__global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) forward_kernel(const __grid_constant__ ForwardParams p) {
+__global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) latent_kernel(const __grid_constant__ LatentParams p) {
   using T = Pack<R, kGroup<R>>;
   using Reader = Group<R, kForwardSlots, kDense>;
   const LatentCommon& c = p.common;
@@ -60,7 +60,7 @@ struct BackwardCommon : LatentCommon {
   bool scale_needed;
 };
 
-using KLBackwardParams = BackwardParams<1, BackwardCommon>;
+using LatentBackwardParams = BackwardParams<1, BackwardCommon>;
 
 // From the derivatives of the KL, times its upstream gradient, to those of both.
 template <class T>
@@ -71,8 +71,8 @@ __device__ __forceinline__ void add_samples(int form, const T& scale, const T& s
 }
 
 template <class R, bool kDense, int kFormClass>
-__global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) backward_kernel(
-    const __grid_constant__ KLBackwardParams p) {
+__global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) latent_backward_kernel(
+    const __grid_constant__ LatentBackwardParams p) {
   using T = Pack<R, kGroup<R>>;
   using Reader = Group<R, kUpstream + 1, kDense>;
   const BackwardCommon& c = p.common;
@@ -181,7 +181,7 @@ struct GatherLatent {
 template <class R>
 const char* run_forward(const LatentProblem& p, const CudaCall& call) {
   const bool with_kl = p.results == kWithKL;
-  ForwardParams params{};
+  LatentParams params{};
   params.common = common_of(p, with_kl);
   params.z_step = p.z_sample_stride;
   const Dimensions dims(p.space);
@@ -204,7 +204,7 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
   if (with_kl && p.kl.total != nullptr) params.kl.total(0, {as_bytes(p.kl.total), compute}, p.kl.divisor);
   const char* error = prepare_totals(params.kl, work.blocks, call);
   const auto kernel = choose_kernel<R>(is_dense<R>(params.layout, p, cols), p, [](auto dense, auto form_class) {
-    return forward_kernel<R, decltype(dense)::value, decltype(form_class)::value>;
+    return latent_kernel<R, decltype(dense)::value, decltype(form_class)::value>;
   });
   // Where the elements of one sample do not fill the device, the rows of the grid share the samples.
   const int64_t most = multiprocessors(call.device) * kBlocksPerMultiprocessor;
@@ -226,7 +226,7 @@ const char* run_backward(const LatentProblem& p, const CudaCall& call) {
   const Upstreams<1> upstream{{&p.upstream_kl}, {0}};
   return run_backward<R, GatherLatent<R>>(common, p, upstream, call, [&](bool dense) {
     return choose_kernel<R>(dense, p, [](auto dense, auto form_class) {
-      return backward_kernel<R, decltype(dense)::value, decltype(form_class)::value>;
+      return latent_backward_kernel<R, decltype(dense)::value, decltype(form_class)::value>;
     });
   });
 }

@@ -29,7 +29,7 @@ struct Raw {
 };
 
 // Most data is read once, and should not displace other data in the caches. None of these loads is one of ld.global.nc
-// (__ldg), which may only read what its kernel does not write: stored gradients are multiplied in place (library.cu).
+// (__ldg), which may only read what its kernel does not write: stored gradients are multiplied in place (stored_gradients.cu).
 template <int kBytes>
 __device__ __forceinline__ void load_bytes(const char* from, uint32_t* word) {
   if constexpr (kBytes > 16) {

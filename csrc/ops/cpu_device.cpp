@@ -216,7 +216,7 @@ class CpuDevice final : public Device {
     BlockSums kl(problem, problem.kl, problem.block_sum);
     BlockSums log_q(problem, problem.log_q, problem.block_sum_q), log_p(problem, problem.log_p, problem.block_sum_p);
     const CpuKernels& kernels = cpu_kernels();
-    const auto kernel = problem.results >= kPathwise ? kernels.log_prob : kernels.latent;
+    const auto kernel = problem.results >= kPathwise ? kernels.sample_log_prob : kernels.latent;
     run_parallel(problem.blocks, problem.elements(), kLeastDraws,
                  [&](int64_t begin, int64_t end) { kernel(problem, begin, end); });
     for (const BlockSums* sums : {&kl, &log_q, &log_p}) sums->finish();
@@ -225,7 +225,7 @@ class CpuDevice final : public Device {
   void latent_backward(const Site&, LatentProblem& problem) const override {
     read_uniform(problem.upstream_kl);
     const CpuKernels& kernels = cpu_kernels();
-    const auto kernel = problem.with_log_prob ? kernels.log_prob_backward : kernels.latent_backward;
+    const auto kernel = problem.with_log_prob ? kernels.sample_log_prob_backward : kernels.latent_backward;
     PartialGradients gradients(problem.gradient);
     problem.blocks = make_blocks(problem.space, gradients.max_groups(problem.space.elements()));
     gradients.allocate(problem.blocks.groups);

@@ -144,7 +144,8 @@ def test_wide_accesses() -> None:
     """The kernels for dense tensors read each operand, and write each result, 16 bytes at a time."""
     assert len(terms()) == len(_C.terms())
     # Loads and stores. Those of the latent stage read mu, the scale, the prior's and, backward, the gradient of z.
-    latent = {"forward_kernel": (4, 1), "backward_kernel": (5, 4), "log_prob_kernel": (4, 1), "log_prob_backward_kernel": (5, 4)}
+    latent = {"latent_kernel": (4, 1), "latent_backward_kernel": (5, 4), "sample_log_prob_kernel": (4, 1),
+              "sample_log_prob_backward_kernel": (5, 4)}
     seen: Counter[str] = Counter()
     for architecture in machine_code():
         functions = re.split(r"\n\s*Function : ", dump("--dump-sass", "-arch", architecture))[1:]

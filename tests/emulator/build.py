@@ -28,7 +28,9 @@ WORK = ROOT / "build" / "emulator"
 OPERATORS = ["module", *sorted(f"ops/{path.stem}" for path in (ROOT / "csrc/ops").glob("*.cpp") if path.stem != "cpu_device")]
 KERNELS = {
     "library": ("library", ['-DELBO_CUDA_ARCHITECTURES="emulator"']),
-    **{f"{name}.{real}": (name, [f"-DELBO_REAL={real}"]) for name in ("term_sum", "latent", "log_prob") for real in ("float", "double")},
+    **{name: (name, []) for name in ("importance", "normal_noise", "stored_gradients")},
+    **{f"{name}.{real}": (name, [f"-DELBO_REAL={real}"])
+       for name in ("term_sum", "latent", "sample_log_prob") for real in ("float", "double")},
 }  # fmt: skip
 
 # __CUDACC__ is what nvcc defines. The kernels are written for its rules: unused functions of headers, pragmas for it.

@@ -8,26 +8,27 @@ namespace {
 
 // ---- forward: each sample is a row, or several ----
 
-enum Sum { kLogQ, kLogP, kLogProbSums };
+enum Sum { kLogQ, kLogP, kSums };
 constexpr int kZ = kNoise + 1, kForwardSlots = kZ + 1;
 
-struct LogProbParams {
+struct SampleLogProbParams {
   Layout<kForwardSlots> layout;
   Units units;
-  SumPlan<kLogProbSums> sums;
+  SumPlan<kSums> sums;
   LatentCommon common;
 };
 
 template <class R, bool kDense, int kFormClass>
-__global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) log_prob_kernel(const __grid_constant__ LogProbParams p) {
+__global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) sample_log_prob_kernel(
+    const __grid_constant__ SampleLogProbParams p) {
   using T = Pack<R, kGroup<R>>;
   using Reader = Group<R, kForwardSlots, kDense>;
-  constexpr unsigned kUsed = (1u << kLogProbSums) - 1;
+  constexpr unsigned kUsed = (1u << kSums) - 1;
   const LatentCommon& c = p.common;
   const int forms = LatentForms::within<kFormClass>(c.forms), form = form_of(forms, kScale);
   const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
   Inputs<R, kForwardSlots, kDense> inputs(c, p.layout);
-  double sum[kLogProbSums] = {};
+  double sum[kSums] = {};
   for_each_unit<kUsed>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
     inputs.enter_unit(p.layout, first);
     for (int64_t n = (first / kGroup<R> + lane) * kGroup<R>; n < end; n += lanes * kGroup<R>) {
@@ -59,7 +60,7 @@ struct BackwardCommon : LatentCommon {
   int results;
   int64_t grad_z_step, upstream_q_step, upstream_p_step;
 };
-using LogProbBackwardParams = BackwardParams<2, BackwardCommon>;
+using SampleLogProbBackwardParams = BackwardParams<2, BackwardCommon>;
 
 // The gradient of log q or log p: often one number for each example and sample.
 template <class R, bool kDense>
@@ -89,8 +90,8 @@ class UpstreamOfSamples {
 };
 
 template <class R, bool kDense, int kFormClass>
-__global__ void __launch_bounds__(kThreads, 1) log_prob_backward_kernel(
-    const __grid_constant__ LogProbBackwardParams p) {
+__global__ void __launch_bounds__(kThreads, 1) sample_log_prob_backward_kernel(
+    const __grid_constant__ SampleLogProbBackwardParams p) {
   using T = Pack<R, kGroup<R>>;
   using Reader = Group<R, kBackwardSlots, kDense>;
   const BackwardCommon& c = p.common;
@@ -143,7 +144,7 @@ __global__ void __launch_bounds__(kThreads, 1) log_prob_backward_kernel(
 
 // The gradients of operands whose elements are shared by elements here and there.
 template <class R>
-struct GatherLogProb {
+struct GatherSampleLogProb {
   // The inputs, noise, gradients of z, log q and log p; the element's number; the gradient.
   static constexpr int kUpstream = kGradZ + 1, kNumber = kUpstream + 2, kSlots = kNumber + 2, kSums = kLatentInputs;
   struct Params {
@@ -174,7 +175,7 @@ struct GatherLogProb {
 
 template <class R>
 const char* run_forward(const LatentProblem& p, const CudaCall& call) {
-  LogProbParams params{};
+  SampleLogProbParams params{};
   params.common = common_of(p, /*with_kl=*/false);
   const Dimensions dims(p.space);
   const int64_t cols = cut_rows(p.space.cols, dims, scales_of(p), /*in_order=*/true, /*many_sums=*/true);
@@ -187,11 +188,11 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
   layout.set(kZ, p.z, /*written=*/true);
 
   const DType compute = p.compute_double ? DType::kDouble : DType::kFloat;
-  UnitSums<kLogProbSums> unit_sums(params.sums, work.units, dims, cols, call);
+  UnitSums<kSums> unit_sums(params.sums, work.units, dims, cols, call);
   unit_sums.add(kLogQ, dense_rows(p.log_q.row, compute, p.space));
   unit_sums.add(kLogP, dense_rows(p.log_p.row, compute, p.space));
   const auto kernel = choose_kernel<R>(is_dense<R>(params.layout, p, cols), p, [](auto dense, auto form_class) {
-    return log_prob_kernel<R, decltype(dense)::value, decltype(form_class)::value>;
+    return sample_log_prob_kernel<R, decltype(dense)::value, decltype(form_class)::value>;
   });
   if (const char* error = launch(kernel, dim3(static_cast<unsigned>(work.blocks)), kThreads, params, call)) return error;
   return unit_sums.finish();
@@ -206,9 +207,9 @@ const char* run_backward(const LatentProblem& p, const CudaCall& call) {
   common.upstream_q_step = p.upstream_q_sample_stride;
   common.upstream_p_step = p.upstream_p_sample_stride;
   const Upstreams<2> upstream{{&p.upstream_q, &p.upstream_p}, {common.upstream_q_step, common.upstream_p_step}};
-  return run_backward<R, GatherLogProb<R>>(common, p, upstream, call, [&](bool dense) {
+  return run_backward<R, GatherSampleLogProb<R>>(common, p, upstream, call, [&](bool dense) {
     return choose_kernel<R>(dense, p, [](auto dense, auto form_class) {
-      return log_prob_backward_kernel<R, decltype(dense)::value, decltype(form_class)::value>;
+      return sample_log_prob_backward_kernel<R, decltype(dense)::value, decltype(form_class)::value>;
     });
   });
 }
@@ -216,11 +217,11 @@ const char* run_backward(const LatentProblem& p, const CudaCall& call) {
 }  // namespace
 
 template <>
-const char* log_prob<ELBO_REAL>(const LatentProblem& p, const CudaCall& call) {
+const char* sample_log_prob<ELBO_REAL>(const LatentProblem& p, const CudaCall& call) {
   return run_forward<ELBO_REAL>(p, call);
 }
 template <>
-const char* log_prob_backward<ELBO_REAL>(const LatentProblem& p, const CudaCall& call) {
+const char* sample_log_prob_backward<ELBO_REAL>(const LatentProblem& p, const CudaCall& call) {
   return run_backward<ELBO_REAL>(p, call);
 }
 

@@ -142,11 +142,11 @@ void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
 
 namespace CPU_CAPABILITY {
 
-void log_prob(const LatentProblem& p, int64_t begin, int64_t end) {
+void sample_log_prob(const LatentProblem& p, int64_t begin, int64_t end) {
   p.compute_double ? run_forward<double>(p, begin, end) : run_forward<float>(p, begin, end);
 }
 
-void log_prob_backward(const LatentProblem& p, int64_t begin, int64_t end) {
+void sample_log_prob_backward(const LatentProblem& p, int64_t begin, int64_t end) {
   p.compute_double ? run_backward<double>(p, begin, end) : run_backward<float>(p, begin, end);
 }
 
