@@ -151,59 +151,6 @@ inline const char* fold(const double* from, const Array& out, std::vector<Gather
   return gather<Fold>(params, std::move(dims), call);
 }
 
-// The sums of a kernel that come one for each unit: straight into their tensor where that has one element for each unit,
-// in order; else into doubles, that are added up behind the kernel.
-template <int kSums>
-class UnitSums {
- public:
-  // `row`: how many elements a row has.
-  UnitSums(SumPlan<kSums>& plan, const Units& units, const Dimensions& dims, int64_t row, const CudaCall& call)
-      : plan_(plan), units_(units), dims_(dims), row_(row), call_(call) {}
-
-  // `out` must outlive this, and has one element for all elements of a row.
-  void add(int k, const View& out) {
-    plan_.kind[k] = kUnitSum;
-    std::vector<GatherDimension<2>> rows;
-    int64_t cols = 1, number = units_.pieces.size, place = 1;
-    bool in_order = units_.pieces.size == 1;
-    for (int dim = dims_.count - 1; dim >= 0; --dim) {
-      if (cols < row_) {
-        cols *= dims_.size[dim];
-        continue;
-      }
-      rows.insert(rows.begin(), {dims_.size[dim], {number, dims_.stride(out, dim)}});
-      in_order = in_order && dims_.stride(out, dim) == place;
-      number *= dims_.size[dim];
-      place *= dims_.size[dim];
-    }
-    plan_.out[k] = array_of(out);
-    if (in_order) return;
-    if (units_.pieces.size > 1) rows.push_back({units_.pieces.size, {1, 0}});
-    auto* sums = static_cast<double*>(call_.workspace(number * static_cast<int64_t>(sizeof(double))));
-    plan_.out[k] = {reinterpret_cast<char*>(sums), DType::kDouble};
-    pending_.push_back({sums, array_of(out), std::move(rows)});
-  }
-
-  const char* finish() {
-    for (Pending& sum : pending_)
-      if (const char* error = fold(sum.from, sum.out, std::move(sum.dims), call_)) return error;
-    return nullptr;
-  }
-
- private:
-  struct Pending {
-    const double* from;
-    Array out;
-    std::vector<GatherDimension<2>> dims;
-  };
-  SumPlan<kSums>& plan_;
-  const Units& units_;
-  const Dimensions& dims_;
-  int64_t row_;
-  const CudaCall& call_;
-  std::vector<Pending> pending_;
-};
-
 // The dimensions of a space, with the strides of each slot; the last one is that of `sink`.
 template <int kSlots>
 std::vector<GatherDimension<kSlots>> gather_dimensions(const Dimensions& space, const View* const (&view)[kSlots]) {

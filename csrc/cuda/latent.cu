@@ -180,38 +180,29 @@ struct GatherLatent {
 
 template <class R>
 const char* run_forward(const LatentProblem& p, const CudaCall& call) {
-  const bool with_kl = p.results == kWithKL;
   LatentParams params{};
-  params.common = common_of(p, with_kl);
+  params.common = common_of(p, /*with_kl=*/p.results == kWithKL);
   params.z_step = p.z_sample_stride;
   const Dimensions dims(p.space);
   // Rows matter only where their sums are asked for.
-  const bool by_row = with_kl && p.kl.row != nullptr;
-  const int64_t elements = p.space.elements();
-  const int64_t cols = cut_rows(by_row ? p.space.cols : elements, dims, scales_of(p), by_row, by_row);
-  const int64_t rows = cols == 0 ? 1 : elements / cols;
-  const Spread work = spread(rows, cols, by_row, kGroup<R>, call.device);
-  params.units = work.units;
+  const bool by_row = p.kl.row != nullptr;
+  const int64_t cols = cut_rows(by_row ? p.space.cols : p.space.elements(), dims, scales_of(p), by_row, by_row);
+  Work<1> work(params.units, params.kl, dims, cols, by_row, kGroup<R>, call);
+  work.add_values(0, p.kl, compute_type(p.compute_double), p.space);
 
   LayoutBuilder<kForwardSlots> layout(params.layout, dims, cols, kGroup<R>, p.compute_double);
   for (int k = 0; k < kLatentInputs; ++k) layout.set(k, p.input[k]);
   layout.set(kNoise, p.noise, /*written=*/false, p.noise_sample_stride);
   layout.set(kZ, p.z, /*written=*/true, p.z_sample_stride);
 
-  const DType compute = p.compute_double ? DType::kDouble : DType::kFloat;
-  UnitSums<1> unit_sums(params.kl, work.units, dims, cols, call);
-  if (by_row) unit_sums.add(0, dense_rows(p.kl.row, compute, p.space));
-  if (with_kl && p.kl.total != nullptr) params.kl.total(0, {as_bytes(p.kl.total), compute}, p.kl.divisor);
-  const char* error = prepare_totals(params.kl, work.blocks, call);
   const auto kernel = choose_kernel<R>(is_dense<R>(params.layout, p, cols), p, [](auto dense, auto form_class) {
     return latent_kernel<R, decltype(dense)::value, decltype(form_class)::value>;
   });
   // Where the elements of one sample do not fill the device, the rows of the grid share the samples.
   const int64_t most = multiprocessors(call.device) * kBlocksPerMultiprocessor;
-  const int64_t rows_of_grid = std::clamp<int64_t>(most / work.blocks, 1, std::clamp<int64_t>(p.samples, 1, 65535));
-  const dim3 grid(static_cast<unsigned>(work.blocks), static_cast<unsigned>(rows_of_grid));
-  if (error == nullptr) error = launch(kernel, grid, kThreads, params, call);
-  return error == nullptr ? unit_sums.finish() : error;
+  const int64_t rows_of_grid = std::clamp<int64_t>(most / work.blocks(), 1, std::clamp<int64_t>(p.samples, 1, 65535));
+  const dim3 grid(static_cast<unsigned>(work.blocks()), static_cast<unsigned>(rows_of_grid));
+  return work.run(/*writes=*/true, [&] { return launch(kernel, grid, kThreads, params, call); });
 }
 
 template <class R>

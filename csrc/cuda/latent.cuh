@@ -2,8 +2,8 @@
 // and how inputs are read.
 #pragma once
 
-#include "gather.cuh"
 #include "noise.cuh"
+#include "work.h"
 
 namespace elbo_ext {
 namespace {
@@ -155,9 +155,9 @@ const char* run_elements(const Common& common, const LatentProblem& p, const Dim
   std::vector<const View*> seldom = scales_of(p);
   seldom.insert(seldom.end(), upstream.view, upstream.view + kUpstreams);
   const bool by_row = !sinks.by_run().empty();
-  const int64_t cols = cut_rows(sinks.row(), dims, seldom, /*in_order=*/false, by_row), rows = p.space.elements() / cols;
-  const Spread work = spread(rows, cols, by_row, kGroup<R>, call.device);
-  params.units = work.units;
+  const int64_t cols = cut_rows(sinks.row(), dims, seldom, /*in_order=*/false, by_row);
+  Work<kLatentInputs> work(params.units, params.sums, dims, cols, by_row, kGroup<R>, call);
+  work.add_gradients(sinks, p.gradient);
 
   LayoutBuilder<kUpstream + kUpstreams> layout(params.layout, dims, cols, kGroup<R>, p.compute_double);
   for (int k = 0; k < kLatentInputs; ++k) {
@@ -174,17 +174,9 @@ const char* run_elements(const Common& common, const LatentProblem& p, const Dim
     dense = dense && (place <= kOne || place == kOfUnit);
   }
 
-  for (int k = 0; k < kLatentInputs; ++k)
-    if (p.gradient[k].wanted() && p.gradient[k].summed && p.gradient[k].numel == 1)
-      params.sums.total(k, array_of(p.gradient[k]));
-  UnitSums<kLatentInputs> unit_sums(params.sums, work.units, dims, cols, call);
-  for (int k : sinks.by_run()) unit_sums.add(k, p.gradient[k]);
-
-  const char* error = prepare_totals(params.sums, work.blocks, call);
-  const bool writes = any_written(params.layout, kFirstSink, kUpstream);
-  if (error == nullptr && (writes || any_sum(params.sums)))  // else all gradients are gathered
-    error = launch(kernel_of(dense), dim3(static_cast<unsigned>(work.blocks)), kThreads, params, call);
-  return error == nullptr ? unit_sums.finish() : error;
+  return work.run(any_written(params.layout, kFirstSink, kUpstream), [&] {
+    return launch(kernel_of(dense), dim3(static_cast<unsigned>(work.blocks())), kThreads, params, call);
+  });
 }
 
 inline bool of_samples(const LatentProblem& p) { return p.grad_z.present() || p.with_log_prob; }

@@ -17,6 +17,7 @@ inline int64_t bytes_of(DType dtype) { return kBytes[static_cast<int>(dtype)]; }
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline char* as_bytes(const void* data) { return static_cast<char*>(const_cast<void*>(data)); }
 inline Array array_of(const View& view) { return {as_bytes(view.data), view.dtype}; }
+inline DType compute_type(bool compute_double) { return compute_double ? DType::kDouble : DType::kFloat; }
 
 // Results that lie as the elements, or the rows, are counted.
 inline View dense_view(void* data, DType dtype) {
@@ -185,7 +186,11 @@ class SinkPlan {
   template <int kSinks>
   SinkPlan(const Dimensions& dims, const GradientSink (&sinks)[kSinks], int64_t elements) : row_(elements) {
     for (int k = 0; k < kSinks; ++k) {
-      if (!sinks[k].wanted() || !sinks[k].summed || sinks[k].numel == 1) continue;
+      if (!sinks[k].wanted() || !sinks[k].summed) continue;
+      if (sinks[k].numel == 1) {
+        totals_.push_back(k);
+        continue;
+      }
       const int64_t run = dims.run(sinks[k]);
       if (run < kShortestRun) {
         gathered_.push_back(k);
@@ -198,12 +203,13 @@ class SinkPlan {
 
   // The length of the rows that the main kernel works on: all of a row's elements share each of the sums by run.
   int64_t row() const { return row_; }
+  const std::vector<int>& totals() const { return totals_; }
   const std::vector<int>& by_run() const { return by_run_; }
   const std::vector<int>& gathered() const { return gathered_; }
 
  private:
   int64_t row_;
-  std::vector<int> by_run_, gathered_;
+  std::vector<int> totals_, by_run_, gathered_;
 };
 
 // Rows of at most `row` elements in which operands that change seldom, a scale for each channel say, have one element

@@ -8,13 +8,13 @@ namespace {
 
 // ---- forward: each sample is a row, or several ----
 
-enum Sum { kLogQ, kLogP, kSums };
+enum Sum { kLogQ, kLogP, kForwardSums };
 constexpr int kZ = kNoise + 1, kForwardSlots = kZ + 1;
 
 struct SampleLogProbParams {
   Layout<kForwardSlots> layout;
   Units units;
-  SumPlan<kSums> sums;
+  SumPlan<kForwardSums> sums;
   LatentCommon common;
 };
 
@@ -23,12 +23,12 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) sample_log_prob_kern
     const __grid_constant__ SampleLogProbParams p) {
   using T = Pack<R, kGroup<R>>;
   using Reader = Group<R, kForwardSlots, kDense>;
-  constexpr unsigned kUsed = (1u << kSums) - 1;
+  constexpr unsigned kUsed = (1u << kForwardSums) - 1;
   const LatentCommon& c = p.common;
   const int forms = LatentForms::within<kFormClass>(c.forms), form = form_of(forms, kScale);
   const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
   Inputs<R, kForwardSlots, kDense> inputs(c, p.layout);
-  double sum[kSums] = {};
+  double sum[kForwardSums] = {};
   for_each_unit<kUsed>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
     inputs.enter_unit(p.layout, first);
     for (int64_t n = (first / kGroup<R> + lane) * kGroup<R>; n < end; n += lanes * kGroup<R>) {
@@ -179,23 +179,21 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
   params.common = common_of(p, /*with_kl=*/false);
   const Dimensions dims(p.space);
   const int64_t cols = cut_rows(p.space.cols, dims, scales_of(p), /*in_order=*/true, /*many_sums=*/true);
-  const Spread work = spread(p.space.elements() / cols, cols, /*by_row=*/true, kGroup<R>, call.device);
-  params.units = work.units;
+  Work<kForwardSums> work(params.units, params.sums, dims, cols, /*by_row=*/true, kGroup<R>, call);
+  work.add_values(kLogQ, p.log_q, compute_type(p.compute_double), p.space);
+  work.add_values(kLogP, p.log_p, compute_type(p.compute_double), p.space);
 
   LayoutBuilder<kForwardSlots> layout(params.layout, dims, cols, kGroup<R>, p.compute_double);
   for (int k = 0; k < kLatentInputs; ++k) layout.set(k, p.input[k]);
   layout.set(kNoise, p.noise);
   layout.set(kZ, p.z, /*written=*/true);
 
-  const DType compute = p.compute_double ? DType::kDouble : DType::kFloat;
-  UnitSums<kSums> unit_sums(params.sums, work.units, dims, cols, call);
-  unit_sums.add(kLogQ, dense_rows(p.log_q.row, compute, p.space));
-  unit_sums.add(kLogP, dense_rows(p.log_p.row, compute, p.space));
   const auto kernel = choose_kernel<R>(is_dense<R>(params.layout, p, cols), p, [](auto dense, auto form_class) {
     return sample_log_prob_kernel<R, decltype(dense)::value, decltype(form_class)::value>;
   });
-  if (const char* error = launch(kernel, dim3(static_cast<unsigned>(work.blocks)), kThreads, params, call)) return error;
-  return unit_sums.finish();
+  return work.run(/*writes=*/true, [&] {
+    return launch(kernel, dim3(static_cast<unsigned>(work.blocks())), kThreads, params, call);
+  });
 }
 
 template <class R>

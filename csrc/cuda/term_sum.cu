@@ -2,7 +2,7 @@
 #include <type_traits>
 
 #include "entries.h"
-#include "gather.cuh"
+#include "work.h"
 
 namespace elbo_ext {
 namespace {
@@ -246,7 +246,7 @@ int lay_out(Layout<kCount>& layout, const TermSumProblem& p, const Dimensions& d
       if (!p.gradient[k].summed) builder.set(kFirstSink + k, p.gradient[k], /*written=*/true);
     }
     builder.set(kUpstream, p.upstream);
-    builder.set(kElement, dense_view(p.values.element, p.compute_double ? DType::kDouble : DType::kFloat), /*written=*/true);
+    builder.set(kElement, dense_view(p.values.element, compute_type(p.compute_double)), /*written=*/true);
   };
   // Each of these would double the kernels there are to compile: weights, float64, and forms of several classes.
   const bool may_be_dense =
@@ -319,17 +319,12 @@ const char* run(const TermSumProblem& p, const CudaCall& call) {
   for (int k = 0; k < TermOf<R>::kInputs; ++k)
     if (TermOf<R>::kPrecomputedFrom >> k & 1) slowly_varying.push_back(&p.operand[k]);
   const int64_t cols = cut_rows(row_sums ? p.space.cols : sinks.row(), dims, slowly_varying, row_sums, by_row);
-  const int64_t rows = cols == 0 ? 1 : p.space.elements() / cols;
-  const DType compute = p.compute_double ? DType::kDouble : DType::kFloat;
+  const DType compute = compute_type(p.compute_double);
 
   const int width = lay_out<TermOf, R>(params.layout, p, dims, cols);
-  const Spread work = spread(rows, cols, by_row, width == 0 ? kGroup<R> : width, call.device);
-  params.units = work.units;
-
-  for (int k = 0; k < S::kOperands; ++k)
-    if (p.gradient[k].wanted() && p.gradient[k].numel == 1 && p.gradient[k].summed)
-      params.sums.total(k, array_of(p.gradient[k]));
-  if (p.values.total != nullptr) params.sums.total(S::kValueSum, {as_bytes(p.values.total), compute}, p.values.divisor);
+  Work<S::kSums> work(params.units, params.sums, dims, cols, by_row, width == 0 ? kGroup<R> : width, call);
+  work.add_values(S::kValueSum, p.values, compute, p.space);
+  work.add_gradients(sinks, p.gradient);
   if (p.elbo.loss != nullptr) {
     params.sums.total(S::kKLSum, {nullptr, compute});
     params.kl = {as_bytes(p.elbo.kl), p.elbo.kl_dtype};
@@ -340,15 +335,9 @@ const char* run(const TermSumProblem& p, const CudaCall& call) {
     params.beta = p.elbo.beta;
     params.of_each = p.elbo.of_each;
   }
-  UnitSums<S::kSums> unit_sums(params.sums, work.units, dims, cols, call);
-  if (p.values.row != nullptr) unit_sums.add(S::kValueSum, dense_rows(p.values.row, compute, p.space));
-  for (int k : sinks.by_run()) unit_sums.add(k, p.gradient[k]);
 
-  const char* error = prepare_totals(params.sums, work.blocks, call);
-  const bool writes = any_written(params.layout, S::kFirstSink, S::kCount);
-  if (error == nullptr && (writes || any_sum(params.sums)))  // else all gradients are gathered
-    error = launch_main<TermOf, R>(p, params, width, work.blocks, call);
-  if (error == nullptr) error = unit_sums.finish();
+  const char* error = work.run(any_written(params.layout, S::kFirstSink, S::kCount),
+                               [&] { return launch_main<TermOf, R>(p, params, width, work.blocks(), call); });
   if (error == nullptr) error = gather_gradients<TermOf, R>(p, params, sinks.gathered(), call);
   return error;
 }
