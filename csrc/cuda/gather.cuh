@@ -67,6 +67,21 @@ __global__ void __launch_bounds__(kThreads, 2) gather_kernel(const __grid_consta
   }
 }
 
+// What Evaluate::add reads: numbers of one element, or the constants that stand for tensors that are absent.
+template <class R, int kSlots>
+struct GatheredElement {
+  const Array (&array)[kSlots];
+  const int64_t (&offset)[kSlots];
+
+  __device__ __forceinline__ R number(int slot, double constant = 0.0) const {
+    return array[slot].data == nullptr ? static_cast<R>(constant) : read<R>(array[slot], offset[slot]);
+  }
+  // The gradient of a result, upstream * factor.
+  __device__ __forceinline__ R upstream(int slot, double constant, double factor) const {
+    return static_cast<R>(array[slot].data == nullptr ? constant : read<double>(array[slot], offset[slot]) * factor);
+  }
+};
+
 // Adds up numbers that are there already.
 struct Fold {
   static constexpr int kSlots = 2, kSums = 1;

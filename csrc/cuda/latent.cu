@@ -79,17 +79,14 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) latent_backward_kern
   const int forms = LatentForms::within<kFormClass>(c.forms), form = form_of(forms, kScale);
   const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
   const bool upstream_each = !kDense && p.layout.place[kUpstream] > kOne;
-  R upstream = static_cast<R>(p.layout.place[kUpstream] == kOne
-                                        ? read<double>(p.layout.array[kUpstream], 0) * c.upstream_factor
-                                    : upstream_each ? c.upstream_factor
-                                                    : c.upstream_constant);
+  R upstream = upstream_of_all<R>(p.layout, kUpstream, c.upstream_constant, c.upstream_factor);
   const R grad_z_of_all = of_all<R>(p.layout, kGradZ, 0.0);
   Inputs<R, kUpstream + 1, kDense> inputs(c, p.layout);
   double sum[kLatentInputs] = {};
   for_each_unit<kAllSums>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
     inputs.enter_unit(p.layout, first);
     if (kDense && p.layout.place[kUpstream] == kOfUnit)
-      upstream = static_cast<R>(of_unit<double>(p.layout, kUpstream, first) * c.upstream_factor);
+      upstream = upstream_of_unit<R>(p.layout, kUpstream, first, c.upstream_factor);
     for (int64_t n = (first / kGroup<R> + lane) * kGroup<R>; n < end; n += lanes * kGroup<R>) {
       const unsigned mask = Reader::members(n, first, end);
       T in[kLatentInputs];
@@ -151,24 +148,21 @@ struct GatherLatent {
 
   static __device__ __forceinline__ void add(const Params& p, const int64_t (&offset)[kSlots], double (&sum)[kSums]) {
     const BackwardCommon& c = p.common;
-    const auto& array = p.gather.layout.array;
+    const GatheredElement<R, kSlots> element{p.gather.layout.array, offset};
     R x[kLatentInputs], d[kLatentInputs] = {};
     ELBO_UNROLL
-    for (int k = 0; k < kLatentInputs; ++k)
-      x[k] = array[k].data == nullptr ? static_cast<R>(c.constant[k]) : read<R>(array[k], offset[k]);
+    for (int k = 0; k < kLatentInputs; ++k) x[k] = element.number(k, c.constant[k]);
     if (c.with_kl && offset[kNumber] < c.elements) {  // once for all samples
       GaussianKL<R>::gradient(GaussianKL<R>::precompute(x, c.forms), x, d);
-      const R upstream = static_cast<R>(array[kUpstream].data == nullptr
-                                            ? c.upstream_constant
-                                            : read<double>(array[kUpstream], offset[kUpstream]) * c.upstream_factor);
+      const R upstream = element.upstream(kUpstream, c.upstream_constant, c.upstream_factor);
       ELBO_UNROLL
       for (int k = 0; k < kLatentInputs; ++k) d[k] *= upstream;
     }
     if (c.with_samples) {
-      const R g = read<R>(array[kGradZ], offset[kGradZ]);
+      const R g = element.number(kGradZ);
       R eps = R(0);
       if (p.gather.out[kScale].data != nullptr)
-        eps = c.seed == nullptr ? read<R>(array[kNoise], offset[kNoise]) : normal<R>(__ldg(c.seed), offset[kNumber]);
+        eps = c.seed == nullptr ? element.number(kNoise) : normal<R>(__ldg(c.seed), offset[kNumber]);
       add_samples(form_of(c.forms, kScale), x[kScale], g, g * eps, d);
     }
     ELBO_UNROLL

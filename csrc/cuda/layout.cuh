@@ -213,6 +213,20 @@ __device__ __forceinline__ R of_all(const Layout<kSlots>& layout, int slot, doub
   return layout.place[slot] == kOne ? read<R>(layout.array[slot], 0) : static_cast<R>(constant);
 }
 
+// The gradient of a result, upstream * factor, if it is one number for all elements; else the factor, which those of single
+// elements are still to be multiplied by.
+template <class R, int kSlots>
+__device__ __forceinline__ R upstream_of_all(const Layout<kSlots>& layout, int slot, double constant, double factor) {
+  const Place place = layout.place[slot];
+  if (place == kOne) return static_cast<R>(read<double>(layout.array[slot], 0) * factor);
+  return static_cast<R>(place > kOne ? factor : constant);
+}
+// If it is one number for each unit.
+template <class R, int kSlots>
+__device__ __forceinline__ R upstream_of_unit(const Layout<kSlots>& layout, int slot, int64_t first, double factor) {
+  return static_cast<R>(of_unit<double>(layout, slot, first) * factor);
+}
+
 // A thread of a kernel for any layout works on 16 bytes of the compute type at a time: on four floats or two doubles.
 template <class R>
 constexpr int kGroup = 16 / sizeof(R);

@@ -154,16 +154,15 @@ struct GatherSampleLogProb {
 
   static __device__ __forceinline__ void add(const Params& p, const int64_t (&offset)[kSlots], double (&sum)[kSums]) {
     const BackwardCommon& c = p.common;
-    const auto& array = p.gather.layout.array;
-    const auto number = [&](int slot, double constant) {
-      return array[slot].data == nullptr ? static_cast<R>(constant) : read<R>(array[slot], offset[slot]);
-    };
-    const R mu = number(kMu, c.constant[kMu]), prior_mu = number(kPriorMu, c.constant[kPriorMu]);
-    const Deviation<R> q = make_deviation(form_of(c.forms, kScale), number(kScale, c.constant[kScale]));
-    const Scale<R> prior = make_scale(form_of(c.forms, kPriorScale), number(kPriorScale, c.constant[kPriorScale]));
-    const R eps = c.seed == nullptr ? number(kNoise, 0.0) : normal<R>(__ldg(c.seed), offset[kNumber]);
-    const SampleGradient<R> by(c.results, q, prior, mu, prior_mu, eps, number(kGradZ, 0.0), number(kUpstream, 0.0),
-                               number(kUpstream + 1, 0.0));
+    const GatheredElement<R, kSlots> element{p.gather.layout.array, offset};
+    R in[kLatentInputs];
+    ELBO_UNROLL
+    for (int k = 0; k < kLatentInputs; ++k) in[k] = element.number(k, c.constant[k]);
+    const Deviation<R> q = make_deviation(form_of(c.forms, kScale), in[kScale]);
+    const Scale<R> prior = make_scale(form_of(c.forms, kPriorScale), in[kPriorScale]);
+    const R eps = c.seed == nullptr ? element.number(kNoise) : normal<R>(__ldg(c.seed), offset[kNumber]);
+    const SampleGradient<R> by(c.results, q, prior, in[kMu], in[kPriorMu], eps, element.number(kGradZ),
+                               element.number(kUpstream), element.number(kUpstream + 1));
     sum[kMu] += static_cast<double>(by.mu);
     sum[kScale] += static_cast<double>(by.scale);
     sum[kPriorMu] += static_cast<double>(by.prior_mu);

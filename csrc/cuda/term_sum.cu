@@ -31,13 +31,6 @@ struct TermParams : Slots<kInputs> {
   double beta, of_each;
 };
 
-template <class R, int kInputs>
-__device__ __forceinline__ R upstream_of_all(const TermParams<kInputs>& p) {
-  constexpr int kUpstream = Slots<kInputs>::kUpstream;
-  if (p.layout.place[kUpstream] != kOne) return static_cast<R>(p.constant[kUpstream]);
-  return static_cast<R>(read<double>(p.layout.array[kUpstream], 0) * p.upstream_factor);
-}
-
 // The sums that a kernel over a term makes.
 template <int kInputs, bool kGradient>
 constexpr unsigned kUsed =
@@ -87,7 +80,7 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>::kInputs, kGr
   }
   // What depends on uniform scales alone is computed once.
   const typename Term::Precomputed of_uniform_scales = Term::precompute(of_all, forms);
-  T upstream(kGradient ? upstream_of_all<R>(p) : R(0));
+  T upstream(kGradient ? upstream_of_all<R>(p.layout, kUpstream, p.constant[kUpstream], p.upstream_factor) : R(0));
 
   double sum[S::kSums] = {};
   for_each_unit<used>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
@@ -96,7 +89,7 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>::kInputs, kGr
       for (int k = 0; k < kInputs; ++k)
         if ((Term::kPrecomputedFrom >> k & 1) && p.layout.place[k] == kOfUnit) of_all[k] = T(of_unit<R>(p.layout, k, first));
       if (kGradient && p.layout.place[kUpstream] == kOfUnit)
-        upstream = T(static_cast<R>(of_unit<double>(p.layout, kUpstream, first) * p.upstream_factor));
+        upstream = T(upstream_of_unit<R>(p.layout, kUpstream, first, p.upstream_factor));
     }
     for (int64_t n = first + lane * V; n < end; n += lanes * V) {
       Raw<R, V> raw[kInputs];  // later the gradients
@@ -159,8 +152,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(R) == 8 || TermOf<R>::kInputs
                 kElement = S::kElement, kValueSum = S::kValueSum;
   constexpr unsigned used = kUsed<kInputs, true> | 1u << kWeight;
   const bool weighted = p.layout.place[kWeight] != kAbsent;
-  const bool upstream_each = p.layout.place[kUpstream] > kOne;
-  const R upstream = upstream_each ? static_cast<R>(p.upstream_factor) : upstream_of_all<R>(p);
+  const R upstream = upstream_of_all<R>(p.layout, kUpstream, p.constant[kUpstream], p.upstream_factor);
   R one[kOperands];
   ELBO_UNROLL
   for (int k = 0; k < kOperands; ++k) one[k] = of_all<R>(p.layout, k, p.constant[k]);
@@ -215,15 +207,12 @@ struct GatherTerm {
 
   static __device__ __forceinline__ void add(const Params& p, const int64_t (&offset)[kSlots], double (&sum)[kSums]) {
     using Term = TermOf<R>;
-    const auto get = [&](int slot) {
-      const Array& array = p.gather.layout.array[slot];
-      return array.data == nullptr ? static_cast<R>(p.constant[slot]) : read<R>(array, offset[slot]);
-    };
+    const GatheredElement<R, kSlots> element{p.gather.layout.array, offset};
     R x[kInputs], d[kInputs];
     ELBO_UNROLL
-    for (int k = 0; k < kInputs; ++k) x[k] = get(k);
-    const R value = Term::gradient(Term::precompute(x, p.forms), x, d), weight = get(kWeight);
-    const R grad = static_cast<R>(static_cast<double>(get(kUpstream)) * p.upstream_factor);
+    for (int k = 0; k < kInputs; ++k) x[k] = element.number(k, p.constant[k]);
+    const R value = Term::gradient(Term::precompute(x, p.forms), x, d), weight = element.number(kWeight, p.constant[kWeight]);
+    const R grad = element.upstream(kUpstream, p.constant[kUpstream], p.upstream_factor);
     ELBO_UNROLL
     for (int k = 0; k < kInputs; ++k) sum[k] += weight != R(0) ? static_cast<double>(d[k] * (grad * weight)) : 0.0;
     sum[kWeight] += static_cast<double>(value * grad);
@@ -295,7 +284,7 @@ const char* gather_gradients(const TermSumProblem& p, const TermParams<TermOf<R>
   using Evaluate = GatherTerm<TermOf, R>;
   typename Evaluate::Params g{};
   std::copy_n(params.constant, Evaluate::kOperands + 1, g.constant);
-  g.upstream_factor = p.upstream.present() ? p.upstream.factor : 1.0;
+  g.upstream_factor = p.upstream.factor;
   g.forms = p.forms;
   const View* view[Evaluate::kSlots] = {};
   for (int k = 0; k < Evaluate::kOperands; ++k) view[k] = &p.operand[k];
