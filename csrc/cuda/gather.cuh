@@ -19,7 +19,7 @@ struct Gather {
   // are neighbours in memory are neighbours in the block.
   int out_threads;
   bool outputs_adjacent;
-  int64_t per_split;  // the blocks of one column of the grid share the contributors
+  int64_t per_split;  // the blocks along y of the grid share the contributors of the same outputs
   Array out[kSums] = {};      // null: not wanted
   double* partial = nullptr;  // [kSums][splits][outputs], with several splits
 };
@@ -50,20 +50,20 @@ __global__ void __launch_bounds__(kThreads, 2) gather_kernel(const __grid_consta
     }
   }
 
-  __shared__ double of_thread[kThreads];
+  __shared__ double per_thread[kThreads];
   const int place = y * out_threads + x;
   ELBO_UNROLL
   for (int k = 0; k < kSums; ++k) {
     if (g.out[k].data == nullptr) continue;
     __syncthreads();
-    of_thread[place] = sum[k];
+    per_thread[place] = sum[k];
     for (int half = sum_threads / 2; half > 0; half /= 2) {
       __syncthreads();
-      if (y < half) of_thread[place] += of_thread[place + half * out_threads];
+      if (y < half) per_thread[place] += per_thread[place + half * out_threads];
     }
     if (y != 0 || !inside) continue;
-    if (gridDim.y == 1) write(g.out[k], base[kSlots - 1], of_thread[place]);
-    else g.partial[(k * static_cast<int64_t>(gridDim.y) + blockIdx.y) * g.outputs + output] = of_thread[place];
+    if (gridDim.y == 1) write(g.out[k], base[kSlots - 1], per_thread[place]);
+    else g.partial[(k * static_cast<int64_t>(gridDim.y) + blockIdx.y) * g.outputs + output] = per_thread[place];
   }
 }
 
@@ -103,7 +103,7 @@ struct GatherDimension {
   bool kept() const { return stride[kSlots - 1] != 0; }
 };
 
-// Lays the dimensions out, and shares the work. Returns the number of blocks: columns for the outputs, rows for splits.
+// Lays the dimensions out, and shares the work. Returns the number of blocks: x for the outputs, y for the splits.
 template <int kSlots, int kSums>
 dim3 share_out(Gather<kSlots, kSums>& gather, std::vector<GatherDimension<kSlots>> dims, int device) {
   gather.outputs_adjacent = !dims.empty() && dims.back().kept();
@@ -146,16 +146,16 @@ const char* gather(typename Evaluate::Params& params, std::vector<GatherDimensio
     plan.partial = static_cast<double*>(call.workspace(kSums * splits * plan.outputs * sizeof(double)));
   if (const char* error = launch(gather_kernel<Evaluate>, blocks, kThreads, params, call)) return error;
   if (splits == 1) return nullptr;
-  std::vector<GatherDimension<2>> of_partial{{splits, {plan.outputs, 0}}};
+  std::vector<GatherDimension<2>> partial_dims{{splits, {plan.outputs, 0}}};
   int64_t number = plan.outputs;
   for (const auto& dim : dims) {
     if (!dim.kept()) continue;
     number /= dim.size;
-    of_partial.push_back({dim.size, {number, dim.stride[kSlots - 1]}});
+    partial_dims.push_back({dim.size, {number, dim.stride[kSlots - 1]}});
   }
   for (int k = 0; k < kSums; ++k)
     if (plan.out[k].data != nullptr)
-      if (const char* error = fold(plan.partial + k * splits * plan.outputs, plan.out[k], of_partial, call)) return error;
+      if (const char* error = fold(plan.partial + k * splits * plan.outputs, plan.out[k], partial_dims, call)) return error;
   return nullptr;
 }
 

@@ -16,21 +16,22 @@ struct ImportanceParams {
 
 // Combines the numbers of the threads of a column, for all of them.
 template <class R, class Combine>
-__device__ __forceinline__ R over_column(R number, int columns, double* of_thread, Combine&& combine) {
+__device__ __forceinline__ R over_column(R number, int columns, double* per_thread, Combine&& combine) {
   __syncthreads();  // the numbers before these have been read
-  of_thread[threadIdx.x] = number;
+  per_thread[threadIdx.x] = number;
   for (int half = kThreads / 2; half >= columns; half /= 2) {
     __syncthreads();
     if (threadIdx.x < half)
-      of_thread[threadIdx.x] = combine(static_cast<R>(of_thread[threadIdx.x]), static_cast<R>(of_thread[threadIdx.x + half]));
+      per_thread[threadIdx.x] =
+          combine(static_cast<R>(per_thread[threadIdx.x]), static_cast<R>(per_thread[threadIdx.x + half]));
   }
   __syncthreads();
-  return static_cast<R>(of_thread[threadIdx.x % columns]);
+  return static_cast<R>(per_thread[threadIdx.x % columns]);
 }
 
 template <class R>
 __global__ void __launch_bounds__(kThreads, 4) importance_kernel(const __grid_constant__ ImportanceParams p) {
-  __shared__ double of_thread[kThreads];
+  __shared__ double per_thread[kThreads];
   const ImportanceProblem& q = p.problem;
   const int64_t example = static_cast<int64_t>(blockIdx.x) * p.columns + threadIdx.x % p.columns;
   const bool inside = example < q.examples;
@@ -45,10 +46,10 @@ __global__ void __launch_bounds__(kThreads, 4) importance_kernel(const __grid_co
   R largest = -std::numeric_limits<R>::infinity();
   for_each([&](int64_t at) { largest = larger(log_weights[at], largest); });
   const R reference =
-      finite_reference(over_column(largest, p.columns, of_thread, [](R a, R b) { return larger(a, b); }));
+      finite_reference(over_column(largest, p.columns, per_thread, [](R a, R b) { return larger(a, b); }));
   double in_double = 0.0;
   for_each([&](int64_t at) { in_double += static_cast<double>(exp(log_weights[at] - reference)); });
-  const R sum = static_cast<R>(over_column(in_double, p.columns, of_thread, [](double a, double b) { return a + b; }));
+  const R sum = static_cast<R>(over_column(in_double, p.columns, per_thread, [](double a, double b) { return a + b; }));
   if (inside && row == 0)
     static_cast<R*>(q.bound)[example] = log_mean_weight(sum, reference, static_cast<R>(p.log_samples));
   if (q.weights == nullptr) return;

@@ -18,17 +18,17 @@ struct LatentParams {
   int64_t z_step;
 };
 
-template <class R, bool kDense, int kFormClass>
-__global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) latent_kernel(const __grid_constant__ LatentParams p) {
+template <class R, bool kOnlyDense, int kFormClass>
+__global__ void __launch_bounds__(kThreads, kOnlyDense ? 2 : 1) latent_kernel(const __grid_constant__ LatentParams p) {
   using T = Pack<R, kGroup<R>>;
-  using Reader = Group<R, kForwardSlots, kDense>;
+  using Reader = Group<R, kForwardSlots, kOnlyDense>;
   const LatentCommon& c = p.common;
   const int forms = LatentForms::within<kFormClass>(c.forms), form = form_of(forms, kScale);
   const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
-  Inputs<R, kForwardSlots, kDense> inputs(c, p.layout);
+  Inputs<R, kForwardSlots, kOnlyDense> inputs(c, p.layout);
   double sum[1] = {};
   for_each_unit<1u>(p.units, p.kl, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
-    inputs.enter_unit(p.layout, first);
+    inputs.begin_unit(p.layout, first);
     for (int64_t n = (first / kGroup<R> + lane) * kGroup<R>; n < end; n += lanes * kGroup<R>) {
       const unsigned mask = Reader::members(n, first, end);
       T in[kLatentInputs];
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) latent_kernel(const 
       const T sigma = standard_deviation(form, in[kScale]);
       for (int64_t sample = blockIdx.y; sample < c.samples; sample += gridDim.y) {
         T eps;
-        noise<kDense>(c, p.layout, seed, sample, n, mask, eps.x);
+        noise<kOnlyDense>(c, p.layout, seed, sample, n, mask, eps.x);
         const T z = sigma * eps + in[kMu];
         Reader::store(p.layout, kZ, n, mask, z.x, sample * p.z_step);
       }
@@ -70,23 +70,24 @@ __device__ __forceinline__ void add_samples(int form, const T& scale, const T& s
   d[kScale] = d[kScale] + sum_g_eps * standard_deviation_slope(form, sigma);  // dz/dscale = eps dsigma/dscale
 }
 
-template <class R, bool kDense, int kFormClass>
-__global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) latent_backward_kernel(
+template <class R, bool kOnlyDense, int kFormClass>
+__global__ void __launch_bounds__(kThreads, kOnlyDense ? 2 : 1) latent_backward_kernel(
     const __grid_constant__ LatentBackwardParams p) {
+  using S = BackwardSlots;
   using T = Pack<R, kGroup<R>>;
-  using Reader = Group<R, kUpstream + 1, kDense>;
+  using Reader = Group<R, S::kUpstream + 1, kOnlyDense>;
   const BackwardCommon& c = p.common;
   const int forms = LatentForms::within<kFormClass>(c.forms), form = form_of(forms, kScale);
   const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
-  const bool upstream_each = !kDense && p.layout.place[kUpstream] > kOne;
-  R upstream = upstream_of_all<R>(p.layout, kUpstream, c.upstream_constant, c.upstream_factor);
-  const R grad_z_of_all = of_all<R>(p.layout, kGradZ, 0.0);
-  Inputs<R, kUpstream + 1, kDense> inputs(c, p.layout);
+  const bool upstream_per_element = !kOnlyDense && p.layout.place[S::kUpstream] > kUniform;
+  R upstream = uniform_upstream<R>(p.layout, S::kUpstream, c.upstream_constant, c.upstream_factor);
+  const R uniform_grad_z = uniform_number<R>(p.layout, S::kGradZ, 0.0);
+  Inputs<R, S::kUpstream + 1, kOnlyDense> inputs(c, p.layout);
   double sum[kLatentInputs] = {};
   for_each_unit<kAllSums>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
-    inputs.enter_unit(p.layout, first);
-    if (kDense && p.layout.place[kUpstream] == kOfUnit)
-      upstream = upstream_of_unit<R>(p.layout, kUpstream, first, c.upstream_factor);
+    inputs.begin_unit(p.layout, first);
+    if (kOnlyDense && p.layout.place[S::kUpstream] == kPerUnit)
+      upstream = per_unit_upstream<R>(p.layout, S::kUpstream, first, c.upstream_factor);
     for (int64_t n = (first / kGroup<R> + lane) * kGroup<R>; n < end; n += lanes * kGroup<R>) {
       const unsigned mask = Reader::members(n, first, end);
       T in[kLatentInputs];
@@ -96,17 +97,17 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) latent_backward_kern
         for (int64_t sample = 0; sample < c.samples; ++sample) {
           T g, eps;
           Reader reader;
-          reader.begin(p.layout, kGradZ, n, mask, sample * c.grad_z_step);
-          if (c.scale_needed) noise<kDense>(c, p.layout, seed, sample, n, mask, eps.x);
-          reader.finish(p.layout, kGradZ, mask, g.x, grad_z_of_all);
+          reader.begin(p.layout, S::kGradZ, n, mask, sample * c.grad_z_step);
+          if (c.scale_needed) noise<kOnlyDense>(c, p.layout, seed, sample, n, mask, eps.x);
+          reader.finish(p.layout, S::kGradZ, mask, g.x, uniform_grad_z);
           ELBO_UNROLL
           for (int i = 0; i < kGroup<R>; ++i) {
             total_g[i] += static_cast<double>(g.x[i]);
             if (c.scale_needed) total_g_eps[i] += static_cast<double>(g.x[i] * eps.x[i]);
           }
-          if (!kDense && p.layout.place[kNoiseGradient] != kAbsent) {
-            const T of_noise = g * standard_deviation(form, in[kScale]);  // dz/deps = sigma
-            Reader::store(p.layout, kNoiseGradient, n, mask, of_noise.x, sample * p.noise_gradient_step);
+          if (!kOnlyDense && p.layout.place[S::kNoiseGradient] != kAbsent) {
+            const T grad_noise = g * standard_deviation(form, in[kScale]);  // dz/deps = sigma
+            Reader::store(p.layout, S::kNoiseGradient, n, mask, grad_noise.x, sample * p.noise_gradient_step);
           }
         }
       }
@@ -119,10 +120,10 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) latent_backward_kern
       T d[kLatentInputs] = {T(R(0)), T(R(0)), T(R(0)), T(R(0))};
       if (c.with_kl) {
         T grad(upstream);
-        if (upstream_each) {
+        if (upstream_per_element) {
           Reader reader;
-          reader.begin(p.layout, kUpstream, n, mask);
-          reader.finish(p.layout, kUpstream, mask, grad.x, R(1));
+          reader.begin(p.layout, S::kUpstream, n, mask);
+          reader.finish(p.layout, S::kUpstream, mask, grad.x, R(1));
           grad = grad * T(upstream);
         }
         GaussianKL<T>::gradient(GaussianKL<T>::precompute(in, forms), in, d);
@@ -138,9 +139,7 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) latent_backward_kern
 
 // The gradients of operands whose elements are shared by elements here and there.
 template <class R>
-struct GatherLatent {
-  // The inputs, noise, gradient of z, upstream gradient of the KL; the element's number; the gradient.
-  static constexpr int kUpstream = kGradZ + 1, kNumber = kUpstream + 1, kSlots = kNumber + 2, kSums = kLatentInputs;
+struct GatherLatent : GatherSlots<1> {  // kUpstream: that of the KL
   struct Params {
     Gather<kSlots, kSums> gather;
     BackwardCommon common;
@@ -180,22 +179,22 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
   const Dimensions dims(p.space);
   // Rows matter only where their sums are asked for.
   const bool by_row = p.kl.row != nullptr;
-  const int64_t cols = cut_rows(by_row ? p.space.cols : p.space.elements(), dims, scales_of(p), by_row, by_row);
-  Work<1> work(params.units, params.kl, dims, cols, by_row, kGroup<R>, call);
+  const int64_t segment = segment_length(by_row ? p.space.cols : p.space.elements(), dims, scales_of(p), by_row, by_row);
+  Work<1> work(params.units, params.kl, dims, segment, by_row, kGroup<R>, call);
   work.add_values(0, p.kl, compute_type(p.compute_double), p.space);
 
-  LayoutBuilder<kForwardSlots> layout(params.layout, dims, cols, kGroup<R>, p.compute_double);
+  LayoutBuilder<kForwardSlots> layout(params.layout, dims, segment, kGroup<R>, p.compute_double);
   for (int k = 0; k < kLatentInputs; ++k) layout.set(k, p.input[k]);
   layout.set(kNoise, p.noise, /*written=*/false, p.noise_sample_stride);
   layout.set(kZ, p.z, /*written=*/true, p.z_sample_stride);
 
-  const auto kernel = choose_kernel<R>(is_dense<R>(params.layout, p, cols), p, [](auto dense, auto form_class) {
+  const auto kernel = choose_kernel<R>(is_dense<R>(params.layout, p, segment), p, [](auto dense, auto form_class) {
     return latent_kernel<R, decltype(dense)::value, decltype(form_class)::value>;
   });
-  // Where the elements of one sample do not fill the device, the rows of the grid share the samples.
+  // Where the elements of one sample do not fill the device, the layers of the grid (its y) share the samples.
   const int64_t most = multiprocessors(call.device) * kBlocksPerMultiprocessor;
-  const int64_t rows_of_grid = std::clamp<int64_t>(most / work.blocks(), 1, std::clamp<int64_t>(p.samples, 1, 65535));
-  const dim3 grid(static_cast<unsigned>(work.blocks()), static_cast<unsigned>(rows_of_grid));
+  const int64_t layers = std::clamp<int64_t>(most / work.blocks(), 1, std::clamp<int64_t>(p.samples, 1, 65535));
+  const dim3 grid(static_cast<unsigned>(work.blocks()), static_cast<unsigned>(layers));
   return work.run(/*writes=*/true, [&] { return launch(kernel, grid, kThreads, params, call); });
 }
 

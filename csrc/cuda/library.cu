@@ -12,10 +12,12 @@ namespace {
 // Code of one generation of CUDA runs with the drivers of that generation and later ones (minor versions do not matter).
 const char* driver_complaint() {
   int driver = 0, runtime = 0;  // 13020 is CUDA 13.2
-  if (message(cudaDriverGetVersion(&driver)) != nullptr || message(cudaRuntimeGetVersion(&runtime)) != nullptr) return nullptr;
+  if (message(cudaDriverGetVersion(&driver)) != nullptr || message(cudaRuntimeGetVersion(&runtime)) != nullptr)
+    return nullptr;
   if (driver == 0 || driver / 1000 >= runtime / 1000) return nullptr;
   static std::string sentence;
-  sentence = "it was built with CUDA " + std::to_string(runtime / 1000) + " and needs an NVIDIA driver of that generation, but the driver here is of CUDA " +
+  sentence = "it was built with CUDA " + std::to_string(runtime / 1000) +
+             " and needs an NVIDIA driver of that generation, but the driver here is of CUDA " +
              std::to_string(driver / 1000) + "." + std::to_string(driver % 1000 / 10);
   return sentence.c_str();
 }
@@ -31,9 +33,9 @@ const char* on_device(const Problem& p, const CudaCall& call) {
   return function(p, call);
 }
 // Of the two functions, one for each compute type, the one that a problem asks for.
-template <class Problem, Function<Problem> of_float, Function<Problem> of_double>
+template <class Problem, Function<Problem> for_float, Function<Problem> for_double>
 const char* by_type(const Problem& p, const CudaCall& call) {
-  return p.compute_double ? on_device<Problem, of_double>(p, call) : on_device<Problem, of_float>(p, call);
+  return p.compute_double ? on_device<Problem, for_double>(p, call) : on_device<Problem, for_float>(p, call);
 }
 
 constexpr CudaKernels kKernels = {

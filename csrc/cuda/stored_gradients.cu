@@ -10,7 +10,7 @@ struct StoredParams {
   Array gradient[kMaxOperands];
   int64_t numel[kMaxOperands];
   bool vectors[kMaxOperands];
-  Array grad_loss, grad_log_likelihood, grad_kl, of_kl, kl_gradient;
+  Array grad_loss, grad_log_likelihood, grad_kl, kl_factor, kl_gradient;
   double beta;
 };
 
@@ -37,10 +37,10 @@ __device__ __forceinline__ void multiply(const Array& array, int64_t numel, bool
 
 // Everything in one launch. The gradients are read only if the factor is not 1, which it is in most training loops.
 __global__ void __launch_bounds__(kThreads) stored_kernel(const __grid_constant__ StoredParams p) {
-  const auto number = [](const Array& of) { return of.data == nullptr ? 0.0 : read<double>(of, 0); };
+  const auto number = [](const Array& scalar) { return scalar.data == nullptr ? 0.0 : read<double>(scalar, 0); };
   const double grad_loss = number(p.grad_loss);
   if (p.kl_gradient.data != nullptr && blockIdx.x == 0 && threadIdx.x == 0)
-    write(p.kl_gradient, 0, number(p.of_kl) * (p.beta * grad_loss + number(p.grad_kl)));
+    write(p.kl_gradient, 0, number(p.kl_factor) * (p.beta * grad_loss + number(p.grad_kl)));
   const double factor = grad_loss - number(p.grad_log_likelihood);
   if (factor == 1.0) return;
   for (int i = 0; i < p.count; ++i) {
@@ -52,14 +52,14 @@ __global__ void __launch_bounds__(kThreads) stored_kernel(const __grid_constant_
 }  // namespace
 
 const char* stored_gradients(const StoredGradients& p, const CudaCall& call) {
-  const auto array = [](const Number& number) { return Array{as_bytes(number.data), number.dtype}; };
+  const auto array = [](const ScalarRef& scalar) { return Array{as_bytes(scalar.data), scalar.dtype}; };
   StoredParams params{};
   params.count = p.count;
   params.grad_loss = array(p.grad_loss);
   params.grad_log_likelihood = array(p.grad_log_likelihood);
   params.grad_kl = array(p.grad_kl);
-  params.of_kl = array(p.of_kl);
-  params.kl_gradient = {as_bytes(p.kl_gradient), p.of_kl.dtype};
+  params.kl_factor = array(p.kl_factor);
+  params.kl_gradient = {as_bytes(p.kl_gradient), p.kl_factor.dtype};
   params.beta = p.beta;
   int64_t longest = 0;
   for (int i = 0; i < p.count; ++i) {

@@ -1,5 +1,5 @@
-// The work of a main kernel, and its sums: from rows to units and blocks, the launch, and what is left to add up after it.
-// On the host.
+// The work of a main kernel, and its sums: from segments to units and blocks, the launch, and what is left to add up after
+// it. On the host.
 #pragma once
 
 #include "gather.cuh"
@@ -10,52 +10,53 @@ namespace {
 template <int kSums>
 class Work {
  public:
-  // Fills `units`, for rows of `cols` elements. `by_row`: there are sums of each row. `per_step`: the elements that a thread
-  // takes at once.
-  Work(Units& units, SumPlan<kSums>& sums, const Dimensions& dims, int64_t cols, bool by_row, int64_t per_step,
+  // Fills `units`, for segments of `length` elements. `by_segment`: there are sums of each. `per_step`: the elements that a
+  // thread takes at once.
+  Work(Units& units, SumPlan<kSums>& sums, const Dimensions& dims, int64_t length, bool by_segment, int64_t per_step,
        const CudaCall& call)
-      : units_(units), sums_(sums), dims_(dims), cols_(cols), call_(call) {
-    const Spread work = spread(cols == 0 ? 1 : dims.elements() / cols, cols, by_row, per_step, call.device);
+      : units_(units), sums_(sums), dims_(dims), length_(length), call_(call) {
+    const Spread work = spread(length == 0 ? 1 : dims.elements() / length, length, by_segment, per_step, call.device);
     units = work.units;
     blocks_ = work.blocks;
   }
   int64_t blocks() const { return blocks_; }
 
-  // Sum k, one number for each row of `out`, which has one element for all elements of a row: straight into its tensor where
-  // that has one element for each unit, in order; else into doubles, that are added up after the kernel.
-  void add_row_sums(int k, const View& out) {
+  // Sum k, one number per segment or per several segments: all elements of a segment share one element of `out`. The kernel
+  // writes straight into `out` where that has one element per unit, in order; else into doubles, which are added up after
+  // it.
+  void add_segment_sums(int k, const View& out) {
     sums_.kind[k] = kUnitSum;
-    std::vector<GatherDimension<2>> rows;
-    int64_t cols = 1, number = units_.pieces.size, place = 1;
+    std::vector<GatherDimension<2>> segments;
+    int64_t length = 1, number = units_.pieces.size, place = 1;
     bool in_order = units_.pieces.size == 1;
     for (int dim = dims_.count - 1; dim >= 0; --dim) {
-      if (cols < cols_) {
-        cols *= dims_.size[dim];
+      if (length < length_) {
+        length *= dims_.size[dim];
         continue;
       }
-      rows.insert(rows.begin(), {dims_.size[dim], {number, dims_.stride(out, dim)}});
+      segments.insert(segments.begin(), {dims_.size[dim], {number, dims_.stride(out, dim)}});
       in_order = in_order && dims_.stride(out, dim) == place;
       number *= dims_.size[dim];
       place *= dims_.size[dim];
     }
     sums_.out[k] = array_of(out);
     if (in_order) return;
-    if (units_.pieces.size > 1) rows.push_back({units_.pieces.size, {1, 0}});
+    if (units_.pieces.size > 1) segments.push_back({units_.pieces.size, {1, 0}});
     auto* numbers = static_cast<double*>(call_.workspace(number * static_cast<int64_t>(sizeof(double))));
     sums_.out[k] = {reinterpret_cast<char*>(numbers), DType::kDouble};
-    pending_.push_back({numbers, array_of(out), std::move(rows)});
+    pending_.push_back({numbers, array_of(out), std::move(segments)});
   }
 
   // Sum k of the values of a forward pass: over each row of the space, or over everything.
   void add_values(int k, const Values& values, DType compute, const Space& space) {
-    if (values.row != nullptr) add_row_sums(k, dense_rows(values.row, compute, space));
+    if (values.row != nullptr) add_segment_sums(k, dense_rows(values.row, compute, space));
     if (values.total != nullptr) sums_.total(k, {as_bytes(values.total), compute}, values.divisor);
   }
   // Those of the gradients that are sums: over everything, or over runs of neighbours.
   template <int kSinks>
   void add_gradients(const SinkPlan& sinks, const GradientSink (&gradient)[kSinks]) {
     for (int k : sinks.totals()) sums_.total(k, array_of(gradient[k]));
-    for (int k : sinks.by_run()) add_row_sums(k, gradient[k]);
+    for (int k : sinks.by_run()) add_segment_sums(k, gradient[k]);
   }
 
   // Launches the kernel, by launch_kernel(), and adds up what it leaves. A kernel that neither `writes` elements nor makes
@@ -78,7 +79,7 @@ class Work {
   const Units& units_;
   SumPlan<kSums>& sums_;
   const Dimensions& dims_;
-  int64_t cols_, blocks_;
+  int64_t length_, blocks_;
   const CudaCall& call_;
   std::vector<Pending> pending_;
 };
