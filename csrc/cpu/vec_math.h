@@ -1,4 +1,4 @@
-// The number type of the CPU kernels, at::vec::Vectorized, dressed with the functions that terms/number.h asks for, and
+// The number type of the CPU kernels, at::vec::Vectorized, with the functions that terms/number.h asks for, and
 // after them the formulas.
 #pragma once
 

@@ -1,4 +1,4 @@
-// The number types of the CUDA kernels, dressed with the functions that terms/number.h asks for, and after them the
+// The number types of the CUDA kernels, with the functions that terms/number.h asks for, and after them the
 // formulas: float and double, and Pack, a few of them side by side in one thread. A formula that is evaluated for a pack
 // takes each of its branches once instead of once for each number.
 #pragma once

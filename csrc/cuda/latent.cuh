@@ -85,7 +85,7 @@ struct GatherSlots {
 
 constexpr unsigned kAllSums = (1u << kLatentInputs) - 1;
 
-// Kernel adds to LatentCommon what it needs of its own.
+// Common is LatentCommon with what a kernel needs of its own.
 template <int kUpstreams, class Common>
 struct BackwardParams {
   Layout<BackwardSlots::kUpstream + kUpstreams> layout;

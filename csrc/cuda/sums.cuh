@@ -69,7 +69,7 @@ __device__ __forceinline__ double block_sum(double number) {
 
 // Calls body(first, end, lane, lanes) for each unit of this thread's team: the elements [first, end) belong to the unit,
 // `lane` is the thread's number among the `lanes` that work on it. After each unit, the sums that are wanted unit by unit
-// are handed out. `used` has a bit for each sum that the kernel makes at all.
+// are written. `used` has a bit for each sum that the kernel makes at all.
 template <unsigned used, int kSums, class Body>
 __device__ __forceinline__ void for_each_unit(const Units& units, const SumPlan<kSums>& plan, double (&sum)[kSums],
                                               Body&& body) {
