@@ -119,7 +119,9 @@ def _exp_remainder(d: Tensor) -> Tensor:
     series = torch.full_like(small, 1 / math.factorial(20))
     for k in range(19, 1, -1):
         series = series * small + 1 / math.factorial(k)
-    return torch.where(near, small * (small * series), d.exp() - (1 + d))
+    # Where d is infinite, so is e^d - d. The derivative is taken of e^d alone there, which is as good.
+    far = d.exp()
+    return torch.where(near, small * (small * series), torch.where(far.isinf(), far, far - (1 + d)))
 
 
 def gaussian_kl(mu: Tensor, scale: Tensor, prior_mu: Tensor, prior_scale: Tensor, form: str, prior_form: str) -> Tensor:

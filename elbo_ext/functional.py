@@ -18,7 +18,8 @@ examples, never over elements.
 element of weight zero is left out, whatever stands there.
 
 **Dtypes.** float32, float64, bfloat16 and float16, also mixed, without a cast copy. Half precision is computed and
-accumulated in float32. Values are float64 if any operand is, else float32; gradients have their operand's dtype.
+accumulated in float32. Values are float64 if any operand is, else float32 (as in torch, one without
+dimensions does not promote those that have some); gradients have their operand's dtype.
 
 **Errors.** TypeError for what is no floating-point tensor (or number, where one may stand), ValueError for shapes that
 do not broadcast, tensors on different devices, no or several scales, a ``batch_dims`` or ``reduction`` that does not

@@ -126,11 +126,25 @@ Numbers = Sequence[float]  # that stand for operands that are None
 
 
 def value_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """float64 if any of the tensors is, else float32: half precision is computed and summed in float32."""
+    """float64 if any of the tensors is, else float32: half precision is computed and summed in float32. As in torch, a
+    tensor without dimensions does not promote those that have some."""
+    any_dims = number_is_double = False
     for t in tensors:
-        if t is not None and t.dtype is torch.float64:
+        if t is None:
+            continue
+        if t.dim() == 0:
+            number_is_double = number_is_double or t.dtype is torch.float64
+        elif t.dtype is torch.float64:
             return torch.float64
-    return torch.float32
+        else:
+            any_dims = True
+    return torch.float64 if number_is_double and not any_dims else torch.float32
+
+
+def sample_dtype(mu: Tensor | None, scale: Tensor | None) -> torch.dtype:
+    """The dtype of a sample: what mu and the scale promote to, by torch's rule."""
+    given = [t for t in (mu, scale) if t is not None]
+    return torch.result_type(given[0], given[-1])
 
 
 def _first(tensors: Sequence[Tensor | None]) -> Tensor:
@@ -227,7 +241,7 @@ def _(
 ) -> list[Tensor]:
     mu, scale = inputs[:2]
     full = _broadcast(inputs)
-    dtype = _z_dtype(mu, scale)
+    dtype = sample_dtype(mu, scale)
     first = mu if mu is not None else _first(inputs)
     samples = () if num_samples is None else (num_samples,)
     if num_samples is None and first.dim() == len(full) and first.shape == full:  # ranks first: arguments.same_shape
@@ -243,12 +257,6 @@ def _(
     else:
         shapes = [(*samples, *batch)] * 2
     return [z, *(first.new_empty(shape, dtype=value_dtype(*inputs)) for shape in shapes)]
-
-
-def _z_dtype(mu: Tensor | None, scale: Tensor | None) -> torch.dtype:
-    """The dtype of a sample: what mu and the scale promote to."""
-    dtypes = [t.dtype for t in (mu, scale) if t is not None]
-    return torch.promote_types(dtypes[0], dtypes[-1])
 
 
 @torch.library.register_fake("elbo_ext::latent_backward")

@@ -142,9 +142,11 @@ def _pick_scale(logvar: Any, log_std: Any, std: Any, var: Any) -> tuple[Tensor |
 
 
 def _tensors(*values: Tensor | float | None) -> list[Any]:
-    """All values as tensors of one dtype, float64 if any of the tensors is, else float32; None stays None."""
+    """All values as tensors of one dtype, float64 if any of the tensors is, else float32; None stays None. As in torch,
+    tensors with dimensions decide, if there are any."""
     given = [v for v in values if isinstance(v, Tensor)]
-    dtype = torch.float64 if any(v.dtype == torch.float64 for v in given) else torch.float32
+    deciding = [v for v in given if v.dim() > 0] or given
+    dtype = torch.float64 if any(v.dtype == torch.float64 for v in deciding) else torch.float32
     device = given[0].device
     return [v if v is None else torch.as_tensor(v, dtype=dtype, device=device) for v in values]
 
@@ -206,7 +208,7 @@ def rsample(
         z of shape ``[*S]`` or ``[K, *S]``, S the broadcast shape of mu and the scale.
     """
     scale, form = _pick_scale(logvar, log_std, std, var)
-    dtype = torch.promote_types(mu.dtype, scale.dtype) if isinstance(scale, Tensor) else mu.dtype
+    dtype = torch.result_type(mu, scale) if isinstance(scale, Tensor) else mu.dtype
     mean, scale, noise = _tensors(mu, scale, noise)
     shape = torch.broadcast_shapes(mean.shape, scale.shape)
     if num_samples is not None:
@@ -322,7 +324,7 @@ def rsample_with_log_prob(
     ].shape
     scale, form = _pick_scale(logvar, **own)
     prior_scale, prior_form = _pick_scale(prior_logvar, prior_log_std, prior_std, prior_var)
-    dtype = torch.promote_types(mu.dtype, scale.dtype) if isinstance(scale, Tensor) else mu.dtype
+    dtype = torch.result_type(mu, scale) if isinstance(scale, Tensor) else mu.dtype
     mean, scale, prior_mean, prior_scale, eps = _tensors(
         mu, scale, 0.0 if prior_mu is None else prior_mu, prior_scale, noise
     )

@@ -102,8 +102,10 @@ void run_term_loop(TermTile<R>& tile, int forms, bool recompute) {
         else gradient_sum[k] = gradient_sum[k] + inside(result);
       }
       if (weighted) {
-        if (weight_gradient) put(weight_gradient, value * grad);
-        weight_gradient_sum = weight_gradient_sum + inside(value * grad);
+        // A term that is left out and is not finite says nothing about its weight.
+        const V of_weight = select(masked, select(value - value == zero, value * grad, zero), value * grad);
+        if (weight_gradient) put(weight_gradient, of_weight);
+        weight_gradient_sum = weight_gradient_sum + inside(of_weight);
       }
     }
     // A weight of zero leaves the element out, whatever stands there: 0 * inf must not become NaN.

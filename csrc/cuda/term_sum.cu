@@ -32,6 +32,11 @@ struct TermParams : Slots<kInputs> {
   double beta, kl_factor;
 };
 
+template <class R>
+__device__ __forceinline__ bool is_finite(R number) {
+  return number - number == R(0);
+}
+
 // The sums that a kernel over a term makes.
 template <int kInputs, bool kGradient>
 constexpr unsigned kUsed =
@@ -180,7 +185,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(R) == 8 || TermOf<R>::kInputs
         const R g = grad.x[i] * upstream, factor = weighted ? g * weight.x[i] : g;
         ELBO_UNROLL
         for (int k = 0; k < kInputs; ++k) d[k].x[i] = counts ? d[k].x[i] * factor : R(0);
-        d[kWeight].x[i] = inside ? value.x[i] * g : R(0);
+        // A term that is left out and is not finite says nothing about its weight.
+        d[kWeight].x[i] = inside && (counts || is_finite(value.x[i])) ? value.x[i] * g : R(0);
         value.x[i] = counts ? (weighted ? value.x[i] * weight.x[i] : value.x[i]) : R(0);
       }
       ELBO_UNROLL
@@ -218,7 +224,7 @@ struct GatherTerm {
     const R grad = element.upstream(kUpstream, p.constant[kUpstream], p.upstream_factor);
     ELBO_UNROLL
     for (int k = 0; k < kInputs; ++k) sum[k] += weight != R(0) ? static_cast<double>(d[k] * (grad * weight)) : 0.0;
-    sum[kWeight] += static_cast<double>(value * grad);
+    if (weight != R(0) || is_finite(value)) sum[kWeight] += static_cast<double>(value * grad);
   }
 };
 

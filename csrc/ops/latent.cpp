@@ -79,10 +79,12 @@ struct LatentCall {
 
   // z is of the dtype that mu and scale promote to.
   DType z_type() const {
-    const DType mu = dtype_of(inputs[0] ? *inputs[0] : *inputs[1]);
-    const DType scale = inputs[1] ? dtype_of(*inputs[1]) : mu;
-    if (mu == scale) return mu;
-    return compute_type(mu == DType::kDouble || scale == DType::kDouble);
+    std::vector<const Tensor*> both;
+    for (int k : {0, 1})
+      if (inputs[k]) both.push_back(&*inputs[k]);
+    const std::vector<const Tensor*> promoting = leading(both);
+    const DType first = dtype_of(*promoting.front());
+    return first == dtype_of(*promoting.back()) ? first : compute_type(any_double(promoting));
   }
 
   // The gradient of log q or log p, one number for each sample and example; returns the distance of the samples.

@@ -109,7 +109,15 @@ int64_t numel_of(const Dims& shape) {
   return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>());
 }
 
-bool any_double(const std::vector<const Tensor*>& tensors) {
+std::vector<const Tensor*> leading(const std::vector<const Tensor*>& tensors) {
+  std::vector<const Tensor*> with_dims;
+  for (const Tensor* tensor : tensors)
+    if (tensor->dim() > 0) with_dims.push_back(tensor);
+  return with_dims.empty() ? tensors : with_dims;
+}
+
+bool any_double(const std::vector<const Tensor*>& all) {
+  const std::vector<const Tensor*> tensors = leading(all);
   return std::any_of(tensors.begin(), tensors.end(),
                      [](const Tensor* tensor) { return code_of(*tensor) == code_of(DType::kDouble); });
 }

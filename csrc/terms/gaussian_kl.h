@@ -53,17 +53,24 @@ struct GaussianKL : ScaleForms<1, 3> {
       case kLogStd: return expm1_parts(difference * T(R(2)), exp(difference * T(R(2))));
       case kStd: {
         const T quotient = in[1] / in[3];
-        return expm1_parts(log_quotient(difference / in[3], quotient) * T(R(2)), quotient * quotient);
+        return expm1_parts(log_quotient(in[1], in[3], difference, quotient) * T(R(2)), quotient * quotient);
       }
       default: {
         const T quotient = in[1] / in[3];
-        return expm1_parts(log_quotient(difference / in[3], quotient), quotient);
+        return expm1_parts(log_quotient(in[1], in[3], difference, quotient), quotient);
       }
     }
   }
-  // log(a / b), given (a - b) / b, which is the more exact start where a is near b, and a / b.
-  ELBO_INLINE static T log_quotient(T relative, T quotient) {
-    return select(abs(relative) < T(R(0.5)), log1p(relative), log(quotient));
+  // log(a / b), given a - b, which is the more exact start where a is near b, and a / b, which may have left the range of T.
+  ELBO_INLINE static T log_quotient(T a, T b, T difference, T quotient) {
+    constexpr R kSmall = std::numeric_limits<R>::min() / std::numeric_limits<R>::epsilon();
+    constexpr R kLarge = std::numeric_limits<R>::max() * std::numeric_limits<R>::epsilon();
+    const T relative = difference / b;
+    const T result = select(abs(relative) < T(R(0.5)), log1p(relative), log(quotient));
+    const auto small = quotient<T(kSmall), large = quotient> T(kLarge);
+    if (!any(small) && !any(large)) return result;
+    const T of_both = log(a) - log(b);
+    return select(small, of_both, select(large, of_both, result));
   }
 };
 

@@ -46,7 +46,8 @@ ELBO_INLINE Expm1<T> expm1_parts(T d, T exp_d) {
   const T near = d * d * series;
   const T far = exp_d - T(R(1));
   const auto is_near = abs(d) < T(R(1));
-  return {select(is_near, d + near, far), select(is_near, near, far - d)};
+  // Where d is infinite, so is far - d.
+  return {select(is_near, d + near, far), select(is_near, near, select(far > T(kLargest<T>), far, far - d))};
 }
 
 // log(1 + t) for 0 <= t <= 1, to full relative precision: 2 artanh(s) = 2 s (1 + s^2/3 + s^4/5 + ...) with

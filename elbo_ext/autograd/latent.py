@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import formulas
 from ..likelihoods import GAUSSIAN_KL
-from ..ops import NONE, WITH_KL, WITH_LOG_PROB, Z_ALONE, value_dtype
+from ..ops import NONE, WITH_KL, WITH_LOG_PROB, Z_ALONE, sample_dtype, value_dtype
 from .derivatives import Operands, fill_missing_with_none, joint_shape, vjp, without_none
 from .modes import (
     GradientFunction,
@@ -220,7 +220,7 @@ class Latent(ValueFunction):
             eps = noise.to(dtype)
         form, prior_form = GAUSSIAN_KL.form_names(spec.forms)
         z, log_q = formulas.sample_and_log_prob(mu, scale, form, eps, _LOG_PROB_NAMES.get(spec.results, "pathwise"))
-        rounded = z.to(_sample_dtype(inputs))
+        rounded = z.to(sample_dtype(*inputs[:2]))
         if spec.results == Z_ALONE:
             return rounded
         if spec.results == WITH_KL:
@@ -249,11 +249,6 @@ class Latent(ValueFunction):
         if spec.results == WITH_KL:
             return (result[0], reduce_examples(result[1], spec.reduction)), (axis, 0)
         return result, (axis,) * 3
-
-
-def _sample_dtype(inputs: Operands) -> torch.dtype:
-    dtypes = [t.dtype for t in inputs[:2] if t is not None]
-    return torch.promote_types(dtypes[0], dtypes[-1])
 
 
 def _same_layout(a: Tensor, b: Tensor) -> bool:

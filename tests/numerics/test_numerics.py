@@ -166,6 +166,33 @@ def test_kl_of_scales_far_apart(form: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("form", ["std", "var"])
+@pytest.mark.parametrize("dtype", WIDE)
+def test_kl_of_scales_whose_quotient_leaves_the_dtype(dtype: torch.dtype, form: str, device: str) -> None:
+    """Too small or too large a quotient, next to ordinary ones in the same register. The KL itself has room."""
+    small, large = (1e-25, 1e20) if dtype == torch.float32 else (1e-170, 1e160)
+    rows = [(0.5, s, 0.0, p) for s, p in [(small, large), (large, small), (1.0, 2.0), (small, 1.0), (large, 1.0)]]
+    inputs = leaves(rows, dtype, device)
+    mu, scale, prior_mu, prior_scale = inputs
+    value = gaussian_kl(mu, prior_mu=prior_mu, batch_dims=1, **{form: scale, f"prior_{form}": prior_scale})
+    exact = [exact_kl(*row, form, form) for row in exactly(inputs)]
+    assert_relative(value, exact, 8 * compute_eps(dtype))
+    # Of the reference as well: its formula is what second derivatives are taken of.
+    wide = [t.detach().cpu() for t in inputs]
+    again = elbo_ext.reference.gaussian_kl(wide[0], prior_mu=wide[2], **{form: wide[1], f"prior_{form}": wide[3]})
+    assert_relative(again, exact, 8 * compute_eps(dtype))
+
+
+@pytest.mark.parametrize("device", devices())
+def test_kl_of_an_infinite_log_variance(device: str) -> None:
+    """The limit is infinity, not NaN."""
+    logvar = torch.tensor([math.inf, -math.inf, 1e30, 0.0], device=device)
+    mu = torch.zeros(4, device=device)
+    assert gaussian_kl(mu, logvar, batch_dims=1).tolist() == [math.inf, math.inf, math.inf, 0.0]
+    assert elbo_ext.reference.gaussian_kl(mu, logvar, batch_dims=1).tolist() == [math.inf, math.inf, math.inf, 0.0]
+
+
+@pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("dtype", NARROW)
 def test_kl_of_extreme_log_variances(dtype: torch.dtype, device: str) -> None:
     """Finite wherever the KL is; where e^d exceeds the dtype, infinite, and never NaN."""

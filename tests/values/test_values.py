@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -279,3 +280,60 @@ def test_samples_beyond_32_bits() -> None:
         exact = 0.5 + 2.0 * torch.from_numpy(reference.normal_noise(seed, 1001, offset=first))
         error = (z[first : first + 1001].double() - exact).abs()
         assert bool((error <= 3e-6 + rounding(exact, torch.bfloat16)).all()), first
+
+
+# ---- dtypes of tensors without dimensions ----
+
+
+@pytest.mark.parametrize("device", devices())
+def test_a_number_in_a_tensor_does_not_promote(device: str) -> None:
+    """As in torch: of a learned float32 scale, say, or of one that NumPy made, beside bfloat16 and float32 data."""
+    mu = torch.linspace(-1, 1, 20, dtype=torch.bfloat16, device=device).reshape(4, 5)
+    log_std = torch.tensor(0.25, device=device)
+    z = elbo_ext.rsample(mu, log_std=log_std, noise=torch.zeros(4, 5, device=device))
+    assert z.dtype == torch.bfloat16 == reference.rsample(mu.cpu(), log_std=log_std.cpu()).dtype
+    assert torch.equal(z, mu)
+    x, std = mu.float(), torch.tensor(np.float64(0.1), device=device, requires_grad=True)
+    value = elbo_ext.gaussian_log_prob(x, 0.0, std=std)
+    exact = reference.gaussian_log_prob(x.double().cpu(), torch.zeros((), dtype=torch.float64), std=std.detach().cpu())
+    assert (
+        value.dtype
+        == torch.float32
+        == reference.gaussian_log_prob(x.cpu(), torch.zeros(()), std=std.detach().cpu()).dtype
+    )
+    torch.testing.assert_close(value.double().cpu(), exact, rtol=1e-6, atol=1e-6)
+    (gradient,) = torch.autograd.grad(value.sum(), std)
+    assert gradient.dtype == torch.float64  # its operand's
+    slope = ((x.double() / 0.1).square() - 1).sum() / 0.1
+    torch.testing.assert_close(gradient.cpu(), slope.cpu(), rtol=1e-6, atol=1e-6)
+    # Without any tensor that has dimensions they decide themselves.
+    zero = torch.zeros((), device=device)
+    assert elbo_ext.gaussian_log_prob(zero, 0.0, std=std, batch_dims=0).dtype == torch.float64
+    assert elbo_ext.elbo_loss(x, x, kl=torch.zeros((), dtype=torch.float64, device=device)).loss.dtype == torch.float32
+
+
+# ---- a weight's own gradient ----
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("shape", [(4, 6), (6,), (4, 1)])
+def test_the_weight_of_a_term_that_is_not_finite(shape: tuple[int, ...], device: str) -> None:
+    """Where it is zero its gradient is zero, too, and a learned mask survives data that are missing."""
+    x = torch.linspace(-1, 1, 24, device=device).reshape(4, 6)
+    hole = x.clone()
+    hole[:, 2], hole[1] = math.nan, math.inf
+    weight = torch.ones(shape, device=device)
+    weight[..., 2 if shape[-1] == 6 else 0] = 0.0
+    if len(shape) == 2:
+        weight[1] = 0.0
+    hole = torch.where((weight == 0).expand(4, 6), hole, x)
+    for reduction in ("none", "sum"):
+        gradients = []
+        for module, place in ((elbo_ext, device), (reference, "cpu")):
+            leaf = weight.to(place).requires_grad_()
+            value = module.gaussian_log_prob(
+                hole.to(place), torch.zeros((), device=place), weight=leaf, reduction=reduction
+            )
+            gradients.append(torch.autograd.grad(value.sum(), leaf)[0].cpu())
+        assert bool(gradients[0].isfinite().all())
+        torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-6)
