@@ -101,8 +101,9 @@ OLDEST_CUDA = (12, 0)  # the first that knows C++20
 # every newer GPU compiles for itself, 11.0 and those to come among them.
 DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0", "12.0")
 PTX = {"9.0": "+PTX"}
+# The pragmas that the C++ compiler does not know are for device code.
 CUDA_FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra,"
-              "-Wno-unknown-pragmas"]  # fmt: skip  the pragmas are for device code
+              "-Wno-unknown-pragmas"]  # fmt: skip
 # Spilled registers and arrays in local memory would cost a kernel the bandwidth that it is for.
 STRICT_CUDA_FLAGS = ["-Werror=all-warnings", "-Xptxas=-warn-spills,-warn-lmem-usage,-Werror"]
 
@@ -223,7 +224,8 @@ class Ninja:
         self.work = work
         self.objects: list[str] = []
         self.lines = ["rule compile", f"  command = {compile_command}", "  depfile = $out.d", "  deps = gcc",
-                      "  description = $out", "rule link", f"  command = {link_command}", "  description = link $out"]  # fmt: skip
+                      "  description = $out", "rule link", f"  command = {link_command}",
+                      "  description = link $out"]  # fmt: skip
 
     def compile(self, source: str, name: str, flags: list[str]) -> None:
         self.objects.append(name)

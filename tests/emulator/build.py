@@ -33,7 +33,8 @@ KERNELS = {
 }
 
 # __CUDACC__ is what nvcc defines. The kernels are written for its rules: unused functions of headers, pragmas for it.
-FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-function"]
+FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas",
+         "-Wno-unused-function"]  # fmt: skip
 KERNEL_FLAGS = ["-O1", "-g1", "-D__CUDACC__", "-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-uninitialized",
                 "-Wno-sign-compare"]  # fmt: skip
 # Without the checks that double the time to compile, of what AddressSanitizer sees as well.
