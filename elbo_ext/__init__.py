@@ -1,6 +1,6 @@
 """Fused evidence lower bound for PyTorch: reparameterized sampling, likelihoods and the analytic KL."""
 
-from . import bounds, diagnostics, functional, likelihoods, reference
+from . import bounds, diagnostics, functional, likelihoods, reference, serialization  # noqa: F401
 from ._version import VERSION as __version__
 from .functional import *  # noqa: F403  what functional.__all__ lists
 from .nn import ELBOLoss

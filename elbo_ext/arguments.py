@@ -26,12 +26,23 @@ def tensor(name: str, value: Any) -> Tensor:
     if value.dtype not in DTYPES:
         raise TypeError(
             f"{name} must have dtype float32, float64, bfloat16 or float16, got {_dtype(value)}; "
-            f"convert it first, for example with {name}.float()"
+            f"convert it first, for example with {name}.{'dequantize' if value.is_quantized else 'float'}()"
         )
     return dense(name, value)
 
 
 def dense(name: str, value: Tensor) -> Tensor:
+    """No nested, masked or sparse tensor; each is told what to do with it."""
+    if value.is_nested:
+        raise TypeError(
+            f"{name} must be a dense tensor, got a nested tensor; pad it, for example with "
+            f"torch.nested.to_padded_tensor({name}, 0.0), and mask what is padded with weight="
+        )
+    if isinstance(value, torch.masked.MaskedTensor):
+        raise TypeError(
+            f"{name} must be a dense tensor, got a masked tensor; pass {name}.get_data(), and its mask, {name}.get_mask(), "
+            "in weight="
+        )
     if value.layout is not torch.strided:
         layout = str(value.layout).removeprefix("torch.")
         raise TypeError(
@@ -107,19 +118,25 @@ def same_shape(a: Sequence[int], b: Sequence[int]) -> bool:
 
 
 def _joint(a: torch.Size, b: torch.Size) -> torch.Size | None:
-    if torch.compiler.is_compiling():  # sizes may depend on data there, and not be compared with 1
-        shape: torch.Size = torch.broadcast_shapes(a, b)
-        return shape
     if len(a) < len(b):
         a, b = b, a
     lead = len(a) - len(b)
     joint = list(a)
     for i, size in enumerate(b, lead):
-        if joint[i] == 1:
+        if _holds(joint[i] == 1):
             joint[i] = size
-        elif size != 1 and size != joint[i]:
+        elif not _holds(size == 1) and _holds(size != joint[i]):
             return None
     return torch.Size(joint)
+
+
+def _holds(comparison: bool | torch.SymBool) -> bool:
+    """Of sizes; not if that depends on data, as in exported code, where a kernel's own check has to do."""
+    if not torch.compiler.is_compiling():
+        return bool(comparison)
+    from torch.fx.experimental.symbolic_shapes import guard_or_false  # only then: it imports sympy
+
+    return guard_or_false(comparison)
 
 
 def at_most_one_broadcasts(recon: Tensor, x: Tensor) -> None:

@@ -539,8 +539,8 @@ def elbo_loss(
     log_likelihood, kl = log_likelihood.to(dtype), kl.to(dtype).expand(batch)
     parts = ELBO(beta * kl - log_likelihood, log_likelihood, kl)
     number = arguments.reduction(reduction)
-    if number == NONE:
-        return parts
+    if number == NONE:  # copies of what the caller has, so that a change in place of one does not reach the other
+        return parts._replace(log_likelihood=log_likelihood.clone() if spec is None else log_likelihood, kl=kl.clone())
     return ELBO(*(part.sum() if number == REDUCTIONS["sum"] else part.mean() for part in parts))
 
 

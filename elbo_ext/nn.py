@@ -15,7 +15,7 @@ class ELBOLoss(torch.nn.Module):
 
     Args:
         likelihood: a name or an object, as in :func:`elbo_ext.elbo_loss`.
-        beta: factor of the KL.
+        beta: factor of the KL; a tensor or a ``torch.nn.Parameter`` is moved and saved with the module.
         batch_dims, reduction: as in :func:`elbo_ext.elbo_loss`.
         recon_logvar: scale of the Gaussian likelihood: a number, a tensor, or a ``torch.nn.Parameter``, which is then
             learned with the module; ``recon_log_std=``, ``recon_std=`` or ``recon_var=`` may stand in its place.
@@ -42,25 +42,40 @@ class ELBOLoss(torch.nn.Module):
     ) -> None:
         super().__init__()
         scales = dict(zip(arguments.RECON_SCALES, (recon_logvar, recon_log_std, recon_std, recon_var), strict=True))
-        arguments.recon_scales(by_name(likelihood), scales)
+        chosen = by_name(likelihood)
+        arguments.recon_scales(chosen, scales)
         arguments.reduction(reduction)
-        self.likelihood, self.beta = likelihood, beta
+        self.likelihood = likelihood
+        for name, value in chosen.parameters.items():
+            self._set(f"recon_{name}", value)
+        self._set("beta", beta)
         self.batch_dims, self.reduction = batch_dims, reduction
         self.scale_name, scale = None, None
         if any(scale is not None for scale in scales.values()):
             self.scale_name, scale, _ = arguments.scale(arguments.RECON_SCALES, tuple(scales.values()))
-        if isinstance(scale, torch.nn.Parameter):
-            self.register_parameter("scale", scale)
-        elif isinstance(scale, Tensor):
-            self.register_buffer("scale", scale)
+            # Under the name of its form, so that the state of one form does not load into another.
+            self._set(self.scale_name, scale)
+
+    def _set(self, name: str, value: Any) -> None:
+        """A parameter is learned, a tensor moved and saved with the module."""
+        if isinstance(value, Tensor) and not isinstance(value, torch.nn.Parameter):
+            self.register_buffer(name, value)
         else:
-            self.scale = scale
+            setattr(self, name, value)
+
+    @property
+    def scale(self) -> Any:
+        """The scale of the likelihood, in the form that it was given in; None if it has none of its own."""
+        return None if self.scale_name is None else getattr(self, self.scale_name)
 
     def forward(self, recon: Tensor, x: Tensor, mu: Tensor | None = None, logvar: Any = None, **options: Any) -> ELBO:
         fixed: dict[str, Any] = {"beta": self.beta, "batch_dims": self.batch_dims, "reduction": self.reduction}
         if self.scale_name is not None:
             fixed[self.scale_name] = self.scale
-        return elbo_loss(recon, x, mu, logvar, likelihood=self.likelihood, **{**fixed, **options})
+        likelihood, names = self.likelihood, by_name(self.likelihood).parameters
+        if names:  # as the module has them now, moved, loaded or learned
+            likelihood = by_name(likelihood).likelihood(**{name: getattr(self, f"recon_{name}") for name in names})
+        return elbo_loss(recon, x, mu, logvar, likelihood=likelihood, **{**fixed, **options})
 
     def extra_repr(self) -> str:
         options: dict[str, Any] = {"likelihood": self.likelihood}

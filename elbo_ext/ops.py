@@ -1,7 +1,7 @@
 """Loads the compiled libraries and completes its operators: shapes for tracing, and the opaque seed draw.
 
 The operators themselves (``torch.ops.elbo_ext.*``) are declared in csrc/ops/schema.cpp. They know nothing of autograd,
-which elbo_ext/autograd.py adds, and need no autocast rule: they take mixed dtypes as they come and compute in float32.
+which elbo_ext/autograd adds, and need no autocast rule: they take mixed dtypes as they come and compute in float32.
 """
 
 from collections.abc import Sequence
@@ -109,6 +109,8 @@ def _(like: Tensor) -> Tensor:
 
 # An ordered effect: compiled code draws as often, and in the same order, as eager code. Without it two equal draws are
 # merged by common subexpression elimination, which looks only at torch's own random functions.
+# torch has no public name for it (seen in 2.11.0, 2.13.0 and 2.15.0), as for what autograd/torch_internals.py uses; that
+# cannot be imported before this module.
 _register_effectful_op(torch.ops.elbo_ext.draw_seed.default, _EffectType.ORDERED)
 
 

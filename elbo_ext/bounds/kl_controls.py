@@ -130,7 +130,10 @@ class CyclicalSchedule:
         arguments.number("period", self.period, low=0, above=True)
 
     def __call__(self, step: float) -> float:
-        return self.schedule(arguments.number("step", step, low=0) % self.period)
+        step = arguments.number("step", step, low=0)
+        if torch.compiler.is_compiling():  # inductor has no remainder of numbers that change from call to call
+            return self.schedule(max(step - self.period * math.floor(step / self.period), 0.0))
+        return self.schedule(step % self.period)
 
 
 def _between(start: float, end: float, fraction: float) -> float:

@@ -566,3 +566,37 @@ def test_a_refused_call_draws_nothing(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         rsample_kl(**{"mu": A, "logvar": A, **bad})
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# ---- tensors that are not dense ----
+
+
+def test_nested_masked_and_quantized_tensors() -> None:
+    """Each is told what to do, where torch would speak of an internal error."""
+    rows = [torch.ones(2), torch.ones(3)]
+    pad = "must be a dense tensor, got a nested tensor; pad it, for example with torch.nested.to_padded_tensor({0}, 0.0), and "
+    for layout in (torch.strided, torch.jagged):
+        nested = torch.nested.nested_tensor(rows, layout=layout)
+        message = f"x {pad.format('x')}mask what is padded with weight="
+        assert_error(TypeError, message, gaussian_log_prob, nested, 0.0)
+        message = f"mu {pad.format('mu')}mask what is padded with weight="
+        assert_error(TypeError, message, rsample, nested, 0.0)
+    masked = torch.masked.masked_tensor(A, A > 0)
+    message = "x must be a dense tensor, got a masked tensor; pass x.get_data(), and its mask, x.get_mask(), in weight="
+    assert_error(TypeError, message, gaussian_log_prob, masked, 0.0)
+    message = (
+        "logits must have dtype float32, float64, bfloat16 or float16, got quint8; "
+        "convert it first, for example with logits.dequantize()"
+    )
+    assert_error(TypeError, message, bernoulli_log_prob, A, torch.quantize_per_tensor(A, 0.1, 0, torch.quint8))
+
+
+def test_results_are_no_views_of_the_arguments() -> None:
+    kl, log_likelihood = torch.ones(2), torch.zeros(2)
+    result = elbo_loss(log_likelihood=log_likelihood, kl=kl, reduction="none")
+    kl.zero_()
+    log_likelihood.fill_(3.0)
+    assert result.kl.tolist() == [1.0, 1.0] and result.log_likelihood.tolist() == [0.0, 0.0]
+    result = elbo_loss(A, A, kl=kl, reduction="none")
+    result.kl.fill_(5.0)
+    assert kl.tolist() == [0.0, 0.0]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import functional_call, grad
 from torch.nn import Parameter
 
-from elbo_ext import ELBO, ELBOLoss, elbo_loss, reference
+from elbo_ext import ELBO, ELBOLoss, elbo_loss, likelihoods, reference
 from samples import CORE, FORMS, Sample, devices, differentiable, from_logvar
 
 DOUBLE = torch.float64
@@ -197,6 +197,29 @@ def test_state_dict() -> None:
     assert_close(tuple(other(RECON, X, kl=KL)), tuple(module(RECON, X, kl=KL)))
     with pytest.raises(RuntimeError, match="Missing key"):
         learned().load_state_dict(ELBOLoss(recon_logvar=0.3).state_dict())
+
+
+def test_the_state_of_one_form_does_not_load_into_another() -> None:
+    """A logvar taken for a std would give NaN."""
+    state = ELBOLoss(recon_logvar=torch.nn.Parameter(torch.tensor(-1.0))).state_dict()
+    with pytest.raises(RuntimeError, match='(?s)Missing key.*"recon_std".*Unexpected key.*"recon_logvar"'):
+        ELBOLoss(recon_std=torch.nn.Parameter(torch.tensor(1.0))).load_state_dict(state)
+
+
+def test_a_tensor_for_beta_and_the_parameters_of_a_likelihood() -> None:
+    """Moved, saved and, as parameters, learned with the module."""
+    scale = torch.nn.Parameter(torch.tensor(0.5, dtype=DOUBLE))
+    module = ELBOLoss(likelihoods.Laplace(scale=scale), beta=torch.tensor(2.0, dtype=DOUBLE))
+    assert {name: t.item() for name, t in module.state_dict().items()} == {"recon_scale": 0.5, "beta": 2.0}
+    truth = reference.elbo_loss(RECON, X, kl=KL, likelihood=likelihoods.Laplace(scale=scale), beta=2.0)
+    actual = module(RECON, X, kl=KL)
+    assert_close(tuple(actual), tuple(truth))
+    expected = torch.autograd.grad(truth.loss, scale)
+    assert_close(torch.autograd.grad(actual.loss, list(module.parameters())), expected)
+    fresh = ELBOLoss(likelihoods.Laplace(scale=torch.nn.Parameter(torch.ones((), dtype=DOUBLE))), beta=torch.zeros((), dtype=DOUBLE))
+    fresh.load_state_dict(module.state_dict())
+    assert_close(tuple(fresh(RECON, X, kl=KL)), tuple(truth))
+    assert {t.device.type for t in module.to("meta").state_dict().values()} == {"meta"}
 
 
 @pytest.mark.parametrize("device", devices())

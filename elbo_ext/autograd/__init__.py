@@ -1,0 +1,29 @@
+"""The operators made differentiable: functions that choose the torch.autograd.Function which the caller's way of
+differentiating needs.
+
+One module per family of operators (term_sum, latent, elbo, importance, surrogates) says what is differentiated; modes.py
+alone knows the ways of differentiating, and torch_internals.py alone what torch has no public name for. First derivatives
+come from the kernels. Derivatives of derivatives are taken of the same formula written in torch operations (formulas.py),
+by torch itself.
+"""
+
+from .elbo import elbo
+from .importance import importance_bound, normalized_weights
+from .latent import LatentSpec, latent
+from .surrogates import weighted_gradient, weighted_once_more, with_gradient_of
+from .term_sum import TermSpec, term_sum
+from .torch_internals import in_forward_mode
+
+__all__ = [
+    "LatentSpec",
+    "TermSpec",
+    "elbo",
+    "importance_bound",
+    "in_forward_mode",
+    "latent",
+    "normalized_weights",
+    "term_sum",
+    "weighted_gradient",
+    "weighted_once_more",
+    "with_gradient_of",
+]

@@ -1,0 +1,105 @@
+"""Sums of terms: log-likelihoods and the KL (likelihoods.py)."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..likelihoods import TERMS_BY_NUMBER
+from ..ops import NONE, value_dtype
+from .derivatives import Operands, fill_missing_with_none, joint_shape, vjp, without_none
+from .modes import GradientFunction, ValueFunction, apply_under_transforms, choose_forward, in_every_mode, needed_gradients
+from .vmap import MEAN, in_shape_of_operands, reduce_examples, unreduced_gradient, with_mapped_axis_first
+
+_ops = torch.ops.elbo_ext
+
+
+class TermSpec(NamedTuple):
+    """The arguments of the term_sum operators that are not tensors, in their order (csrc/ops/schema.cpp). The operands,
+    weight last, come after the term."""
+
+    term: int
+    constants: tuple[float, ...]  # stand for operands that are None
+    forms: int
+    batch_dims: int
+    reduction: int
+
+    def under_vmap(self) -> "TermSpec":
+        """With the mapped axis as an axis of examples, and no reduction over them."""
+        return self._replace(batch_dims=self.batch_dims + 1, reduction=NONE)
+
+
+@in_every_mode
+class TermSumBackward(GradientFunction):
+    """``apply(spec, needs, grad, *operands)``: the needed gradients of :class:`TermSum`."""
+
+    @staticmethod
+    def forward(spec: TermSpec, needs: Sequence[bool], grad: Tensor, *operands: Tensor | None) -> tuple[Tensor, ...]:
+        return tuple(_ops.term_sum_backward(spec.term, operands, *spec[1:], grad, needs))
+
+    @staticmethod
+    def in_torch(spec: TermSpec, needs: Sequence[bool], grad: Tensor, *operands: Tensor | None) -> tuple[Tensor, ...]:
+        grad = grad.to(value_dtype(*operands))
+        return without_none(vjp(lambda *ts: TermSum.in_torch(spec, *ts), operands, needs, grad))
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Sequence[Any], spec: TermSpec, needs: Sequence[bool], grad: Tensor, *operands: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        dims, size = in_dims[3:], info.batch_size
+        aligned = with_mapped_axis_first(operands, dims, size, expand=True)
+        grad = unreduced_gradient(grad, in_dims[2], spec.batch_dims, spec.reduction, aligned, size)
+        gradients = apply_under_transforms(TermSumBackward)(spec.under_vmap(), needs, grad, *aligned)
+        result = in_shape_of_operands(fill_missing_with_none(gradients, needs), operands, dims, size)
+        return tuple(result), (0,) * len(result)
+
+
+@in_every_mode
+class TermSum(ValueFunction):
+    """``apply(spec, *operands)``: the sum of a term, weight last; operands that are None stand for constants."""
+
+    backward_function = TermSumBackward
+
+    @staticmethod
+    def forward(spec: TermSpec, *operands: Tensor | None) -> Tensor:
+        value: Tensor = _ops.term_sum(spec.term, operands, *spec[1:])
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        needs = ctx.needs_input_grad[1:]
+        gradients = needed_gradients(TermSumBackward, ctx.spec, needs, grad, *ctx.saved_tensors)
+        return None, *fill_missing_with_none(gradients, needs)
+
+    @staticmethod
+    def value_and_gradients(spec: TermSpec, needs: Sequence[bool], *operands: Tensor | None) -> Sequence[Tensor]:
+        results: Sequence[Tensor] = _ops.term_sum_with_gradients(spec.term, operands, *spec[1:], 1.0, needs)
+        return results
+
+    @staticmethod
+    def in_torch(spec: TermSpec, *operands: Tensor | None) -> Tensor:
+        dtype = value_dtype(*operands)
+        device = next(t.device for t in operands if t is not None)
+        *inputs, weight = (
+            torch.full((), constant, dtype=dtype, device=device) if t is None else t.to(dtype)
+            for t, constant in zip(operands, spec.constants, strict=True)
+        )
+        value = TERMS_BY_NUMBER[spec.term].in_torch(spec.forms, inputs, None if operands[-1] is None else weight)
+        shape = joint_shape(operands)
+        value = value.expand(shape)
+        examples = value.flatten(spec.batch_dims).sum(-1) if len(shape) > spec.batch_dims else value
+        if spec.reduction == NONE:
+            return examples
+        return examples.mean() if spec.reduction == MEAN else examples.sum()
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Sequence[Any], spec: TermSpec, *operands: Tensor | None) -> tuple[Tensor, int]:
+        aligned = with_mapped_axis_first(operands, in_dims[1:], info.batch_size, expand=False)
+        examples = apply_under_transforms(TermSum)(spec.under_vmap(), *aligned)
+        return reduce_examples(examples, spec.reduction), 0
+
+
+def term_sum(spec: TermSpec, operands: Operands) -> Tensor:
+    value: Tensor = choose_forward(TermSum, operands, spec.reduction)(spec, *operands)
+    return value

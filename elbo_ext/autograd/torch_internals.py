@@ -1,0 +1,50 @@
+"""What the package uses of torch that has no public name, so that a new torch is checked against one file.
+
+All of it was seen in torch 2.11.0, 2.13.0 and 2.15.0, unless the function says otherwise. The one private import elsewhere
+is that of ops.py, which registers the draw of a seed as an effect before this package can be imported.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+_functorch = torch._C._functorch
+_is_legacy_batched: Callable[[Tensor], bool] = _functorch.is_legacy_batchedtensor
+_torch_func_is_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+
+
+def in_forward_mode() -> bool:
+    """Inside torch.autograd.forward_ad.dual_level."""
+    return forward_ad._current_level >= 0
+
+
+def in_transform() -> bool:
+    """Under torch.func, or in forward mode."""
+    return _torch_func_is_active() or forward_ad._current_level >= 0  # not by a call: it is asked often
+
+
+def count_nested_jvp() -> int:
+    """How many torch.func.jvp (or jacfwd) are nested around the call."""
+    return sum(level.key() == _functorch.TransformType.Jvp for level in _functorch.get_interpreter_stack() or ())
+
+
+def any_batched(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Under torch.autograd.grad(is_grads_batched=True), an older kind of vmap that asks no Function for its rule."""
+    for t in tensors:
+        if t is not None and _is_legacy_batched(t):
+            return True
+    return False
+
+
+def apply_outside_torch_func(function: type[Function]) -> Callable[..., Any]:
+    """function.apply, for a Function without setup_context, and for calls outside torch.func.
+
+    On a small problem Function.apply of torch 2.11 and 2.13 takes longer than the kernels: it unwraps what torch.func may
+    have left in the arguments. What it calls then is its base class's apply, which is returned here. In 2.15 both are the
+    same.
+    """
+    apply: Callable[..., Any] = super(Function, function).apply  # type: ignore[misc]
+    return apply
