@@ -1,7 +1,7 @@
 """What the package returns, and its schedules, in exported programs that are saved and in checkpoints.
 
-Importing this registers them: a NamedTuple with pytree, under a name that the file keeps (torch.export.save), and all of them as
-safe to load (torch.load(..., weights_only=True)).
+Importing this registers them: a NamedTuple with pytree, under a name that the file keeps (torch.export.save), and all of
+them as safe to load (torch.load(..., weights_only=True)).
 """
 
 import torch

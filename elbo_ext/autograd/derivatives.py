@@ -12,7 +12,7 @@ _torch_vjp: Any = torch.func.vjp  # whose annotation has the third result of has
 
 
 def joint_shape(operands: Operands) -> torch.Size:
-    shape: torch.Size = torch.broadcast_shapes(*(t.shape for t in operands if t is not None))  # type: ignore[no-untyped-call]
+    shape: torch.Size = torch.broadcast_shapes(*(t.shape for t in operands if t is not None))
     return shape
 
 

@@ -33,7 +33,8 @@ def progress_bar(*args: Any, **options: Any) -> Any:
     """A tqdm bar that suits a terminal and a log file."""
     from tqdm import tqdm
 
-    return tqdm(*args, dynamic_ncols=True, mininterval=PROGRESS_SECONDS, **options)
+    bar: Any = tqdm  # whose overloads know no options by name
+    return bar(*args, dynamic_ncols=True, mininterval=PROGRESS_SECONDS, **options)
 
 
 # --- the model ----------------------------------------------------------------------------------------------
