@@ -40,7 +40,7 @@ STABLE_ABI = "0x020b000000000000"  # TORCH_TARGET_VERSION of 2.11
 OPERATOR_SOURCES = ["module.cpp", "cpu/dispatch.cpp", *(f"ops/{name}.cpp" for name in (
     "cpu_device", "cuda_device", "device", "importance", "latent", "schema", "space", "stored_gradients", "tensors", "term_sum",
     "terms"))]  # fmt: skip
-KERNEL_SOURCES = ["cpu/term_sum.cpp", "cpu/latent.cpp", "cpu/log_prob.cpp", "cpu/importance.cpp"]
+KERNEL_SOURCES = ["cpu/term_sum.cpp", "cpu/latent.cpp", "cpu/sample_log_prob.cpp", "cpu/importance.cpp", "cpu/normal_noise.cpp"]
 
 X86_SETS = {
     "AVX2": ["-mavx2", "-mfma", "-mf16c"],
@@ -115,7 +115,7 @@ def cuda_sources_id() -> bytes:
     """20 bytes of all that the CUDA library is compiled from, which are its build ID."""
     folders = (path for name in ("cuda", "terms") for path in (ROOT / "csrc" / name).rglob("*.*"))
     digest = hashlib.sha1()
-    for path in sorted([*folders, ROOT / "csrc" / "ops" / "problem.h"]):
+    for path in sorted([*folders, ROOT / "csrc" / "problem.h"]):
         digest.update(f"{path.relative_to(ROOT)}\n{path.stat().st_size}\n".encode() + path.read_bytes())
     return digest.digest()
 
@@ -312,9 +312,11 @@ class Build(build_ext):
             f"{nvcc} -shared --no-device-link -cudart=static $in -o $out "
             f"-Xlinker={only_export(work, 'elbo_ext_cuda_kernels')},--build-id=0x{cuda_sources_id().hex()}",
         )
-        for name in ("term_sum", "latent", "log_prob"):
+        for name in ("term_sum", "latent", "sample_log_prob"):
             for real in ("float", "double"):
                 ninja.compile(f"cuda/{name}.cu", f"{name}.{real}.o", [f"-DELBO_REAL={real}"])
+        for name in ("importance", "normal_noise", "stored_gradients"):
+            ninja.compile(f"cuda/{name}.cu", f"{name}.o", [])
         names = " ".join(ARCHITECTURES)
         ninja.compile("cuda/library.cu", "library.o", [f'-DELBO_CUDA_ARCHITECTURES="{names}"', INTERFACE])
         lenient = " ELBO_EXT_STRICT=0 lets warnings, spilled registers and local memory pass." if strict else ""
@@ -325,7 +327,7 @@ class Build(build_ext):
 DEPENDS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*"))
 # What tells two builds of the two libraries apart that would not understand each other.
 INTERFACE = "-DELBO_INTERFACE=" + str(zlib.crc32(b"".join(
-    (ROOT / "csrc" / name).read_bytes() for name in ("ops/problem.h", "cuda/interface.h"))))
+    (ROOT / "csrc" / name).read_bytes() for name in ("problem.h", "cuda/interface.h"))))
 check_setuptools()
 NVCC = find_nvcc()
 REUSED = NVCC is None and os.environ.get("ELBO_EXT_CUDA", "").strip() == "reuse"

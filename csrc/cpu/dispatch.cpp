@@ -9,8 +9,8 @@
   void term_sum(const TermSumProblem&, int64_t, int64_t);                      \
   void latent(const LatentProblem&, int64_t, int64_t);                         \
   void latent_backward(const LatentProblem&, int64_t, int64_t);                \
-  void log_prob(const LatentProblem&, int64_t, int64_t);                       \
-  void log_prob_backward(const LatentProblem&, int64_t, int64_t);              \
+  void sample_log_prob(const LatentProblem&, int64_t, int64_t);                \
+  void sample_log_prob_backward(const LatentProblem&, int64_t, int64_t);       \
   void importance(const ImportanceProblem&, int64_t, int64_t);                 \
   void normal_noise(int64_t, int64_t, int64_t, DType, void*);                  \
   }
@@ -27,8 +27,8 @@ namespace elbo_ext {
 namespace {
 
 #define ELBO_KERNELS(CAPABILITY) \
-  {#CAPABILITY,          CAPABILITY::term_sum,          CAPABILITY::latent,      CAPABILITY::latent_backward, \
-   CAPABILITY::log_prob, CAPABILITY::log_prob_backward, CAPABILITY::importance,  CAPABILITY::normal_noise}
+  {#CAPABILITY, CAPABILITY::term_sum, CAPABILITY::latent, CAPABILITY::latent_backward, CAPABILITY::sample_log_prob, \
+   CAPABILITY::sample_log_prob_backward, CAPABILITY::importance, CAPABILITY::normal_noise}
 // From the plainest to the widest.
 constexpr CpuKernels kCompiled[] = {
     ELBO_KERNELS(DEFAULT),

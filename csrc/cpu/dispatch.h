@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "../ops/problem.h"
+#include "../problem.h"
 
 namespace elbo_ext {
 
@@ -14,8 +14,8 @@ struct CpuKernels {
   void (*latent)(const LatentProblem&, int64_t begin, int64_t end);
   void (*latent_backward)(const LatentProblem&, int64_t begin, int64_t end);
   // The same with log q and log p.
-  void (*log_prob)(const LatentProblem&, int64_t begin, int64_t end);
-  void (*log_prob_backward)(const LatentProblem&, int64_t begin, int64_t end);
+  void (*sample_log_prob)(const LatentProblem&, int64_t begin, int64_t end);
+  void (*sample_log_prob_backward)(const LatentProblem&, int64_t begin, int64_t end);
   void (*importance)(const ImportanceProblem&, int64_t begin, int64_t end);  // examples
   void (*normal_noise)(int64_t seed, int64_t first, int64_t count, DType dtype, void* out);
 };

@@ -63,7 +63,7 @@ void run_many(const ImportanceProblem& p, int64_t begin, int64_t end) {
       put(bound + i, log_mean_weight(sum[r], largest[r], log_count), count);
     });
     if (!weights) continue;
-    for (V& of_samples : sum) of_samples = normalizer(of_samples);
+    for (V& number : sum) number = normalizer(number);
     for (int64_t sample = 0; sample < p.samples; ++sample)
       for_each(sample, [&](int r, int64_t i, int64_t count) { put(weights + i, get(weights + i, count) * sum[r], count); });
   }

@@ -3,15 +3,15 @@
 // never hand the code of a newer instruction set to an older machine.
 #pragma once
 
-#include "../ops/problem.h"
+#include "../problem.h"
 
 namespace elbo_ext::CPU_CAPABILITY {
 
 void term_sum(const TermSumProblem& problem, int64_t begin, int64_t end);
 void latent(const LatentProblem& problem, int64_t begin, int64_t end);
 void latent_backward(const LatentProblem& problem, int64_t begin, int64_t end);
-void log_prob(const LatentProblem& problem, int64_t begin, int64_t end);
-void log_prob_backward(const LatentProblem& problem, int64_t begin, int64_t end);
+void sample_log_prob(const LatentProblem& problem, int64_t begin, int64_t end);
+void sample_log_prob_backward(const LatentProblem& problem, int64_t begin, int64_t end);
 void importance(const ImportanceProblem& problem, int64_t begin, int64_t end);  // examples
 void normal_noise(int64_t seed, int64_t first, int64_t count, DType dtype, void* out);
 

@@ -16,7 +16,7 @@ void run_forward(const LatentProblem& p, int64_t begin, int64_t end) {
   const int form = form_of(p.forms, kScale);
 
   for (int64_t group = begin; group < end; ++group) {  // a group is one block here
-    for_each_tile(p.space, p.blocks, group, Cut{}, [&](const Tile& tile) {
+    for_each_tile(p.space, p.blocks, group, TileLimits{}, [&](const Tile& tile) {
       t.size = tile.size();
       const int inputs = with_kl ? kLatentInputs : 2;
       for (int k = 0; k < inputs; ++k) t.operand[k] = load(p.space, p.input[k], tile, buffer[k]);
@@ -48,7 +48,7 @@ template <class R>
 void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
   using V = Vec<R>;
   Buffer<R> buffer[kLatentInputs], upstream_buffer, grad_z_buffer, noise_gradient_buffer;
-  Buffer<R> grad, grad_eps;  // gz and gz * eps of a sample, in the end of all
+  Buffer<R> grad, grad_eps;  // gz and gz * eps of one sample; in the end, of all
   SampleSum<R> grad_sum, grad_eps_sum;
   Noise<R> noise;
   TermTile<R> t;
@@ -59,7 +59,7 @@ void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
   for (int64_t group = begin; group < end; ++group) {
     const int64_t first = group * p.blocks.per_group;
     for (int64_t block = first; block < std::min(first + p.blocks.per_group, p.blocks.count); ++block) {
-      for_each_tile(p.space, p.blocks, block, Cut{}, [&](const Tile& tile) {
+      for_each_tile(p.space, p.blocks, block, TileLimits{}, [&](const Tile& tile) {
         t.size = tile.size();
         const int inputs = p.with_kl ? kLatentInputs : 2;
         for (int k = 0; k < inputs; ++k) t.operand[k] = load(p.space, p.input[k], tile, buffer[k]);
@@ -111,15 +111,6 @@ void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
   }
 }
 
-template <class R>
-void run_noise(int64_t seed, int64_t first, int64_t count, R* out) {
-  NormalBuffer<R, kTile> normals;
-  for (int64_t done = 0; done < count; done += kTile) {
-    const int64_t n = std::min(kTile, count - done);
-    std::memcpy(out + done, normals.fill(seed, first + done, n), n * sizeof(R));
-  }
-}
-
 }  // namespace
 
 namespace CPU_CAPABILITY {
@@ -130,11 +121,6 @@ void latent(const LatentProblem& p, int64_t begin, int64_t end) {
 
 void latent_backward(const LatentProblem& p, int64_t begin, int64_t end) {
   p.compute_double ? run_backward<double>(p, begin, end) : run_backward<float>(p, begin, end);
-}
-
-void normal_noise(int64_t seed, int64_t first, int64_t count, DType dtype, void* out) {
-  dtype == DType::kDouble ? run_noise(seed, first, count, static_cast<double*>(out))
-                          : run_noise(seed, first, count, static_cast<float*>(out));
 }
 
 }  // namespace CPU_CAPABILITY

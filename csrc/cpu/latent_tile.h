@@ -62,7 +62,7 @@ ELBO_INLINE void put(R* to, Vec<R> numbers, int64_t count) {
   count == Vec<R>::size() ? numbers.store(to) : numbers.store(to, count);
 }
 
-// What the samples add to the gradient of an operand, delivered behind what is there already (`add`).
+// What the samples add to the gradient of an operand, to what is there already (`add`), or in its place.
 template <class R, class Number>
 void deliver(GradientTile<R>& gradient, int64_t size, bool add, Number&& number) {
   if (gradient.numbers) {

@@ -16,18 +16,17 @@ void run_groups(const TermSumProblem& p, int64_t begin, int64_t end) {
   Sums<R> sums(p.space, p.values.row, p.block_sum);
   TermTile<R> t;
   t.weighted = p.operand[kWeight].present();
-  Cutting<R> cutting(p.space);
+  TileLimits limits;
   for (int k = 0; k < kOperands; ++k) {
-    cutting.look_at(p.operand[k]);
-    cutting.look_at(p.gradient[k]);
+    limits.consider<R>(p.space, p.operand[k]);
+    limits.consider<R>(p.space, p.gradient[k]);
   }
-  const Cut cut = cutting.cut();
-  t.streams = kGradient && cut.most == kTile && p.space.rows * p.space.cols >= kStreamedElements;
+  t.streams = kGradient && limits.elements == kTile && p.space.rows * p.space.cols >= kStreamedElements;
 
   for (int64_t group = begin; group < end; ++group) {
     const int64_t first = group * p.blocks.per_group;
     for (int64_t block = first; block < std::min(first + p.blocks.per_group, p.blocks.count); ++block) {
-      for_each_tile(p.space, p.blocks, block, cut, [&](const Tile& tile) {
+      for_each_tile(p.space, p.blocks, block, limits, [&](const Tile& tile) {
         t.size = tile.size();
         for (int k = 0; k < (t.weighted ? kOperands : kWeight); ++k)
           t.operand[k] = load(p.space, p.operand[k], tile, buffer[k]);

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <optional>
 
-#include "../ops/problem.h"
+#include "../problem.h"
 #include "vec_math.h"
 
 namespace elbo_ext {
@@ -66,7 +66,7 @@ inline std::optional<int64_t> repeated(const Space& space, const View& view, con
   return offset;
 }
 
-// How many rows of a tile, from `row` on, lie one behind the other in a view of dense columns.
+// How many rows of a tile, from `row` on, lie one after the other in a view of dense columns.
 inline int64_t adjoining_rows(const View& view, const Tile& tile, int64_t row) {
   const int64_t rows = tile.row + tile.rows - row;
   if (rows == 1 || view.dense_rows == 1) return 1;  // before the division, which takes longer
@@ -271,37 +271,27 @@ struct GradientTile {
 // Rows shorter than this share a tile with their neighbours; longer ones get tiles of their own (benchmarks/NOTES.md).
 constexpr int64_t kShortRow = 128;
 
-// How blocks are cut into tiles: of `most` elements at most, and none across a multiple of `cut` columns.
-struct Cut {
-  int64_t most = kTile, cut = std::numeric_limits<int64_t>::max();
-};
+// How blocks are cut into tiles: of `elements` elements at most, and none across a multiple of `cols` columns.
+struct TileLimits {
+  int64_t elements = kTile, cols = std::numeric_limits<int64_t>::max();
 
-// Where an operand repeats one element along the innermost dimension, as a scale of one number per example does, tiles end
-// where that does, so that it is one number to each of them.
-template <class R>
-class Cutting {
- public:
-  explicit Cutting(const Space& space) : run_(space.col_dims > 1 ? space.col_size[space.col_dims - 1] : 0), dims_(space.col_dims) {}
-
-  void look_at(const View& view) {
+  // Makes tiles as small as a view of a kernel's asks for. Where it repeats one element along the innermost dimension, as a
+  // scale of one number per example does, tiles end where that does, so that it is one number to each of them.
+  template <class R>
+  void consider(const Space& space, const View& view) {
     if (view.data == nullptr || view.cols_uniform) return;
-    if (run_ >= kStagedTile && view.col_stride[dims_ - 1] == 0) cut_.cut = run_;
-    else if (!view.cols_dense || view.dtype != dtype_of<R>()) cut_.most = kStagedTile;
+    const int64_t run = space.col_dims > 1 ? space.col_size[space.col_dims - 1] : 0;
+    if (run >= kStagedTile && view.col_stride[space.col_dims - 1] == 0) cols = run;
+    else if (!view.cols_dense || view.dtype != dtype_of<R>()) elements = kStagedTile;
   }
-  const Cut& cut() const { return cut_; }
-
- private:
-  int64_t run_;
-  int dims_;
-  Cut cut_;
 };
 
 // Calls visit(tile) for the tiles of one block, in order.
 template <class Visit>
-inline void for_each_tile(const Space& space, const Blocks& blocks, int64_t block, Cut cut, Visit&& visit) {
+inline void for_each_tile(const Space& space, const Blocks& blocks, int64_t block, TileLimits limits, Visit&& visit) {
   const auto visit_row = [&](int64_t row, int64_t begin, int64_t end) {
     for (int64_t col = begin, size; col < end; col += size) {
-      size = std::min({cut.most, end - col, cut.cut - col % cut.cut});
+      size = std::min({limits.elements, end - col, limits.cols - col % limits.cols});
       visit(Tile{row, 1, col, size});
     }
   };
@@ -315,7 +305,7 @@ inline void for_each_tile(const Space& space, const Blocks& blocks, int64_t bloc
   const int64_t first = block * blocks.rows_per_block;
   const int64_t last = std::min(first + blocks.rows_per_block, space.rows);
   if (space.cols < kShortRow) {
-    const int64_t at_once = cut.most / space.cols;
+    const int64_t at_once = limits.elements / space.cols;
     for (int64_t row = first; row < last; row += at_once)
       visit(Tile{row, std::min(at_once, last - row), 0, space.cols});
     return;

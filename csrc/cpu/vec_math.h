@@ -1,5 +1,5 @@
-// The number type of the CPU kernels, at::vec::Vectorized, dressed with the functions that terms/number.h asks for, and
-// behind them the formulas.
+// The number type of the CPU kernels, at::vec::Vectorized, with the functions that terms/number.h asks for, and
+// after them the formulas.
 #pragma once
 
 #include <ATen/cpu/vec/functional.h>
@@ -65,7 +65,7 @@ ELBO_INLINE bool any(Vec<R> mask) {
   return mask.zero_mask() != (1 << Vec<R>::size()) - 1;
 }
 
-// A store that goes past the caches. The address is a multiple of the register's size; flush_streams() comes behind the
+// A store that goes past the caches. The address is a multiple of the register's size; flush_streams() comes after the
 // last one, before another thread reads what was stored.
 template <class R>
 ELBO_INLINE void stream(R* to, Vec<R> x) {

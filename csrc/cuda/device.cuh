@@ -1,11 +1,11 @@
-// The number types of the CUDA kernels, dressed with the functions that terms/number.h asks for, and behind them the
+// The number types of the CUDA kernels, with the functions that terms/number.h asks for, and after them the
 // formulas: float and double, and Pack, a few of them side by side in one thread. A formula that is evaluated for a pack
 // takes each of its branches once instead of once for each number.
 #pragma once
 
 #include <cuda_runtime.h>
 
-#include "../ops/problem.h"
+#include "../problem.h"
 #include "../terms/number.h"
 
 namespace elbo_ext {
@@ -34,9 +34,9 @@ template <class R, int kCount>
 struct Pack {
   R x[kCount];
   Pack() = default;
-  explicit __device__ __forceinline__ Pack(R of_all) {
+  explicit __device__ __forceinline__ Pack(R number) {
     ELBO_UNROLL
-    for (int i = 0; i < kCount; ++i) x[i] = of_all;
+    for (int i = 0; i < kCount; ++i) x[i] = number;
   }
 };
 template <int kCount>

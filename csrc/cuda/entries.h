@@ -1,10 +1,11 @@
-// The entry points of the files that are compiled once for each compute type, float and double.
+// The entry points of the kernels' files, for the table in library.cu.
 #pragma once
 
 #include "interface.h"
 
 namespace elbo_ext {
 
+// These files are compiled once for each compute type, float and double.
 template <class R>
 const char* term_sum(const TermSumProblem& problem, const CudaCall& call);
 template <class R>
@@ -12,8 +13,12 @@ const char* latent(const LatentProblem& problem, const CudaCall& call);
 template <class R>
 const char* latent_backward(const LatentProblem& problem, const CudaCall& call);
 template <class R>
-const char* log_prob(const LatentProblem& problem, const CudaCall& call);
+const char* sample_log_prob(const LatentProblem& problem, const CudaCall& call);
 template <class R>
-const char* log_prob_backward(const LatentProblem& problem, const CudaCall& call);
+const char* sample_log_prob_backward(const LatentProblem& problem, const CudaCall& call);
+
+const char* importance(const ImportanceProblem& problem, const CudaCall& call);
+const char* normal_noise(const NoiseProblem& problem, const CudaCall& call);
+const char* stored_gradients(const StoredGradients& problem, const CudaCall& call);
 
 }  // namespace elbo_ext

@@ -19,7 +19,7 @@ struct Gather {
   // are neighbours in memory are neighbours in the block.
   int out_threads;
   bool outputs_adjacent;
-  int64_t per_split;  // the blocks of one column of the grid share the contributors
+  int64_t per_split;  // the blocks along y of the grid share the contributors of the same outputs
   Array out[kSums] = {};      // null: not wanted
   double* partial = nullptr;  // [kSums][splits][outputs], with several splits
 };
@@ -50,22 +50,37 @@ __global__ void __launch_bounds__(kThreads, 2) gather_kernel(const __grid_consta
     }
   }
 
-  __shared__ double of_thread[kThreads];
+  __shared__ double per_thread[kThreads];
   const int place = y * out_threads + x;
   ELBO_UNROLL
   for (int k = 0; k < kSums; ++k) {
     if (g.out[k].data == nullptr) continue;
     __syncthreads();
-    of_thread[place] = sum[k];
+    per_thread[place] = sum[k];
     for (int half = sum_threads / 2; half > 0; half /= 2) {
       __syncthreads();
-      if (y < half) of_thread[place] += of_thread[place + half * out_threads];
+      if (y < half) per_thread[place] += per_thread[place + half * out_threads];
     }
     if (y != 0 || !inside) continue;
-    if (gridDim.y == 1) write(g.out[k], base[kSlots - 1], of_thread[place]);
-    else g.partial[(k * static_cast<int64_t>(gridDim.y) + blockIdx.y) * g.outputs + output] = of_thread[place];
+    if (gridDim.y == 1) write(g.out[k], base[kSlots - 1], per_thread[place]);
+    else g.partial[(k * static_cast<int64_t>(gridDim.y) + blockIdx.y) * g.outputs + output] = per_thread[place];
   }
 }
+
+// What Evaluate::add reads: numbers of one element, or the constants that stand for tensors that are absent.
+template <class R, int kSlots>
+struct GatheredElement {
+  const Array (&array)[kSlots];
+  const int64_t (&offset)[kSlots];
+
+  __device__ __forceinline__ R number(int slot, double constant = 0.0) const {
+    return array[slot].data == nullptr ? static_cast<R>(constant) : read<R>(array[slot], offset[slot]);
+  }
+  // The gradient of a result, upstream * factor.
+  __device__ __forceinline__ R upstream(int slot, double constant, double factor) const {
+    return static_cast<R>(array[slot].data == nullptr ? constant : read<double>(array[slot], offset[slot]) * factor);
+  }
+};
 
 // Adds up numbers that are there already.
 struct Fold {
@@ -88,7 +103,7 @@ struct GatherDimension {
   bool kept() const { return stride[kSlots - 1] != 0; }
 };
 
-// Lays the dimensions out, and shares the work. Returns the number of blocks: columns for the outputs, rows for splits.
+// Lays the dimensions out, and shares the work. Returns the number of blocks: x for the outputs, y for the splits.
 template <int kSlots, int kSums>
 dim3 share_out(Gather<kSlots, kSums>& gather, std::vector<GatherDimension<kSlots>> dims, int device) {
   gather.outputs_adjacent = !dims.empty() && dims.back().kept();
@@ -131,16 +146,16 @@ const char* gather(typename Evaluate::Params& params, std::vector<GatherDimensio
     plan.partial = static_cast<double*>(call.workspace(kSums * splits * plan.outputs * sizeof(double)));
   if (const char* error = launch(gather_kernel<Evaluate>, blocks, kThreads, params, call)) return error;
   if (splits == 1) return nullptr;
-  std::vector<GatherDimension<2>> of_partial{{splits, {plan.outputs, 0}}};
+  std::vector<GatherDimension<2>> partial_dims{{splits, {plan.outputs, 0}}};
   int64_t number = plan.outputs;
   for (const auto& dim : dims) {
     if (!dim.kept()) continue;
     number /= dim.size;
-    of_partial.push_back({dim.size, {number, dim.stride[kSlots - 1]}});
+    partial_dims.push_back({dim.size, {number, dim.stride[kSlots - 1]}});
   }
   for (int k = 0; k < kSums; ++k)
     if (plan.out[k].data != nullptr)
-      if (const char* error = fold(plan.partial + k * splits * plan.outputs, plan.out[k], of_partial, call)) return error;
+      if (const char* error = fold(plan.partial + k * splits * plan.outputs, plan.out[k], partial_dims, call)) return error;
   return nullptr;
 }
 
@@ -150,59 +165,6 @@ inline const char* fold(const double* from, const Array& out, std::vector<Gather
   params.gather.out[0] = out;
   return gather<Fold>(params, std::move(dims), call);
 }
-
-// The sums of a kernel that come one for each unit: straight into their tensor where that has one element for each unit,
-// in order; else into doubles, that are added up behind the kernel.
-template <int kSums>
-class UnitSums {
- public:
-  // `row`: how many elements a row has.
-  UnitSums(SumPlan<kSums>& plan, const Units& units, const Dimensions& dims, int64_t row, const CudaCall& call)
-      : plan_(plan), units_(units), dims_(dims), row_(row), call_(call) {}
-
-  // `out` must outlive this, and has one element for all elements of a row.
-  void add(int k, const View& out) {
-    plan_.kind[k] = kUnitSum;
-    std::vector<GatherDimension<2>> rows;
-    int64_t cols = 1, number = units_.pieces.size, place = 1;
-    bool in_order = units_.pieces.size == 1;
-    for (int dim = dims_.count - 1; dim >= 0; --dim) {
-      if (cols < row_) {
-        cols *= dims_.size[dim];
-        continue;
-      }
-      rows.insert(rows.begin(), {dims_.size[dim], {number, dims_.stride(out, dim)}});
-      in_order = in_order && dims_.stride(out, dim) == place;
-      number *= dims_.size[dim];
-      place *= dims_.size[dim];
-    }
-    plan_.out[k] = array_of(out);
-    if (in_order) return;
-    if (units_.pieces.size > 1) rows.push_back({units_.pieces.size, {1, 0}});
-    auto* sums = static_cast<double*>(call_.workspace(number * static_cast<int64_t>(sizeof(double))));
-    plan_.out[k] = {reinterpret_cast<char*>(sums), DType::kDouble};
-    pending_.push_back({sums, array_of(out), std::move(rows)});
-  }
-
-  const char* finish() {
-    for (Pending& sum : pending_)
-      if (const char* error = fold(sum.from, sum.out, std::move(sum.dims), call_)) return error;
-    return nullptr;
-  }
-
- private:
-  struct Pending {
-    const double* from;
-    Array out;
-    std::vector<GatherDimension<2>> dims;
-  };
-  SumPlan<kSums>& plan_;
-  const Units& units_;
-  const Dimensions& dims_;
-  int64_t row_;
-  const CudaCall& call_;
-  std::vector<Pending> pending_;
-};
 
 // The dimensions of a space, with the strides of each slot; the last one is that of `sink`.
 template <int kSlots>

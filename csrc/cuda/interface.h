@@ -2,7 +2,7 @@
 // functions that take plain numbers and device pointers.
 #pragma once
 
-#include "../ops/problem.h"
+#include "../problem.h"
 
 namespace elbo_ext {
 
@@ -41,8 +41,8 @@ struct CudaKernels {
   const char* (*latent)(const LatentProblem&, const CudaCall&);
   const char* (*latent_backward)(const LatentProblem&, const CudaCall&);
   // The same with log q and log p.
-  const char* (*log_prob)(const LatentProblem&, const CudaCall&);
-  const char* (*log_prob_backward)(const LatentProblem&, const CudaCall&);
+  const char* (*sample_log_prob)(const LatentProblem&, const CudaCall&);
+  const char* (*sample_log_prob_backward)(const LatentProblem&, const CudaCall&);
   const char* (*importance)(const ImportanceProblem&, const CudaCall&);
   const char* (*normal_noise)(const NoiseProblem&, const CudaCall&);
   const char* (*stored_gradients)(const StoredGradients&, const CudaCall&);

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kZ = kNoise + 1, kForwardSlots = kZ + 1;
 
-struct ForwardParams {
+struct LatentParams {
   Layout<kForwardSlots> layout;
   Units units;
   SumPlan<1> kl;
@@ -18,17 +18,17 @@ struct ForwardParams {
   int64_t z_step;
 };
 
-template <class R, bool kDense, int kFormClass>
-__global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) forward_kernel(const __grid_constant__ ForwardParams p) {
+template <class R, bool kOnlyDense, int kFormClass>
+__global__ void __launch_bounds__(kThreads, kOnlyDense ? 2 : 1) latent_kernel(const __grid_constant__ LatentParams p) {
   using T = Pack<R, kGroup<R>>;
-  using Reader = Group<R, kForwardSlots, kDense>;
+  using Reader = Group<R, kForwardSlots, kOnlyDense>;
   const LatentCommon& c = p.common;
   const int forms = LatentForms::within<kFormClass>(c.forms), form = form_of(forms, kScale);
   const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
-  Inputs<R, kForwardSlots, kDense> inputs(c, p.layout);
+  Inputs<R, kForwardSlots, kOnlyDense> inputs(c, p.layout);
   double sum[1] = {};
   for_each_unit<1u>(p.units, p.kl, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
-    inputs.enter_unit(p.layout, first);
+    inputs.begin_unit(p.layout, first);
     for (int64_t n = (first / kGroup<R> + lane) * kGroup<R>; n < end; n += lanes * kGroup<R>) {
       const unsigned mask = Reader::members(n, first, end);
       T in[kLatentInputs];
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) forward_kernel(const
       const T sigma = standard_deviation(form, in[kScale]);
       for (int64_t sample = blockIdx.y; sample < c.samples; sample += gridDim.y) {
         T eps;
-        noise<kDense>(c, p.layout, seed, sample, n, mask, eps.x);
+        noise<kOnlyDense>(c, p.layout, seed, sample, n, mask, eps.x);
         const T z = sigma * eps + in[kMu];
         Reader::store(p.layout, kZ, n, mask, z.x, sample * p.z_step);
       }
@@ -60,7 +60,7 @@ struct BackwardCommon : LatentCommon {
   bool scale_needed;
 };
 
-using KLBackwardParams = BackwardParams<1, BackwardCommon>;
+using LatentBackwardParams = BackwardParams<1, BackwardCommon>;
 
 // From the derivatives of the KL, times its upstream gradient, to those of both.
 template <class T>
@@ -70,26 +70,24 @@ __device__ __forceinline__ void add_samples(int form, const T& scale, const T& s
   d[kScale] = d[kScale] + sum_g_eps * standard_deviation_slope(form, sigma);  // dz/dscale = eps dsigma/dscale
 }
 
-template <class R, bool kDense, int kFormClass>
-__global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) backward_kernel(
-    const __grid_constant__ KLBackwardParams p) {
+template <class R, bool kOnlyDense, int kFormClass>
+__global__ void __launch_bounds__(kThreads, kOnlyDense ? 2 : 1) latent_backward_kernel(
+    const __grid_constant__ LatentBackwardParams p) {
+  using S = BackwardSlots;
   using T = Pack<R, kGroup<R>>;
-  using Reader = Group<R, kUpstream + 1, kDense>;
+  using Reader = Group<R, S::kUpstream + 1, kOnlyDense>;
   const BackwardCommon& c = p.common;
   const int forms = LatentForms::within<kFormClass>(c.forms), form = form_of(forms, kScale);
   const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
-  const bool upstream_each = !kDense && p.layout.place[kUpstream] > kOne;
-  R upstream = static_cast<R>(p.layout.place[kUpstream] == kOne
-                                        ? read<double>(p.layout.array[kUpstream], 0) * c.upstream_factor
-                                    : upstream_each ? c.upstream_factor
-                                                    : c.upstream_constant);
-  const R grad_z_of_all = of_all<R>(p.layout, kGradZ, 0.0);
-  Inputs<R, kUpstream + 1, kDense> inputs(c, p.layout);
+  const bool upstream_per_element = !kOnlyDense && p.layout.place[S::kUpstream] > kUniform;
+  R upstream = uniform_upstream<R>(p.layout, S::kUpstream, c.upstream_constant, c.upstream_factor);
+  const R uniform_grad_z = uniform_number<R>(p.layout, S::kGradZ, 0.0);
+  Inputs<R, S::kUpstream + 1, kOnlyDense> inputs(c, p.layout);
   double sum[kLatentInputs] = {};
   for_each_unit<kAllSums>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
-    inputs.enter_unit(p.layout, first);
-    if (kDense && p.layout.place[kUpstream] == kOfUnit)
-      upstream = static_cast<R>(of_unit<double>(p.layout, kUpstream, first) * c.upstream_factor);
+    inputs.begin_unit(p.layout, first);
+    if (kOnlyDense && p.layout.place[S::kUpstream] == kPerUnit)
+      upstream = per_unit_upstream<R>(p.layout, S::kUpstream, first, c.upstream_factor);
     for (int64_t n = (first / kGroup<R> + lane) * kGroup<R>; n < end; n += lanes * kGroup<R>) {
       const unsigned mask = Reader::members(n, first, end);
       T in[kLatentInputs];
@@ -99,17 +97,17 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) backward_kernel(
         for (int64_t sample = 0; sample < c.samples; ++sample) {
           T g, eps;
           Reader reader;
-          reader.begin(p.layout, kGradZ, n, mask, sample * c.grad_z_step);
-          if (c.scale_needed) noise<kDense>(c, p.layout, seed, sample, n, mask, eps.x);
-          reader.finish(p.layout, kGradZ, mask, g.x, grad_z_of_all);
+          reader.begin(p.layout, S::kGradZ, n, mask, sample * c.grad_z_step);
+          if (c.scale_needed) noise<kOnlyDense>(c, p.layout, seed, sample, n, mask, eps.x);
+          reader.finish(p.layout, S::kGradZ, mask, g.x, uniform_grad_z);
           ELBO_UNROLL
           for (int i = 0; i < kGroup<R>; ++i) {
             total_g[i] += static_cast<double>(g.x[i]);
             if (c.scale_needed) total_g_eps[i] += static_cast<double>(g.x[i] * eps.x[i]);
           }
-          if (!kDense && p.layout.place[kNoiseGradient] != kAbsent) {
-            const T of_noise = g * standard_deviation(form, in[kScale]);  // dz/deps = sigma
-            Reader::store(p.layout, kNoiseGradient, n, mask, of_noise.x, sample * p.noise_gradient_step);
+          if (!kOnlyDense && p.layout.place[S::kNoiseGradient] != kAbsent) {
+            const T grad_noise = g * standard_deviation(form, in[kScale]);  // dz/deps = sigma
+            Reader::store(p.layout, S::kNoiseGradient, n, mask, grad_noise.x, sample * p.noise_gradient_step);
           }
         }
       }
@@ -122,10 +120,10 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) backward_kernel(
       T d[kLatentInputs] = {T(R(0)), T(R(0)), T(R(0)), T(R(0))};
       if (c.with_kl) {
         T grad(upstream);
-        if (upstream_each) {
+        if (upstream_per_element) {
           Reader reader;
-          reader.begin(p.layout, kUpstream, n, mask);
-          reader.finish(p.layout, kUpstream, mask, grad.x, R(1));
+          reader.begin(p.layout, S::kUpstream, n, mask);
+          reader.finish(p.layout, S::kUpstream, mask, grad.x, R(1));
           grad = grad * T(upstream);
         }
         GaussianKL<T>::gradient(GaussianKL<T>::precompute(in, forms), in, d);
@@ -141,9 +139,7 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) backward_kernel(
 
 // The gradients of operands whose elements are shared by elements here and there.
 template <class R>
-struct GatherLatent {
-  // The inputs, noise, gradient of z, upstream gradient of the KL; the element's number; the gradient.
-  static constexpr int kUpstream = kGradZ + 1, kNumber = kUpstream + 1, kSlots = kNumber + 2, kSums = kLatentInputs;
+struct GatherLatent : GatherSlots<1> {  // kUpstream: that of the KL
   struct Params {
     Gather<kSlots, kSums> gather;
     BackwardCommon common;
@@ -151,24 +147,21 @@ struct GatherLatent {
 
   static __device__ __forceinline__ void add(const Params& p, const int64_t (&offset)[kSlots], double (&sum)[kSums]) {
     const BackwardCommon& c = p.common;
-    const auto& array = p.gather.layout.array;
+    const GatheredElement<R, kSlots> element{p.gather.layout.array, offset};
     R x[kLatentInputs], d[kLatentInputs] = {};
     ELBO_UNROLL
-    for (int k = 0; k < kLatentInputs; ++k)
-      x[k] = array[k].data == nullptr ? static_cast<R>(c.constant[k]) : read<R>(array[k], offset[k]);
+    for (int k = 0; k < kLatentInputs; ++k) x[k] = element.number(k, c.constant[k]);
     if (c.with_kl && offset[kNumber] < c.elements) {  // once for all samples
       GaussianKL<R>::gradient(GaussianKL<R>::precompute(x, c.forms), x, d);
-      const R upstream = static_cast<R>(array[kUpstream].data == nullptr
-                                            ? c.upstream_constant
-                                            : read<double>(array[kUpstream], offset[kUpstream]) * c.upstream_factor);
+      const R upstream = element.upstream(kUpstream, c.upstream_constant, c.upstream_factor);
       ELBO_UNROLL
       for (int k = 0; k < kLatentInputs; ++k) d[k] *= upstream;
     }
     if (c.with_samples) {
-      const R g = read<R>(array[kGradZ], offset[kGradZ]);
+      const R g = element.number(kGradZ);
       R eps = R(0);
       if (p.gather.out[kScale].data != nullptr)
-        eps = c.seed == nullptr ? read<R>(array[kNoise], offset[kNoise]) : normal<R>(__ldg(c.seed), offset[kNumber]);
+        eps = c.seed == nullptr ? element.number(kNoise) : normal<R>(__ldg(c.seed), offset[kNumber]);
       add_samples(form_of(c.forms, kScale), x[kScale], g, g * eps, d);
     }
     ELBO_UNROLL
@@ -180,38 +173,29 @@ struct GatherLatent {
 
 template <class R>
 const char* run_forward(const LatentProblem& p, const CudaCall& call) {
-  const bool with_kl = p.results == kWithKL;
-  ForwardParams params{};
-  params.common = common_of(p, with_kl);
+  LatentParams params{};
+  params.common = common_of(p, /*with_kl=*/p.results == kWithKL);
   params.z_step = p.z_sample_stride;
   const Dimensions dims(p.space);
   // Rows matter only where their sums are asked for.
-  const bool by_row = with_kl && p.kl.row != nullptr;
-  const int64_t elements = p.space.elements();
-  const int64_t cols = cut_rows(by_row ? p.space.cols : elements, dims, scales_of(p), by_row, by_row);
-  const int64_t rows = cols == 0 ? 1 : elements / cols;
-  const Spread work = spread(rows, cols, by_row, kGroup<R>, call.device);
-  params.units = work.units;
+  const bool by_row = p.kl.row != nullptr;
+  const int64_t segment = segment_length(by_row ? p.space.cols : p.space.elements(), dims, scales_of(p), by_row, by_row);
+  Work<1> work(params.units, params.kl, dims, segment, by_row, kGroup<R>, call);
+  work.add_values(0, p.kl, compute_type(p.compute_double), p.space);
 
-  LayoutBuilder<kForwardSlots> layout(params.layout, dims, cols, kGroup<R>, p.compute_double);
+  LayoutBuilder<kForwardSlots> layout(params.layout, dims, segment, kGroup<R>, p.compute_double);
   for (int k = 0; k < kLatentInputs; ++k) layout.set(k, p.input[k]);
   layout.set(kNoise, p.noise, /*written=*/false, p.noise_sample_stride);
   layout.set(kZ, p.z, /*written=*/true, p.z_sample_stride);
 
-  const DType compute = p.compute_double ? DType::kDouble : DType::kFloat;
-  UnitSums<1> unit_sums(params.kl, work.units, dims, cols, call);
-  if (by_row) unit_sums.add(0, dense_rows(p.kl.row, compute, p.space));
-  if (with_kl && p.kl.total != nullptr) params.kl.total(0, {as_bytes(p.kl.total), compute}, p.kl.divisor);
-  const char* error = prepare_totals(params.kl, work.blocks, call);
-  const auto kernel = choose_kernel<R>(is_dense<R>(params.layout, p, cols), p, [](auto dense, auto form_class) {
-    return forward_kernel<R, decltype(dense)::value, decltype(form_class)::value>;
+  const auto kernel = choose_kernel<R>(is_dense<R>(params.layout, p, segment), p, [](auto dense, auto form_class) {
+    return latent_kernel<R, decltype(dense)::value, decltype(form_class)::value>;
   });
-  // Where the elements of one sample do not fill the device, the rows of the grid share the samples.
+  // Where the elements of one sample do not fill the device, the layers of the grid (its y) share the samples.
   const int64_t most = multiprocessors(call.device) * kBlocksPerMultiprocessor;
-  const int64_t rows_of_grid = std::clamp<int64_t>(most / work.blocks, 1, std::clamp<int64_t>(p.samples, 1, 65535));
-  const dim3 grid(static_cast<unsigned>(work.blocks), static_cast<unsigned>(rows_of_grid));
-  if (error == nullptr) error = launch(kernel, grid, kThreads, params, call);
-  return error == nullptr ? unit_sums.finish() : error;
+  const int64_t layers = std::clamp<int64_t>(most / work.blocks(), 1, std::clamp<int64_t>(p.samples, 1, 65535));
+  const dim3 grid(static_cast<unsigned>(work.blocks()), static_cast<unsigned>(layers));
+  return work.run(/*writes=*/true, [&] { return launch(kernel, grid, kThreads, params, call); });
 }
 
 template <class R>
@@ -226,7 +210,7 @@ const char* run_backward(const LatentProblem& p, const CudaCall& call) {
   const Upstreams<1> upstream{{&p.upstream_kl}, {0}};
   return run_backward<R, GatherLatent<R>>(common, p, upstream, call, [&](bool dense) {
     return choose_kernel<R>(dense, p, [](auto dense, auto form_class) {
-      return backward_kernel<R, decltype(dense)::value, decltype(form_class)::value>;
+      return latent_backward_kernel<R, decltype(dense)::value, decltype(form_class)::value>;
     });
   });
 }

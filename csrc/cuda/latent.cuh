@@ -2,8 +2,8 @@
 // and how inputs are read.
 #pragma once
 
-#include "gather.cuh"
 #include "noise.cuh"
+#include "work.h"
 
 namespace elbo_ext {
 namespace {
@@ -22,62 +22,73 @@ struct LatentCommon {
 };
 
 // How a kernel reads: any layout, or dense tensors alone, with the noise from a seed.
-template <class R, int kSlots, bool kDense>
-using Group = std::conditional_t<kDense, DenseGroup<R, kGroup<R>, kSlots>, AnyGroup<R, kGroup<R>, kSlots>>;
+template <class R, int kSlots, bool kOnlyDense>
+using Group = std::conditional_t<kOnlyDense, DenseGroup<R, kGroup<R>, kSlots>, AnyGroup<R, kGroup<R>, kSlots>>;
 
 // The noise of a group of elements of one sample. Where the caller gave it, it may be of any dtype.
-template <bool kDense, class R, int kSlots>
+template <bool kOnlyDense, class R, int kSlots>
 __device__ __forceinline__ void noise(const LatentCommon& p, const Layout<kSlots>& layout, uint64_t seed, int64_t sample,
                                       int64_t group, unsigned mask, R (&eps)[kGroup<R>]) {
-  if (kDense || p.seed != nullptr) return normals(seed, sample * p.elements + group, eps);
+  if (kOnlyDense || p.seed != nullptr) return normals(seed, sample * p.elements + group, eps);
   AnyGroup<R, kGroup<R>, kSlots> reader;
   reader.begin(layout, kNoise, group, mask, sample * p.noise_step);
-  reader.finish(layout, kNoise, mask, eps, of_all<R>(layout, kNoise, 0.0));
+  reader.finish(layout, kNoise, mask, eps, uniform_number<R>(layout, kNoise, 0.0));
 }
 
-__host__ __device__ constexpr bool may_be_of_unit(int slot) { return slot == kScale || slot == kPriorScale; }
+__host__ __device__ constexpr bool may_be_per_unit(int slot) { return slot == kScale || slot == kPriorScale; }
 
 // mu and the scale, and with the KL the prior's. Some are one number for all groups; for the kernels of dense tensors a
 // scale may be one number for each unit.
-template <class R, int kSlots, bool kDense>
+template <class R, int kSlots, bool kOnlyDense>
 struct Inputs {
-  R one[kLatentInputs];
+  R uniform[kLatentInputs];
 
   __device__ __forceinline__ Inputs(const LatentCommon& p, const Layout<kSlots>& layout) {
     ELBO_UNROLL
-    for (int k = 0; k < kLatentInputs; ++k) one[k] = of_all<R>(layout, k, p.constant[k]);
+    for (int k = 0; k < kLatentInputs; ++k) uniform[k] = uniform_number<R>(layout, k, p.constant[k]);
   }
-  // Behind this come the groups of the unit that begins with element `first`.
-  __device__ __forceinline__ void enter_unit(const Layout<kSlots>& layout, int64_t first) {
-    if constexpr (kDense) {
+  // What follows are groups of the unit that begins with element `first`.
+  __device__ __forceinline__ void begin_unit(const Layout<kSlots>& layout, int64_t first) {
+    if constexpr (kOnlyDense) {
       if (!layout.units_differ) return;
       ELBO_UNROLL
       for (int k = 0; k < kLatentInputs; ++k)
-        if (may_be_of_unit(k) && layout.place[k] == kOfUnit) one[k] = of_unit<R>(layout, k, first);
+        if (may_be_per_unit(k) && layout.place[k] == kPerUnit) uniform[k] = per_unit<R>(layout, k, first);
     }
   }
   __device__ __forceinline__ void read(const Layout<kSlots>& layout, int64_t group, unsigned mask,
                                        Pack<R, kGroup<R>> (&in)[kLatentInputs]) const {
-    Group<R, kSlots, kDense> reader[kLatentInputs];
+    Group<R, kSlots, kOnlyDense> reader[kLatentInputs];
     ELBO_UNROLL
     for (int k = 0; k < kLatentInputs; ++k) reader[k].begin(layout, k, group, mask);
     ELBO_UNROLL
-    for (int k = 0; k < kLatentInputs; ++k) reader[k].finish(layout, k, mask, in[k].x, one[k]);
+    for (int k = 0; k < kLatentInputs; ++k) reader[k].finish(layout, k, mask, in[k].x, uniform[k]);
   }
 };
 
 // ---- backward ----
 
-// The first slots of a backward kernel; the gradients of the results behind z follow.
-constexpr int kGradZ = kNoise + 1, kFirstSink = kGradZ + 1, kNoiseGradient = kFirstSink + kLatentInputs,
-              kUpstream = kNoiseGradient + 1;
+// The slots of a backward kernel after the inputs and the noise; the gradients of the results other than z come last, from
+// kUpstream on.
+struct BackwardSlots {
+  static constexpr int kGradZ = kNoise + 1, kFirstSink = kGradZ + 1, kNoiseGradient = kFirstSink + kLatentInputs,
+                       kUpstream = kNoiseGradient + 1;
+};
+
+// What a gather reads: the inputs, the noise, and the gradients of z and of the other results; the element's number; and
+// the gradient that it makes.
+template <int kUpstreams>
+struct GatherSlots {
+  static constexpr int kGradZ = kNoise + 1, kUpstream = kGradZ + 1, kNumber = kUpstream + kUpstreams, kSlots = kNumber + 2,
+                       kSums = kLatentInputs;
+};
 
 constexpr unsigned kAllSums = (1u << kLatentInputs) - 1;
 
-// Kernel adds to LatentCommon what it needs of its own.
+// Common is LatentCommon with what a kernel needs of its own.
 template <int kUpstreams, class Common>
 struct BackwardParams {
-  Layout<kUpstream + kUpstreams> layout;
+  Layout<BackwardSlots::kUpstream + kUpstreams> layout;
   Units units;
   SumPlan<kLatentInputs> sums;
   Common common;
@@ -87,11 +98,12 @@ struct BackwardParams {
 // The gradients of a group of elements: stored one by one, or added up.
 template <class Reader, class R, int kSlots>
 __device__ __forceinline__ void deliver(const Layout<kSlots>& layout, const SumPlan<kLatentInputs>& sums, int64_t group,
-                                        unsigned mask, Pack<R, kGroup<R>> (&d)[kLatentInputs], double (&sum)[kLatentInputs]) {
+                                        unsigned mask, Pack<R, kGroup<R>> (&d)[kLatentInputs],
+                                        double (&sum)[kLatentInputs]) {
   ELBO_UNROLL
   for (int k = 0; k < kLatentInputs; ++k) {
-    if (layout.place[kFirstSink + k] != kAbsent) {
-      Reader::store(layout, kFirstSink + k, group, mask, d[k].x);
+    if (layout.place[BackwardSlots::kFirstSink + k] != kAbsent) {
+      Reader::store(layout, BackwardSlots::kFirstSink + k, group, mask, d[k].x);
     } else if (sums.kind[k] != kNoSum) {
       ELBO_UNROLL
       for (int i = 0; i < kGroup<R>; ++i) d[k].x[i] = mask >> i & 1 ? d[k].x[i] : R(0);
@@ -117,16 +129,17 @@ LatentCommon common_of(const LatentProblem& p, bool with_kl) {
 // What the kernels for dense tensors take as one number for each unit.
 inline std::vector<const View*> scales_of(const LatentProblem& p) { return {&p.input[kScale], &p.input[kPriorScale]}; }
 
-// Whether the kernels for dense tensors serve: rows of whole groups, vectors everywhere, the noise from a seed.
+// Whether the kernels for dense tensors serve: segments of whole groups, vectors everywhere, the noise from a seed.
 template <class R, int kSlots>
-bool is_dense(const Layout<kSlots>& layout, const LatentProblem& p, int64_t cols) {
-  bool fits = p.seed != nullptr && cols % kGroup<R> == 0;
+bool is_dense(const Layout<kSlots>& layout, const LatentProblem& p, int64_t segment) {
+  bool fits = p.seed != nullptr && segment % kGroup<R> == 0;
   for (int slot = 0; slot < kSlots; ++slot)
-    fits = fits && is_dense(layout.place[slot]) && (layout.place[slot] != kOfUnit || may_be_of_unit(slot));
+    fits = fits && is_dense(layout.place[slot]) && (layout.place[slot] != kPerUnit || may_be_per_unit(slot));
   return fits;
 }
 
-// The kernel for dense tensors and a class of forms, or for anything: kernel_for(dense, form_class) names it, given constants.
+// The kernel for dense tensors and a class of forms, or for anything: kernel_for(dense, form_class) names it, given
+// constants.
 template <class R, class KernelFor>
 auto choose_kernel(bool dense, const LatentProblem& p, KernelFor&& kernel_for) {
   if constexpr (sizeof(R) == 4) {
@@ -137,7 +150,7 @@ auto choose_kernel(bool dense, const LatentProblem& p, KernelFor&& kernel_for) {
   return kernel_for(std::false_type{}, std::integral_constant<int, kAnyForms>{});
 }
 
-// The gradients of the results behind z, and the distances of their samples.
+// The gradients of the results other than z, and the distances of their samples.
 template <int kUpstreams>
 struct Upstreams {
   const View* view[kUpstreams];
@@ -148,48 +161,41 @@ struct Upstreams {
 template <class R, int kUpstreams, class Common, class KernelOf>
 const char* run_elements(const Common& common, const LatentProblem& p, const Dimensions& dims, const SinkPlan& sinks,
                          const Upstreams<kUpstreams>& upstream, const CudaCall& call, KernelOf&& kernel_of) {
+  using S = BackwardSlots;
   BackwardParams<kUpstreams, Common> params{};
   params.common = common;
   params.noise_gradient_step = p.noise_gradient_sample_stride;
 
-  std::vector<const View*> seldom = scales_of(p);
-  seldom.insert(seldom.end(), upstream.view, upstream.view + kUpstreams);
-  const bool by_row = !sinks.by_run().empty();
-  const int64_t cols = cut_rows(sinks.row(), dims, seldom, /*in_order=*/false, by_row), rows = p.space.elements() / cols;
-  const Spread work = spread(rows, cols, by_row, kGroup<R>, call.device);
-  params.units = work.units;
+  std::vector<const View*> slowly_varying = scales_of(p);
+  slowly_varying.insert(slowly_varying.end(), upstream.view, upstream.view + kUpstreams);
+  const bool by_run = !sinks.by_run().empty();
+  const int64_t segment = segment_length(sinks.segment(), dims, slowly_varying, /*in_order=*/false, /*many_sums=*/by_run);
+  Work<kLatentInputs> work(params.units, params.sums, dims, segment, by_run, kGroup<R>, call);
+  work.add_gradients(sinks, p.gradient);
 
-  LayoutBuilder<kUpstream + kUpstreams> layout(params.layout, dims, cols, kGroup<R>, p.compute_double);
+  LayoutBuilder<S::kUpstream + kUpstreams> layout(params.layout, dims, segment, kGroup<R>, p.compute_double);
   for (int k = 0; k < kLatentInputs; ++k) {
     layout.set(k, p.input[k]);
-    if (p.gradient[k].wanted() && !p.gradient[k].summed) layout.set(kFirstSink + k, p.gradient[k], /*written=*/true);
+    if (p.gradient[k].wanted() && !p.gradient[k].summed) layout.set(S::kFirstSink + k, p.gradient[k], /*written=*/true);
   }
   layout.set(kNoise, p.noise, /*written=*/false, p.noise_sample_stride);
-  layout.set(kGradZ, p.grad_z, /*written=*/false, p.grad_z_sample_stride);
-  layout.set(kNoiseGradient, p.noise_gradient, /*written=*/true, p.noise_gradient_sample_stride);
-  bool dense = is_dense<R>(params.layout, p, cols);
+  layout.set(S::kGradZ, p.grad_z, /*written=*/false, p.grad_z_sample_stride);
+  layout.set(S::kNoiseGradient, p.noise_gradient, /*written=*/true, p.noise_gradient_sample_stride);
+  bool dense = is_dense<R>(params.layout, p, segment);
   for (int k = 0; k < kUpstreams; ++k) {
-    layout.set(kUpstream + k, *upstream.view[k], /*written=*/false, upstream.step[k]);
-    const Place place = params.layout.place[kUpstream + k];
-    dense = dense && (place <= kOne || place == kOfUnit);
+    layout.set(S::kUpstream + k, *upstream.view[k], /*written=*/false, upstream.step[k]);
+    const Place place = params.layout.place[S::kUpstream + k];
+    dense = dense && (place <= kUniform || place == kPerUnit);
   }
 
-  for (int k = 0; k < kLatentInputs; ++k)
-    if (p.gradient[k].wanted() && p.gradient[k].summed && p.gradient[k].numel == 1)
-      params.sums.total(k, array_of(p.gradient[k]));
-  UnitSums<kLatentInputs> unit_sums(params.sums, work.units, dims, cols, call);
-  for (int k : sinks.by_run()) unit_sums.add(k, p.gradient[k]);
-
-  const char* error = prepare_totals(params.sums, work.blocks, call);
-  const bool writes = any_written(params.layout, kFirstSink, kUpstream);
-  if (error == nullptr && (writes || any_sum(params.sums)))  // else all gradients are gathered
-    error = launch(kernel_of(dense), dim3(static_cast<unsigned>(work.blocks)), kThreads, params, call);
-  return error == nullptr ? unit_sums.finish() : error;
+  return work.run(any_written(params.layout, S::kFirstSink, S::kUpstream), [&] {
+    return launch(kernel_of(dense), dim3(static_cast<unsigned>(work.blocks())), kThreads, params, call);
+  });
 }
 
-inline bool of_samples(const LatentProblem& p) { return p.grad_z.present() || p.with_log_prob; }
+inline bool depends_on_samples(const LatentProblem& p) { return p.grad_z.present() || p.with_log_prob; }
 
-// Gathers gradients. Evaluate reads what the backward kernel reads, and behind it the number of the element among all
+// Gathers gradients. Evaluate reads what the backward kernel reads, and after it the number of the element among all
 // samples, which says its noise: of a view that is there for its strides alone.
 template <class Evaluate, int kUpstreams, class Common>
 const char* gather_gradients(const Common& common, const LatentProblem& p, const Dimensions& dims, std::vector<int> sinks,
@@ -206,15 +212,16 @@ const char* gather_gradients(const Common& common, const LatentProblem& p, const
 
   GatherDimension<Evaluate::kSlots> samples{p.samples, {}};
   samples.stride[kNoise] = p.noise_sample_stride;
-  samples.stride[kGradZ] = p.grad_z_sample_stride;
+  samples.stride[Evaluate::kGradZ] = p.grad_z_sample_stride;
   std::copy_n(upstream.step, kUpstreams, samples.stride + Evaluate::kUpstream);
   samples.stride[Evaluate::kNumber] = p.space.elements();
 
   // The KL has no samples, and nothing but the KL has a gradient of its prior.
-  const auto of_kl = std::stable_partition(sinks.begin(), sinks.end(),
-                                           [&](int k) { return of_samples(p) && (k <= kScale || p.with_log_prob); });
-  const char* error = gather_sinks<Evaluate>(g, view, p.gradient, dims, {sinks.begin(), of_kl}, call, {samples});
-  if (error == nullptr) error = gather_sinks<Evaluate>(g, view, p.gradient, dims, {of_kl, sinks.end()}, call);
+  const auto kl_alone = std::stable_partition(sinks.begin(), sinks.end(), [&](int k) {
+    return depends_on_samples(p) && (k <= kScale || p.with_log_prob);
+  });
+  const char* error = gather_sinks<Evaluate>(g, view, p.gradient, dims, {sinks.begin(), kl_alone}, call, {samples});
+  if (error == nullptr) error = gather_sinks<Evaluate>(g, view, p.gradient, dims, {kl_alone, sinks.end()}, call);
   return error;
 }
 
@@ -223,7 +230,7 @@ const char* gather_gradients(const Common& common, const LatentProblem& p, const
 constexpr int64_t kManySamples = 8;
 inline bool gathers_all(const LatentProblem& p, int64_t per_thread, int device) {
   const bool few_elements = p.space.elements() / per_thread * kManySamples < multiprocessors(device) * kBusyThreads;
-  return of_samples(p) && p.samples >= kManySamples && few_elements && p.noise_gradient.data == nullptr;
+  return depends_on_samples(p) && p.samples >= kManySamples && few_elements && p.noise_gradient.data == nullptr;
 }
 
 template <class R, class Evaluate, int kUpstreams, class Common, class KernelOf>

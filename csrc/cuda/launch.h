@@ -11,7 +11,7 @@
 namespace elbo_ext {
 namespace {
 
-// What CUDA says of an error, null if there is none. An error of a launch is not sticky, and must not be left behind for
+// What CUDA says of an error, null if there is none. An error of a launch is not sticky, and must not be left for
 // somebody else to find.
 inline const char* message(cudaError_t error) {
   if (error == cudaSuccess) return nullptr;

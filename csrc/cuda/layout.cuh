@@ -34,14 +34,14 @@ struct Divider {
 
 // How a group of neighbouring elements is found in a tensor. Groups begin at multiples of their length.
 enum Place : uint8_t {
-  kAbsent,  // there is no tensor
-  kOne,     // one element stands for all
-  kDense,   // offset = element number, and aligned: a vector
-  kRun,     // a vector at an offset of its own
-  kStep,    // a stride between the elements, possibly 0
-  kEach,    // each element has an offset of its own
-  kRepeat,  // dense, and then again: a vector at element number modulo Layout::period
-  kOfUnit,  // one element stands for all of a unit of work (sums.cuh)
+  kAbsent,     // there is no tensor
+  kUniform,    // one element stands for all
+  kDense,      // offset = element number, and aligned: a vector
+  kRun,        // a vector at an offset of its own
+  kStep,       // a stride between the elements, possibly 0
+  kScattered,  // each element has an offset of its own
+  kRepeat,     // dense, and then again: a vector at element number modulo Layout::period
+  kPerUnit,    // one element stands for all of a unit of work (sums.cuh)
 };
 
 // Element numbers count through the dimensions, the last one fastest.
@@ -50,7 +50,7 @@ struct Layout {
   int dims = 0;
   unsigned dense = 0;  // bit k: in slot k, offset = element number
   Divider period;  // of kRepeat
-  bool units_differ = false;  // there is a kOfUnit
+  bool units_differ = false;  // there is a kPerUnit
   Divider size[kMaxDims];
   int64_t stride[kMaxDims][kSlots];
   Array array[kSlots];
@@ -86,29 +86,29 @@ struct Layout {
 };
 
 // Whether the kernels for dense tensors can read a tensor, and whether they then read it group by group.
-__host__ __device__ __forceinline__ bool is_each(Place place) { return place == kDense || place == kRepeat; }
-inline bool is_dense(Place place) { return place <= kOne || is_each(place) || place == kOfUnit; }
+__host__ __device__ __forceinline__ bool reads_vectors(Place place) { return place == kDense || place == kRepeat; }
+inline bool is_dense(Place place) { return place <= kUniform || reads_vectors(place) || place == kPerUnit; }
 
-template <int kGroup>
-constexpr unsigned kAllMembers = (1u << kGroup) - 1;
+template <int kWidth>
+constexpr unsigned kAllMembers = (1u << kWidth) - 1;
 
 // Reads a group in two steps, so that several tensors are in flight at once: begin() loads, finish() converts. What is
 // one element for all, or a constant, is for the caller to know.
-template <class R, int kGroup, int kSlots>
+template <class R, int kWidth, int kSlots>
 struct AnyGroup {
-  Raw<R, kGroup> raw;  // a vector, or else one element in each sizeof(R) bytes
+  Raw<R, kWidth> raw;  // a vector, or else one element in each sizeof(R) bytes
 
   // Elements of the group that belong to [first, end): bit i for element i.
   static __device__ __forceinline__ unsigned members(int64_t group, int64_t first, int64_t end) {
     unsigned mask = 0;
     ELBO_UNROLL
-    for (int i = 0; i < kGroup; ++i) mask |= (group + i >= first && group + i < end ? 1u : 0u) << i;
+    for (int i = 0; i < kWidth; ++i) mask |= (group + i >= first && group + i < end ? 1u : 0u) << i;
     return mask;
   }
 
   static __device__ __forceinline__ Place place_of(const Layout<kSlots>& layout, int slot, unsigned mask) {
     const Place place = layout.place[slot];
-    return place > kOne && mask != kAllMembers<kGroup> ? kEach : place;  // no access beyond the end
+    return place > kUniform && mask != kAllMembers<kWidth> ? kScattered : place;  // no access beyond the end
   }
   static __device__ __forceinline__ bool is_vector(Place place) {
     return place == kDense || place == kRun || place == kRepeat;
@@ -122,27 +122,27 @@ struct AnyGroup {
   __device__ __forceinline__ void begin(const Layout<kSlots>& layout, int slot, int64_t group, unsigned mask,
                                         int64_t base = 0) {
     const Place place = place_of(layout, slot, mask);
-    if (place <= kOne) return;
+    if (place <= kUniform) return;
     const Array& array = layout.array[slot];
     if (is_vector(place)) {
-      raw = load<R, kGroup>(array, base + vector_offset(layout, slot, group, place));
+      raw = load<R, kWidth>(array, base + vector_offset(layout, slot, group, place));
       return;
     }
-    int64_t offset[kGroup];
+    int64_t offset[kWidth];
     offsets(layout, slot, group, place, base, offset);
-    raw = load_each<R, kGroup>(array, offset, mask);
+    raw = load_scattered<R, kWidth>(array, offset, mask);
   }
 
-  __device__ __forceinline__ void finish(const Layout<kSlots>& layout, int slot, unsigned mask, R* to, R of_all) const {
+  __device__ __forceinline__ void finish(const Layout<kSlots>& layout, int slot, unsigned mask, R* to, R uniform) const {
     const Place place = place_of(layout, slot, mask);
     const DType dtype = layout.array[slot].dtype;
     if (is_vector(place)) {
-      convert<R, kGroup>(raw, dtype, to);
-    } else if (place > kOne) {
-      convert_each<R, kGroup>(raw, dtype, to);
+      convert<R, kWidth>(raw, dtype, to);
+    } else if (place > kUniform) {
+      convert_scattered<R, kWidth>(raw, dtype, to);
     } else {
       ELBO_UNROLL
-      for (int i = 0; i < kGroup; ++i) to[i] = of_all;
+      for (int i = 0; i < kWidth; ++i) to[i] = uniform;
     }
   }
 
@@ -151,66 +151,80 @@ struct AnyGroup {
     const Array& array = layout.array[slot];
     const Place place = place_of(layout, slot, mask);
     if (is_vector(place))
-      return store_vector<R, kGroup>(array, base + vector_offset(layout, slot, group, place), from);
-    R rest[kGroup];
+      return store_vector<R, kWidth>(array, base + vector_offset(layout, slot, group, place), from);
+    R rest[kWidth];
     ELBO_UNROLL
-    for (int i = 0; i < kGroup; ++i) rest[i] = from[i];
+    for (int i = 0; i < kWidth; ++i) rest[i] = from[i];
     ELBO_NO_UNROLL
-    for (int i = 0; i < kGroup; ++i) {
+    for (int i = 0; i < kWidth; ++i) {
       if (mask >> i & 1) store_vector<R, 1>(array, base + layout.offset(slot, group + i), rest);
       ELBO_UNROLL
-      for (int j = 0; j + 1 < kGroup; ++j) rest[j] = rest[j + 1];
+      for (int j = 0; j + 1 < kWidth; ++j) rest[j] = rest[j + 1];
     }
   }
 
  private:
   // A loop that is not unrolled, for its divisions; the results move through registers, which have no addresses.
   static __device__ __forceinline__ void offsets(const Layout<kSlots>& layout, int slot, int64_t group, Place place,
-                                                 int64_t base, int64_t (&offset)[kGroup]) {
+                                                 int64_t base, int64_t (&offset)[kWidth]) {
     const int64_t step = place == kStep ? layout.stride[layout.dims - 1][slot] : 0;
     int64_t next = 0;
     ELBO_NO_UNROLL
-    for (int i = 0; i < kGroup; ++i) {
-      next = i == 0 || place == kEach ? base + layout.offset(slot, group + i) : next + step;
+    for (int i = 0; i < kWidth; ++i) {
+      next = i == 0 || place == kScattered ? base + layout.offset(slot, group + i) : next + step;
       ELBO_UNROLL
-      for (int j = 0; j + 1 < kGroup; ++j) offset[j] = offset[j + 1];
-      offset[kGroup - 1] = next;
+      for (int j = 0; j + 1 < kWidth; ++j) offset[j] = offset[j + 1];
+      offset[kWidth - 1] = next;
     }
   }
 };
 
 // The same where units are whole groups and each tensor is_dense(): of those that have one element for a unit the caller
 // knows it.
-template <class R, int kGroup, int kSlots>
+template <class R, int kWidth, int kSlots>
 struct DenseGroup {
-  Raw<R, kGroup> raw;
+  Raw<R, kWidth> raw;
 
-  static __device__ __forceinline__ unsigned members(int64_t, int64_t, int64_t) { return kAllMembers<kGroup>; }
+  static __device__ __forceinline__ unsigned members(int64_t, int64_t, int64_t) { return kAllMembers<kWidth>; }
   __device__ __forceinline__ void begin(const Layout<kSlots>& layout, int slot, int64_t group, unsigned, int64_t base = 0) {
     const Place place = layout.place[slot];
-    if (is_each(place)) raw = load<R, kGroup>(layout.array[slot], base + layout.vector_offset(place, group));
+    if (reads_vectors(place)) raw = load<R, kWidth>(layout.array[slot], base + layout.vector_offset(place, group));
   }
-  __device__ __forceinline__ void finish(const Layout<kSlots>& layout, int slot, unsigned, R* to, R of_all) const {
-    if (is_each(layout.place[slot])) return convert<R, kGroup>(raw, layout.array[slot].dtype, to);
+  __device__ __forceinline__ void finish(const Layout<kSlots>& layout, int slot, unsigned, R* to, R uniform) const {
+    if (reads_vectors(layout.place[slot])) return convert<R, kWidth>(raw, layout.array[slot].dtype, to);
     ELBO_UNROLL
-    for (int i = 0; i < kGroup; ++i) to[i] = of_all;
+    for (int i = 0; i < kWidth; ++i) to[i] = uniform;
   }
   static __device__ __forceinline__ void store(const Layout<kSlots>& layout, int slot, int64_t group, unsigned,
                                                const R* from, int64_t base = 0) {
-    store_vector<R, kGroup>(layout.array[slot], base + group, from);
+    store_vector<R, kWidth>(layout.array[slot], base + group, from);
   }
 };
 
-// The number that a tensor of place kOfUnit has for the unit that begins with an element.
+// The number that a tensor of place kPerUnit has for the unit that begins with an element.
 template <class R, int kSlots>
-__device__ __forceinline__ R of_unit(const Layout<kSlots>& layout, int slot, int64_t first) {
+__device__ __forceinline__ R per_unit(const Layout<kSlots>& layout, int slot, int64_t first) {
   return read<R>(layout.array[slot], layout.offset(slot, first));
 }
 
 // What stands for all elements of a tensor that is no larger than one element, or absent.
 template <class R, int kSlots>
-__device__ __forceinline__ R of_all(const Layout<kSlots>& layout, int slot, double constant) {
-  return layout.place[slot] == kOne ? read<R>(layout.array[slot], 0) : static_cast<R>(constant);
+__device__ __forceinline__ R uniform_number(const Layout<kSlots>& layout, int slot, double constant) {
+  return layout.place[slot] == kUniform ? read<R>(layout.array[slot], 0) : static_cast<R>(constant);
+}
+
+// The gradient of a result, upstream * factor, if it is one number for all elements; else the factor, which those of single
+// elements are still to be multiplied by.
+template <class R, int kSlots>
+__device__ __forceinline__ R uniform_upstream(const Layout<kSlots>& layout, int slot, double constant, double factor) {
+  const Place place = layout.place[slot];
+  if (place == kUniform) return static_cast<R>(read<double>(layout.array[slot], 0) * factor);
+  return static_cast<R>(place > kUniform ? factor : constant);
+}
+// If it is one number for each unit.
+template <class R, int kSlots>
+__device__ __forceinline__ R per_unit_upstream(const Layout<kSlots>& layout, int slot, int64_t first, double factor) {
+  return static_cast<R>(per_unit<double>(layout, slot, first) * factor);
 }
 
 // A thread of a kernel for any layout works on 16 bytes of the compute type at a time: on four floats or two doubles.

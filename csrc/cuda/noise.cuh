@@ -38,7 +38,7 @@ __device__ __forceinline__ R normal(uint64_t seed, int64_t number) {
   return number % 2 == 0 ? pair[0] : pair[1];
 }
 
-// Normals from number `first` on. Where that is no multiple of the group, as it may be for samples behind the first one,
+// Normals from number `first` on. Where that is no multiple of the group, as it may be for samples after the first one,
 // they come from two groups.
 template <class R, int kRoom>
 __device__ __forceinline__ void normals(uint64_t seed, int64_t first, R (&out)[kRoom]) {

@@ -17,6 +17,7 @@ inline int64_t bytes_of(DType dtype) { return kBytes[static_cast<int>(dtype)]; }
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline char* as_bytes(const void* data) { return static_cast<char*>(const_cast<void*>(data)); }
 inline Array array_of(const View& view) { return {as_bytes(view.data), view.dtype}; }
+inline DType compute_type(bool compute_double) { return compute_double ? DType::kDouble : DType::kFloat; }
 
 // Results that lie as the elements, or the rows, are counted.
 inline View dense_view(void* data, DType dtype) {
@@ -80,13 +81,13 @@ struct Dimensions {
   int rows_;
 };
 
-// Lays views out for a kernel that reads groups of `group` elements in the compute type and works on rows of `row`
-// elements.
+// Lays views out for a kernel that reads groups of `group` elements in the compute type and works on segments of
+// `segment` elements (sums.cuh).
 template <int kSlots>
 class LayoutBuilder {
  public:
-  LayoutBuilder(Layout<kSlots>& layout, const Dimensions& dims, int64_t row, int group, bool compute_double)
-      : layout_(layout), dims_(dims), row_(row), group_(group), compute_double_(compute_double) {
+  LayoutBuilder(Layout<kSlots>& layout, const Dimensions& dims, int64_t segment, int group, bool compute_double)
+      : layout_(layout), dims_(dims), segment_(segment), group_(group), compute_double_(compute_double) {
     layout.dims = dims.count;
     for (int dim = 0; dim < dims.count; ++dim) layout.size[dim] = Divider(std::max<int64_t>(dims.size[dim], 1));
     whole_groups_ = dims.count > 0 && dims.size[dims.count - 1] % group == 0;
@@ -103,17 +104,17 @@ class LayoutBuilder {
 
  private:
   Place place_of(int slot, const View& view, bool written, int64_t base_step) {
-    if (view.rows_uniform && view.cols_uniform && base_step == 0 && !written) return kOne;
+    if (view.rows_uniform && view.cols_uniform && base_step == 0 && !written) return kUniform;
     const bool too_wide = view.dtype == DType::kDouble && !compute_double_;
     const bool vectors = aligned(view.data, view.dtype, group_, base_step) && !too_wide;
     if (view.rows_dense) {
       layout_.dense |= 1u << slot;
-      return vectors ? kDense : kEach;
+      return vectors ? kDense : kScattered;
     }
     if (!written) {
-      if (row_ > 1 && dims_.run(view) % row_ == 0) {
+      if (segment_ > 1 && dims_.run(view) % segment_ == 0) {
         layout_.units_differ = true;
-        return kOfUnit;
+        return kPerUnit;
       }
       // One period for all: those of a call, of its samples say, are the same.
       const int64_t period = dims_.period(view);
@@ -122,7 +123,7 @@ class LayoutBuilder {
         return kRepeat;
       }
     }
-    if (!whole_groups_ || too_wide) return kEach;
+    if (!whole_groups_ || too_wide) return kScattered;
     const int64_t inner = dims_.stride(view, dims_.count - 1);
     if (inner != 1 || !vectors) return kStep;
     for (int dim = 0; dim < dims_.count - 1; ++dim)
@@ -132,44 +133,44 @@ class LayoutBuilder {
 
   Layout<kSlots>& layout_;
   const Dimensions& dims_;
-  int64_t row_;
+  int64_t segment_;
   int group_;
   bool compute_double_, whole_groups_;
 };
 
-// How rows of a given length are spread over teams, and how many blocks to launch. `by_row`: there are sums of each row.
+// How segments of a given length are spread over teams, and how many blocks to launch. `by_segment`: there are sums of each.
 // `per_step`: the elements that a thread takes at once.
 struct Spread {
   Units units;
   int64_t blocks;
 };
 
-inline Spread spread(int64_t rows, int64_t cols, bool by_row, int64_t per_step, int device) {
+inline Spread spread(int64_t segments, int64_t length, bool by_segment, int64_t per_step, int device) {
   const int64_t processors = multiprocessors(device);
   Spread result;
   Units& units = result.units;
-  units.cols = cols;
+  units.length = length;
   units.team = kThreads;
-  units.whole = rows == 1 && !by_row;
+  units.whole = segments == 1 && !by_segment;
   int64_t pieces = 1;
   if (units.whole) {
-    units.piece_cols = cols;
-    result.blocks = divide_up(cols, kThreads * per_step);
+    units.piece_length = length;
+    result.blocks = divide_up(length, kThreads * per_step);
   } else {
-    // Many short rows: one for each warp, or for part of a warp, needs neither shared memory nor barriers. A row of more
-    // than 8 steps of a warp is worth a block; so is a shorter one while there are too few rows to fill the device.
-    const int64_t threads = divide_up(cols, per_step);
-    const bool few = rows * kWarp < processors * kBusyThreads;
+    // Many short segments: one for each warp, or for part of a warp, needs neither shared memory nor barriers. A segment of
+    // more than 8 steps of a warp is worth a block; so is a shorter one while there are too few to fill the device.
+    const int64_t threads = divide_up(length, per_step);
+    const bool few = segments * kWarp < processors * kBusyThreads;
     if (threads <= (few ? kWarp : 8 * kWarp))
       units.team = static_cast<int>(std::min<int64_t>(std::bit_ceil(static_cast<uint64_t>(threads)), kWarp));
-    // Few long rows: several blocks for each, four times what the device has processors for, of at least four steps.
-    else if (rows < 4 * processors)
-      pieces = std::clamp<int64_t>(cols / (4 * kThreads * per_step), 1, divide_up(4 * processors, rows));
-    units.piece_cols = divide_up(divide_up(cols, pieces), per_step) * per_step;
-    pieces = std::max<int64_t>(divide_up(cols, units.piece_cols), 1);
+    // Few long segments: several blocks for each, four times what the device has processors for, of at least four steps.
+    else if (segments < 4 * processors)
+      pieces = std::clamp<int64_t>(length / (4 * kThreads * per_step), 1, divide_up(4 * processors, segments));
+    units.piece_length = divide_up(divide_up(length, pieces), per_step) * per_step;
+    pieces = std::max<int64_t>(divide_up(length, units.piece_length), 1);
   }
   units.pieces = Divider(pieces);
-  units.count = rows * pieces;
+  units.count = segments * pieces;
   if (!units.whole) result.blocks = divide_up(units.count * units.team, kThreads);
   result.blocks = std::clamp<int64_t>(result.blocks, 1, processors * kBlocksPerMultiprocessor);
   return result;
@@ -183,44 +184,49 @@ constexpr int64_t kShortestRun = 64;
 class SinkPlan {
  public:
   template <int kSinks>
-  SinkPlan(const Dimensions& dims, const GradientSink (&sinks)[kSinks], int64_t elements) : row_(elements) {
+  SinkPlan(const Dimensions& dims, const GradientSink (&sinks)[kSinks], int64_t elements) : segment_(elements) {
     for (int k = 0; k < kSinks; ++k) {
-      if (!sinks[k].wanted() || !sinks[k].summed || sinks[k].numel == 1) continue;
+      if (!sinks[k].wanted() || !sinks[k].summed) continue;
+      if (sinks[k].numel == 1) {
+        totals_.push_back(k);
+        continue;
+      }
       const int64_t run = dims.run(sinks[k]);
       if (run < kShortestRun) {
         gathered_.push_back(k);
         continue;
       }
       by_run_.push_back(k);
-      row_ = std::min(row_, run);
+      segment_ = std::min(segment_, run);
     }
   }
 
-  // The length of the rows that the main kernel works on: all of a row's elements share each of the sums by run.
-  int64_t row() const { return row_; }
+  // The length of the segments that the main kernel works on: all elements of one share each of the sums by run.
+  int64_t segment() const { return segment_; }
+  const std::vector<int>& totals() const { return totals_; }
   const std::vector<int>& by_run() const { return by_run_; }
   const std::vector<int>& gathered() const { return gathered_; }
 
  private:
-  int64_t row_;
-  std::vector<int> by_run_, gathered_;
+  int64_t segment_;
+  std::vector<int> totals_, by_run_, gathered_;
 };
 
-// Rows of at most `row` elements in which operands that change seldom, a scale for each channel say, have one element
-// each (Place kOfUnit). `in_order`: sums of whole rows are wanted, and those of shorter ones would be added up by a kernel
-// more. `many_sums`: sums of rows are kept, so that rows should not become short.
-inline int64_t cut_rows(int64_t row, const Dimensions& dims, const std::vector<const View*>& seldom, bool in_order,
-                        bool many_sums) {
+// The length of segments, `segment` at most, in each of which a slowly varying operand, such as one scale per channel, has
+// one element (Place kPerUnit). `in_order`: sums of whole rows are wanted, and it would take a kernel more to add up those of
+// shorter segments. `many_sums`: sums of segments are kept, so that segments should not become short.
+inline int64_t segment_length(int64_t segment, const Dimensions& dims, const std::vector<const View*>& slowly_varying,
+                              bool in_order, bool many_sums) {
   constexpr int64_t kShortest = 16, kWholeGroups = 4;
   constexpr int64_t kWorthALaunch = int64_t{1} << 20;  // elements, which take some microseconds to read
-  if (in_order && dims.elements() < kWorthALaunch) return row;
+  if (in_order && dims.elements() < kWorthALaunch) return segment;
   const int64_t shortest = many_sums ? kShortestRun : kShortest;
-  for (const View* view : seldom) {
+  for (const View* view : slowly_varying) {
     if (view->data == nullptr) continue;
     const int64_t run = dims.run(*view);
-    if (run >= shortest && run % kWholeGroups == 0) row = std::min(row, run);
+    if (run >= shortest && run % kWholeGroups == 0) segment = std::min(segment, run);
   }
-  return row;
+  return segment;
 }
 
 template <int kSums>

@@ -1,6 +1,7 @@
 // Sums over elements, the same bits in every run: numbers are added up in double, in an order that depends on the shapes,
-// dtypes, strides and alignment of the tensors (which choose the kernel) and on the device, and on nothing else. A vector's few numbers are added in the compute type; then thread, warp, block in double; blocks
-// meet in a buffer that the last block to finish adds up in order. No floating-point atomics.
+// dtypes, strides and alignment of the tensors (which choose the kernel) and on the device, and on nothing else. A vector's
+// few numbers are added in the compute type; then thread, warp, block in double; blocks meet in a buffer that the last block
+// to finish adds up in order. No floating-point atomics.
 #pragma once
 
 #include "layout.cuh"
@@ -12,15 +13,16 @@ constexpr int kThreads = 256;
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
-// The work of a kernel: rows of cols elements, in units of one row, or, where rows are long, of one piece of a row. A
-// team of threads works on a unit: 1, 2, 4, ... 32 neighbours in a warp, or the whole block. A single row that is not
-// summed by itself is one unit for the whole grid, so that neighbouring threads read neighbouring memory at any time.
+// The work of a kernel: all elements, by number, in segments of one length (the rows of the space, or shorter), and those in
+// units: a unit is a segment or, where segments are long, a piece of one. A team of threads works on a unit: 1, 2, 4, ... 32
+// neighbours in a warp, or the whole block. A single segment that is not summed by itself is one unit for the whole grid, so
+// that neighbouring threads read neighbouring memory at any time.
 struct Units {
   bool whole;
-  int64_t cols;
-  Divider pieces;       // of a row
-  int64_t piece_cols;
-  int64_t count;        // rows * pieces
+  int64_t length;       // of a segment
+  Divider pieces;       // of a segment
+  int64_t piece_length;
+  int64_t count;        // segments * pieces
   int team;
 };
 
@@ -54,20 +56,20 @@ __device__ __forceinline__ double warp_sum(double number, int team) {
 
 // The sum over the block, for all of its threads. All of them must call it.
 __device__ __forceinline__ double block_sum(double number) {
-  __shared__ double of_warp[kThreads / kWarp];
+  __shared__ double per_warp[kThreads / kWarp];
   number = warp_sum(number, kWarp);
   __syncthreads();  // the sum before this one has been read
-  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = number;
+  if (threadIdx.x % kWarp == 0) per_warp[threadIdx.x / kWarp] = number;
   __syncthreads();
   number = 0.0;
   ELBO_UNROLL
-  for (int warp = 0; warp < kThreads / kWarp; ++warp) number += of_warp[warp];
+  for (int warp = 0; warp < kThreads / kWarp; ++warp) number += per_warp[warp];
   return number;
 }
 
 // Calls body(first, end, lane, lanes) for each unit of this thread's team: the elements [first, end) belong to the unit,
-// `lane` is the thread's number among the `lanes` that work on it. Behind each unit, the sums that are wanted unit by unit
-// are handed out. `used` has a bit for each sum that the kernel makes at all.
+// `lane` is the thread's number among the `lanes` that work on it. After each unit, the sums that are wanted unit by unit
+// are written. `used` has a bit for each sum that the kernel makes at all.
 template <unsigned used, int kSums, class Body>
 __device__ __forceinline__ void for_each_unit(const Units& units, const SumPlan<kSums>& plan, double (&sum)[kSums],
                                               Body&& body) {
@@ -83,16 +85,16 @@ __device__ __forceinline__ void for_each_unit(const Units& units, const SumPlan<
   for (int64_t base = block * teams; base < units.count; base += static_cast<int64_t>(gridDim.x) * teams) {
     const int64_t unit = base + own;
     if (unit < units.count) {
-      const int64_t row = units.pieces.quotient(unit), piece = unit - row * units.pieces.size;
-      const int64_t begin = piece * units.piece_cols, end = minimum(begin + units.piece_cols, units.cols);
-      body(row * units.cols + begin, row * units.cols + end, lane, lanes);
+      const int64_t segment = units.pieces.quotient(unit), piece = unit - segment * units.pieces.size;
+      const int64_t begin = piece * units.piece_length, end = minimum(begin + units.piece_length, units.length);
+      body(segment * units.length + begin, segment * units.length + end, lane, lanes);
     }
-    if (!by_unit || blockIdx.y != 0) continue;  // the rows of a grid share samples, not what is summed
+    if (!by_unit || blockIdx.y != 0) continue;  // the layers of a grid share samples, not what is summed
     ELBO_UNROLL
     for (int k = 0; k < kSums; ++k) {
       if (!(used >> k & 1) || plan.kind[k] != kUnitSum) continue;
-      const double of_unit = team == kThreads ? block_sum(sum[k]) : warp_sum(sum[k], team);
-      if (lane == 0 && unit < units.count) write(plan.out[k], unit, of_unit);
+      const double unit_sum = team == kThreads ? block_sum(sum[k]) : warp_sum(sum[k], team);
+      if (lane == 0 && unit < units.count) write(plan.out[k], unit, unit_sum);
       sum[k] = 0.0;
     }
   }
@@ -109,8 +111,8 @@ __device__ __forceinline__ bool total_sums(const SumPlan<kSums>& plan, double (&
   for (int k = 0; k < kSums; ++k) {
     if (!wanted(k)) continue;
     any = true;
-    const double of_block = block_sum(sum[k]);
-    if (threadIdx.x == 0) total[k] = of_block;
+    const double own_total = block_sum(sum[k]);
+    if (threadIdx.x == 0) total[k] = own_total;
   }
   if (!any) return false;
   const int64_t blocks = gridDim.x;
@@ -129,11 +131,11 @@ __device__ __forceinline__ bool total_sums(const SumPlan<kSums>& plan, double (&
     ELBO_NO_UNROLL
     for (int k = 0; k < kSums; ++k) {
       if (!wanted(k)) continue;
-      double of_blocks = 0.0;
+      double all_totals = 0.0;
       for (int64_t block = threadIdx.x; block < blocks; block += kThreads)
-        of_blocks += __ldcg(plan.block + k * blocks + block);  // from L2: another block has written it
-      of_blocks = block_sum(of_blocks);
-      if (threadIdx.x == 0) total[k] = of_blocks;
+        all_totals += __ldcg(plan.block + k * blocks + block);  // from L2: another block has written it
+      all_totals = block_sum(all_totals);
+      if (threadIdx.x == 0) total[k] = all_totals;
     }
   }
   if (threadIdx.x != 0) return false;

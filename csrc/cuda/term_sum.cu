@@ -2,17 +2,18 @@
 #include <type_traits>
 
 #include "entries.h"
-#include "gather.cuh"
+#include "work.h"
 
 namespace elbo_ext {
 namespace {
 
-// The tensors of a term: its inputs and the weight, the upstream gradient, the gradients of the former, and the value of each
-// element. Its sums: gradients, the value, the KL.
+// The tensors of a term: its inputs and the weight, the upstream gradient, the gradients of inputs and weight, and the value
+// of each element. Its sums: gradients, the value, the KL.
 template <int kInputs>
 struct Slots {
   static constexpr int kWeight = kInputs, kOperands = kInputs + 1;
-  static constexpr int kUpstream = kOperands, kFirstSink = kUpstream + 1, kElement = kFirstSink + kOperands, kCount = kElement + 1;
+  static constexpr int kUpstream = kOperands, kFirstSink = kUpstream + 1, kElement = kFirstSink + kOperands,
+                       kCount = kElement + 1;
   static constexpr int kValueSum = kOperands, kKLSum = kValueSum + 1, kSums = kKLSum + 1;
 };
 
@@ -26,17 +27,10 @@ struct TermParams : Slots<kInputs> {
   double upstream_factor;
   int forms;
   // the ELBO
-  Array kl, loss, reduced_kl, of_kl;
+  Array kl, loss, reduced_kl, kl_factor_out;
   int64_t kl_count;
-  double beta, of_each;
+  double beta, kl_factor;
 };
-
-template <class R, int kInputs>
-__device__ __forceinline__ R upstream_of_all(const TermParams<kInputs>& p) {
-  constexpr int kUpstream = Slots<kInputs>::kUpstream;
-  if (p.layout.place[kUpstream] != kOne) return static_cast<R>(p.constant[kUpstream]);
-  return static_cast<R>(read<double>(p.layout.array[kUpstream], 0) * p.upstream_factor);
-}
 
 // The sums that a kernel over a term makes.
 template <int kInputs, bool kGradient>
@@ -52,10 +46,10 @@ __device__ __forceinline__ void finish(const TermParams<kInputs>& p, double (&su
          i += static_cast<int64_t>(gridDim.x) * kThreads)
       sum[kKLSum] += read<double>(p.kl, i);
   if (!total_sums<used>(p.sums, sum) || p.loss.data == nullptr) return;
-  const double kl = sum[kKLSum] * p.of_each;
+  const double kl = sum[kKLSum] * p.kl_factor;
   write(p.loss, 0, p.beta * kl - static_cast<R>(sum[kValueSum]));
   write(p.reduced_kl, 0, kl);
-  if (p.of_kl.data != nullptr) write(p.of_kl, 0, p.of_each);
+  if (p.kl_factor_out.data != nullptr) write(p.kl_factor_out, 0, p.kl_factor);
 }
 
 // How many blocks of the dense kernel a multiprocessor is to hold at least: as many as its registers allow without spills.
@@ -63,7 +57,7 @@ template <int kInputs, bool kGradient, int kFormClass>
 constexpr int kDenseBlocks = std::max(2, 4 - kGradient - (kFormClass > 0) - (kInputs > 3));
 
 // The ordinary case, in which a kernel has to keep up with the memory: each operand is dense, also if it then repeats, or
-// one number; scales and the upstream gradient may be one number for each unit; there is no weight. The vectors of all
+// one number; scales and the upstream gradient may be one number per unit; there is no weight. The vectors of all
 // operands are in flight at once; they are worked on in parts of kPart elements, which bounds the registers that a thread
 // needs.
 template <template <class> class TermOf, class R, int V, bool kGradient, int kFormClass>
@@ -77,42 +71,43 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>::kInputs, kGr
   constexpr int kUpstream = S::kUpstream, kFirstSink = S::kFirstSink, kElement = S::kElement, kValueSum = S::kValueSum;
   constexpr unsigned used = kUsed<kInputs, kGradient>;
   const int forms = Term::template within<kFormClass>(p.forms);
-  T of_all[kInputs];
-  bool each[kInputs], recompute = false;
+  T uniform[kInputs];
+  bool vectors[kInputs], recompute = false;
   ELBO_UNROLL
   for (int k = 0; k < kInputs; ++k) {
-    each[k] = is_each(p.layout.place[k]);
-    of_all[k] = T(elbo_ext::of_all<R>(p.layout, k, p.constant[k]));
-    recompute = recompute || (p.layout.place[k] > kOne && (Term::kPrecomputedFrom >> k & 1));
+    vectors[k] = reads_vectors(p.layout.place[k]);
+    uniform[k] = T(elbo_ext::uniform_number<R>(p.layout, k, p.constant[k]));
+    recompute = recompute || (p.layout.place[k] > kUniform && (Term::kPrecomputedFrom >> k & 1));
   }
-  // What depends on uniform scales alone is computed once.
-  const typename Term::Precomputed of_uniform_scales = Term::precompute(of_all, forms);
-  T upstream(kGradient ? upstream_of_all<R>(p) : R(0));
+  // What is made from uniform scales is computed once.
+  const typename Term::Precomputed precomputed_once = Term::precompute(uniform, forms);
+  T upstream(kGradient ? uniform_upstream<R>(p.layout, kUpstream, p.constant[kUpstream], p.upstream_factor) : R(0));
 
   double sum[S::kSums] = {};
   for_each_unit<used>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
     if (p.layout.units_differ) {
       ELBO_UNROLL
       for (int k = 0; k < kInputs; ++k)
-        if ((Term::kPrecomputedFrom >> k & 1) && p.layout.place[k] == kOfUnit) of_all[k] = T(of_unit<R>(p.layout, k, first));
-      if (kGradient && p.layout.place[kUpstream] == kOfUnit)
-        upstream = T(static_cast<R>(of_unit<double>(p.layout, kUpstream, first) * p.upstream_factor));
+        if ((Term::kPrecomputedFrom >> k & 1) && p.layout.place[k] == kPerUnit)
+          uniform[k] = T(per_unit<R>(p.layout, k, first));
+      if (kGradient && p.layout.place[kUpstream] == kPerUnit)
+        upstream = T(per_unit_upstream<R>(p.layout, kUpstream, first, p.upstream_factor));
     }
     for (int64_t n = first + lane * V; n < end; n += lanes * V) {
       Raw<R, V> raw[kInputs];  // later the gradients
       ELBO_UNROLL
       for (int k = 0; k < kInputs; ++k)
-        if (each[k]) raw[k] = load<R, V>(p.layout.array[k], p.layout.vector_offset(p.layout.place[k], n));
-      R total = R(0), of_sink[kInputs] = {};
+        if (vectors[k]) raw[k] = load<R, V>(p.layout.array[k], p.layout.vector_offset(p.layout.place[k], n));
+      R total = R(0), sink_sum[kInputs] = {};
       const auto part = [&](auto at) {
         constexpr int kAt = decltype(at)::value;
         T in[kInputs], value;
         ELBO_UNROLL
         for (int k = 0; k < kInputs; ++k) {
-          if (each[k]) convert<R, V, kAt, kPart>(raw[k], p.layout.array[k].dtype, in[k].x);
-          else in[k] = of_all[k];
+          if (vectors[k]) convert<R, V, kAt, kPart>(raw[k], p.layout.array[k].dtype, in[k].x);
+          else in[k] = uniform[k];
         }
-        typename Term::Precomputed precomputed = of_uniform_scales;
+        typename Term::Precomputed precomputed = precomputed_once;
         if (recompute) precomputed = Term::precompute(in, forms);
         if constexpr (kGradient) {
           T d[kInputs];
@@ -121,7 +116,7 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>::kInputs, kGr
           for (int k = 0; k < kInputs; ++k) {
             if (p.layout.place[kFirstSink + k] == kDense)
               pack<R, V, kAt, kPart>((d[k] * upstream).x, p.layout.array[kFirstSink + k].dtype, raw[k]);
-            else if (p.sums.kind[k] != kNoSum) of_sink[k] += sum_of(d[k] * upstream);
+            else if (p.sums.kind[k] != kNoSum) sink_sum[k] += sum_of(d[k] * upstream);
           }
         } else {
           value = Term::value(precomputed, in);
@@ -138,7 +133,7 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>::kInputs, kGr
         ELBO_UNROLL
         for (int k = 0; k < kInputs; ++k) {
           if (p.layout.place[kFirstSink + k] == kDense) store_raw<R, V>(p.layout.array[kFirstSink + k], n, raw[k]);
-          else if (p.sums.kind[k] != kNoSum) sum[k] += static_cast<double>(of_sink[k]);
+          else if (p.sums.kind[k] != kNoSum) sum[k] += static_cast<double>(sink_sum[k]);
         }
       }
     }
@@ -159,11 +154,10 @@ __global__ void __launch_bounds__(kThreads, sizeof(R) == 8 || TermOf<R>::kInputs
                 kElement = S::kElement, kValueSum = S::kValueSum;
   constexpr unsigned used = kUsed<kInputs, true> | 1u << kWeight;
   const bool weighted = p.layout.place[kWeight] != kAbsent;
-  const bool upstream_each = p.layout.place[kUpstream] > kOne;
-  const R upstream = upstream_each ? static_cast<R>(p.upstream_factor) : upstream_of_all<R>(p);
-  R one[kOperands];
+  const R upstream = uniform_upstream<R>(p.layout, kUpstream, p.constant[kUpstream], p.upstream_factor);
+  R uniform[kOperands];
   ELBO_UNROLL
-  for (int k = 0; k < kOperands; ++k) one[k] = of_all<R>(p.layout, k, p.constant[k]);
+  for (int k = 0; k < kOperands; ++k) uniform[k] = uniform_number<R>(p.layout, k, p.constant[k]);
 
   double sum[S::kSums] = {};
   for_each_unit<used>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
@@ -174,7 +168,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(R) == 8 || TermOf<R>::kInputs
       ELBO_UNROLL
       for (int k = 0; k <= kUpstream; ++k) reader[k].begin(p.layout, k, n, mask);
       ELBO_UNROLL
-      for (int k = 0; k < kOperands; ++k) reader[k].finish(p.layout, k, mask, in[k].x, one[k]);
+      for (int k = 0; k < kOperands; ++k) reader[k].finish(p.layout, k, mask, in[k].x, uniform[k]);
       reader[kUpstream].finish(p.layout, kUpstream, mask, grad.x, R(1));
 
       T d[kOperands], value = Term::gradient(Term::precompute(in, p.forms), in, d);
@@ -215,15 +209,13 @@ struct GatherTerm {
 
   static __device__ __forceinline__ void add(const Params& p, const int64_t (&offset)[kSlots], double (&sum)[kSums]) {
     using Term = TermOf<R>;
-    const auto get = [&](int slot) {
-      const Array& array = p.gather.layout.array[slot];
-      return array.data == nullptr ? static_cast<R>(p.constant[slot]) : read<R>(array, offset[slot]);
-    };
+    const GatheredElement<R, kSlots> element{p.gather.layout.array, offset};
     R x[kInputs], d[kInputs];
     ELBO_UNROLL
-    for (int k = 0; k < kInputs; ++k) x[k] = get(k);
-    const R value = Term::gradient(Term::precompute(x, p.forms), x, d), weight = get(kWeight);
-    const R grad = static_cast<R>(static_cast<double>(get(kUpstream)) * p.upstream_factor);
+    for (int k = 0; k < kInputs; ++k) x[k] = element.number(k, p.constant[k]);
+    const R value = Term::gradient(Term::precompute(x, p.forms), x, d);
+    const R weight = element.number(kWeight, p.constant[kWeight]);
+    const R grad = element.upstream(kUpstream, p.constant[kUpstream], p.upstream_factor);
     ELBO_UNROLL
     for (int k = 0; k < kInputs; ++k) sum[k] += weight != R(0) ? static_cast<double>(d[k] * (grad * weight)) : 0.0;
     sum[kWeight] += static_cast<double>(value * grad);
@@ -235,30 +227,30 @@ struct GatherTerm {
 // Lays the tensors out, and returns the width of the dense kernel's vectors: 16 bytes of what all operands are, or of the
 // narrowest; 0 if it does not serve.
 template <template <class> class TermOf, class R, int kCount>
-int lay_out(Layout<kCount>& layout, const TermSumProblem& p, const Dimensions& dims, int64_t row) {
+int lay_out(Layout<kCount>& layout, const TermSumProblem& p, const Dimensions& dims, int64_t segment) {
   using S = Slots<TermOf<R>::kInputs>;
   constexpr int kUpstream = S::kUpstream, kFirstSink = S::kFirstSink, kElement = S::kElement;
   const auto for_width = [&](int width) {
     layout = {};
-    LayoutBuilder<kCount> builder(layout, dims, row, width, p.compute_double);
+    LayoutBuilder<kCount> builder(layout, dims, segment, width, p.compute_double);
     for (int k = 0; k < S::kOperands; ++k) {
       builder.set(k, p.operand[k]);
       if (!p.gradient[k].summed) builder.set(kFirstSink + k, p.gradient[k], /*written=*/true);
     }
     builder.set(kUpstream, p.upstream);
-    builder.set(kElement, dense_view(p.values.element, p.compute_double ? DType::kDouble : DType::kFloat), /*written=*/true);
+    builder.set(kElement, dense_view(p.values.element, compute_type(p.compute_double)), /*written=*/true);
   };
   // Each of these would double the kernels there are to compile: weights, float64, and forms of several classes.
   const bool may_be_dense =
       !p.operand[S::kWeight].present() && !p.compute_double && TermOf<R>::form_class(p.forms) != kAnyForms;
   for (int width = 8; may_be_dense && width >= 4; width /= 2) {
     for_width(width);
-    bool fits = row % width == 0 && !is_each(layout.place[kUpstream]);
+    bool fits = segment % width == 0 && !reads_vectors(layout.place[kUpstream]);
     for (int slot = 0; slot < kElement; ++slot) {
       const Place place = layout.place[slot];
-      fits = fits && is_dense(place) && (place != kOfUnit || slot == kUpstream || TermOf<R>::kPrecomputedFrom >> slot & 1);
+      fits = fits && is_dense(place) && (place != kPerUnit || slot == kUpstream || TermOf<R>::kPrecomputedFrom >> slot & 1);
       // Eight elements are 16 bytes where all that is read or written element by element is of half precision.
-      if (width == 8 && is_each(place) && bytes_of(layout.array[slot].dtype) != 2) fits = false;
+      if (width == 8 && reads_vectors(place) && bytes_of(layout.array[slot].dtype) != 2) fits = false;
     }
     if (fits) return width;
   }
@@ -273,11 +265,11 @@ const char* launch_dense(const TermSumProblem& p, const TermParams<TermOf<R>::kI
   if constexpr (kFormClass + 1 < TermOf<R>::kFormClasses)
     if (TermOf<R>::form_class(p.forms) != kFormClass)
       return launch_dense<TermOf, R, kFormClass + 1>(p, params, width, grid, call);
-  if (width == 8)
-    return launch(p.wants_gradient ? dense_kernel<TermOf, R, 8, true, kFormClass> : dense_kernel<TermOf, R, 8, false, kFormClass>,
-                  grid, kThreads, params, call);
-  return launch(p.wants_gradient ? dense_kernel<TermOf, R, 4, true, kFormClass> : dense_kernel<TermOf, R, 4, false, kFormClass>,
-                grid, kThreads, params, call);
+  const auto kernel =
+      width == 8
+          ? (p.wants_gradient ? dense_kernel<TermOf, R, 8, true, kFormClass> : dense_kernel<TermOf, R, 8, false, kFormClass>)
+          : (p.wants_gradient ? dense_kernel<TermOf, R, 4, true, kFormClass> : dense_kernel<TermOf, R, 4, false, kFormClass>);
+  return launch(kernel, grid, kThreads, params, call);
 }
 
 template <template <class> class TermOf, class R>
@@ -295,7 +287,7 @@ const char* gather_gradients(const TermSumProblem& p, const TermParams<TermOf<R>
   using Evaluate = GatherTerm<TermOf, R>;
   typename Evaluate::Params g{};
   std::copy_n(params.constant, Evaluate::kOperands + 1, g.constant);
-  g.upstream_factor = p.upstream.present() ? p.upstream.factor : 1.0;
+  g.upstream_factor = p.upstream.factor;
   g.forms = p.forms;
   const View* view[Evaluate::kSlots] = {};
   for (int k = 0; k < Evaluate::kOperands; ++k) view[k] = &p.operand[k];
@@ -314,41 +306,31 @@ const char* run(const TermSumProblem& p, const CudaCall& call) {
 
   const Dimensions dims(p.space);
   const SinkPlan sinks(dims, p.gradient, p.space.elements());
-  const bool row_sums = p.values.row != nullptr, by_row = row_sums || !sinks.by_run().empty();
+  const bool row_sums = p.values.row != nullptr, by_segment = row_sums || !sinks.by_run().empty();
   std::vector<const View*> slowly_varying{&p.upstream};  // what the dense kernel takes as one number per unit
   for (int k = 0; k < TermOf<R>::kInputs; ++k)
     if (TermOf<R>::kPrecomputedFrom >> k & 1) slowly_varying.push_back(&p.operand[k]);
-  const int64_t cols = cut_rows(row_sums ? p.space.cols : sinks.row(), dims, slowly_varying, row_sums, by_row);
-  const int64_t rows = cols == 0 ? 1 : p.space.elements() / cols;
-  const DType compute = p.compute_double ? DType::kDouble : DType::kFloat;
+  const int64_t segment =
+      segment_length(row_sums ? p.space.cols : sinks.segment(), dims, slowly_varying, /*in_order=*/row_sums, by_segment);
+  const DType compute = compute_type(p.compute_double);
 
-  const int width = lay_out<TermOf, R>(params.layout, p, dims, cols);
-  const Spread work = spread(rows, cols, by_row, width == 0 ? kGroup<R> : width, call.device);
-  params.units = work.units;
-
-  for (int k = 0; k < S::kOperands; ++k)
-    if (p.gradient[k].wanted() && p.gradient[k].numel == 1 && p.gradient[k].summed)
-      params.sums.total(k, array_of(p.gradient[k]));
-  if (p.values.total != nullptr) params.sums.total(S::kValueSum, {as_bytes(p.values.total), compute}, p.values.divisor);
+  const int width = lay_out<TermOf, R>(params.layout, p, dims, segment);
+  Work<S::kSums> work(params.units, params.sums, dims, segment, by_segment, width == 0 ? kGroup<R> : width, call);
+  work.add_values(S::kValueSum, p.values, compute, p.space);
+  work.add_gradients(sinks, p.gradient);
   if (p.elbo.loss != nullptr) {
     params.sums.total(S::kKLSum, {nullptr, compute});
     params.kl = {as_bytes(p.elbo.kl), p.elbo.kl_dtype};
     params.loss = {as_bytes(p.elbo.loss), compute};
     params.reduced_kl = {as_bytes(p.elbo.reduced_kl), compute};
-    params.of_kl = {as_bytes(p.elbo.of_kl), compute};
+    params.kl_factor_out = {as_bytes(p.elbo.kl_factor_out), compute};
     params.kl_count = p.elbo.kl_count;
     params.beta = p.elbo.beta;
-    params.of_each = p.elbo.of_each;
+    params.kl_factor = p.elbo.kl_factor;
   }
-  UnitSums<S::kSums> unit_sums(params.sums, work.units, dims, cols, call);
-  if (p.values.row != nullptr) unit_sums.add(S::kValueSum, dense_rows(p.values.row, compute, p.space));
-  for (int k : sinks.by_run()) unit_sums.add(k, p.gradient[k]);
 
-  const char* error = prepare_totals(params.sums, work.blocks, call);
-  const bool writes = any_written(params.layout, S::kFirstSink, S::kCount);
-  if (error == nullptr && (writes || any_sum(params.sums)))  // else all gradients are gathered
-    error = launch_main<TermOf, R>(p, params, width, work.blocks, call);
-  if (error == nullptr) error = unit_sums.finish();
+  const char* error = work.run(any_written(params.layout, S::kFirstSink, S::kCount),
+                               [&] { return launch_main<TermOf, R>(p, params, width, work.blocks(), call); });
   if (error == nullptr) error = gather_gradients<TermOf, R>(p, params, sinks.gathered(), call);
   return error;
 }

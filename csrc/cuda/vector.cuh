@@ -1,5 +1,5 @@
 // V neighbouring elements of a tensor of any dtype, in one access where V of them fill 1, 2, 4, 8 or 16 bytes. The dtype
-// is a number that all threads share, not a template argument: a branch on it costs next to nothing beside the access,
+// is a number that all threads share, not a template argument: a branch on it costs next to nothing compared to the access,
 // and saves the kernels a copy for every combination of dtypes. Reading is apart from converting, so that the accesses
 // of several tensors are in flight before the first of them is waited for.
 #pragma once
@@ -29,7 +29,7 @@ struct Raw {
 };
 
 // Most data is read once, and should not displace other data in the caches. None of these loads is one of ld.global.nc
-// (__ldg), which may only read what its kernel does not write: stored gradients are multiplied in place (library.cu).
+// (__ldg), which may only read what its kernel does not write: stored gradients are multiplied in place (stored_gradients.cu).
 template <int kBytes>
 __device__ __forceinline__ void load_bytes(const char* from, uint32_t* word) {
   if constexpr (kBytes > 16) {
@@ -89,7 +89,7 @@ __device__ __forceinline__ Raw<R, V> load(const Array& array, int64_t offset) {
 
 // Elements that lie apart, each into sizeof(R) bytes of its own; those outside of the mask are not touched.
 template <class R, int V>
-__device__ __forceinline__ Raw<R, V> load_each(const Array& array, const int64_t (&offset)[V], unsigned mask) {
+__device__ __forceinline__ Raw<R, V> load_scattered(const Array& array, const int64_t (&offset)[V], unsigned mask) {
   constexpr int kWords = sizeof(R) / 4;
   Raw<R, V> raw = {};
   const auto load_as = [&](auto bits) {
@@ -106,7 +106,8 @@ __device__ __forceinline__ Raw<R, V> load_each(const Array& array, const int64_t
         if constexpr (sizeof(R) == 8) {
           raw.word[2 * i] = __double2loint(number), raw.word[2 * i + 1] = __double2hiint(number);
         } else {
-          raw.word[i] = __float_as_uint(static_cast<float>(number));  // only noise that the caller gave: too rare for room of its own
+          // Only noise that the caller gave: too rare for room of its own.
+          raw.word[i] = __float_as_uint(static_cast<float>(number));
         }
       }
       break;
@@ -160,7 +161,7 @@ __device__ __forceinline__ void convert(const Raw<R, V>& raw, DType dtype, R* to
 }
 
 template <class R, int V>
-__device__ __forceinline__ void convert_each(const Raw<R, V>& raw, DType dtype, R* to) {
+__device__ __forceinline__ void convert_scattered(const Raw<R, V>& raw, DType dtype, R* to) {
   ELBO_UNROLL
   for (int i = 0; i < V; ++i) {
     const uint32_t word = raw.word[sizeof(R) / 4 * i];
@@ -226,7 +227,7 @@ __device__ __forceinline__ void store_raw(const Array& array, int64_t offset, co
 template <class R, int V>
 __device__ __forceinline__ void store_vector(const Array& array, int64_t offset, const R* from) {
   if constexpr (V == 1 && sizeof(R) == 4) {
-    if (array.dtype == DType::kDouble) {  // the gradient of given noise: see load_each
+    if (array.dtype == DType::kDouble) {  // the gradient of given noise: see load_scattered
       reinterpret_cast<double*>(array.data)[offset] = static_cast<double>(*from);
       return;
     }

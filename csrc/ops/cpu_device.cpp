@@ -180,10 +180,10 @@ void finish_elbo(const TermSumProblem& problem) {
   const ELBO& elbo = problem.elbo;
   if (elbo.loss == nullptr) return;
   const DType compute = compute_type(problem.compute_double);
-  const double kl = sum_of(elbo.kl, elbo.kl_dtype, elbo.kl_count) * elbo.of_each;
+  const double kl = sum_of(elbo.kl, elbo.kl_dtype, elbo.kl_count) * elbo.kl_factor;
   write(elbo.loss, compute, 0, elbo.beta * kl - read(problem.values.total, compute));
   write(elbo.reduced_kl, compute, 0, kl);
-  if (elbo.of_kl != nullptr) write(elbo.of_kl, compute, 0, elbo.of_each);
+  if (elbo.kl_factor_out != nullptr) write(elbo.kl_factor_out, compute, 0, elbo.kl_factor);
 }
 
 // ---- the device ----
@@ -216,7 +216,7 @@ class CpuDevice final : public Device {
     BlockSums kl(problem, problem.kl, problem.block_sum);
     BlockSums log_q(problem, problem.log_q, problem.block_sum_q), log_p(problem, problem.log_p, problem.block_sum_p);
     const CpuKernels& kernels = cpu_kernels();
-    const auto kernel = problem.results >= kPathwise ? kernels.log_prob : kernels.latent;
+    const auto kernel = problem.results >= kPathwise ? kernels.sample_log_prob : kernels.latent;
     run_parallel(problem.blocks, problem.elements(), kLeastDraws,
                  [&](int64_t begin, int64_t end) { kernel(problem, begin, end); });
     for (const BlockSums* sums : {&kl, &log_q, &log_p}) sums->finish();
@@ -225,7 +225,7 @@ class CpuDevice final : public Device {
   void latent_backward(const Site&, LatentProblem& problem) const override {
     read_uniform(problem.upstream_kl);
     const CpuKernels& kernels = cpu_kernels();
-    const auto kernel = problem.with_log_prob ? kernels.log_prob_backward : kernels.latent_backward;
+    const auto kernel = problem.with_log_prob ? kernels.sample_log_prob_backward : kernels.latent_backward;
     PartialGradients gradients(problem.gradient);
     problem.blocks = make_blocks(problem.space, gradients.max_groups(problem.space.elements()));
     gradients.allocate(problem.blocks.groups);
@@ -250,7 +250,9 @@ class CpuDevice final : public Device {
   }
 
   void stored_gradients(const Site&, const StoredGradients& problem) const override {
-    const auto number = [](const Number& of) { return of.data == nullptr ? 0.0 : read(of.data, of.dtype); };
+    const auto number = [](const ScalarRef& scalar) {
+      return scalar.data == nullptr ? 0.0 : read(scalar.data, scalar.dtype);
+    };
     const double factor = number(problem.grad_loss) - number(problem.grad_log_likelihood);
     for (int i = 0; i < problem.count && factor != 1.0; ++i) {
       const StoredGradients::Gradient& gradient = problem.gradient[i];
@@ -260,9 +262,8 @@ class CpuDevice final : public Device {
       });
     }
     if (problem.kl_gradient == nullptr) return;
-    const double of_each = number(problem.of_kl);
-    write(problem.kl_gradient, problem.of_kl.dtype, 0,
-          of_each * (problem.beta * number(problem.grad_loss) + number(problem.grad_kl)));
+    write(problem.kl_gradient, problem.kl_factor.dtype, 0,
+          number(problem.kl_factor) * (problem.beta * number(problem.grad_loss) + number(problem.grad_kl)));
   }
 };
 

@@ -71,10 +71,10 @@ class CudaDevice final : public Device {
     run(site, kernels->term_sum, problem);
   }
   void latent(const Site& site, LatentProblem& problem) const override {
-    run(site, problem.results >= kPathwise ? kernels->log_prob : kernels->latent, problem);
+    run(site, problem.results >= kPathwise ? kernels->sample_log_prob : kernels->latent, problem);
   }
   void latent_backward(const Site& site, LatentProblem& problem) const override {
-    run(site, problem.with_log_prob ? kernels->log_prob_backward : kernels->latent_backward, problem);
+    run(site, problem.with_log_prob ? kernels->sample_log_prob_backward : kernels->latent_backward, problem);
   }
 
   void normal_noise(const Site& site, const Tensor& seed, int64_t first, const Tensor& out) const override {

@@ -2,7 +2,7 @@
 // (cpu_device.cpp) and CUDA (cuda_device.cpp) implement it.
 #pragma once
 
-#include "problem.h"
+#include "../problem.h"
 #include "tensors.h"
 
 namespace elbo_ext {

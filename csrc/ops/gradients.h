@@ -9,7 +9,7 @@ class Gradients {
  public:
   explicit Gradients(const Dims& shape) : numel_(numel_of(shape)) {}
 
-  // Allocates the gradient of an operand and enters it into the space.
+  // Allocates the gradient of an operand and adds it to the space.
   void add(const Tensor& operand, GradientSink& sink, SpaceBuilder& space) {
     sink.numel = operand.numel();
     sink.summed = sink.numel != numel_;

@@ -25,12 +25,12 @@ std::vector<Tensor> importance_bound(Tensor log_weights, bool with_weights) {
   return results;
 }
 
-void enter(torch::stable::detail::StableLibrary& library) {
+void register_ops(torch::stable::detail::StableLibrary& library) {
   library.impl("importance_bound", TORCH_BOX(&importance_bound));
 }
 
 }  // namespace
 }  // namespace elbo_ext
 
-STABLE_TORCH_LIBRARY_IMPL(elbo_ext, CPU, library) { elbo_ext::enter(library); }
-STABLE_TORCH_LIBRARY_IMPL(elbo_ext, CUDA, library) { elbo_ext::enter(library); }
+STABLE_TORCH_LIBRARY_IMPL(elbo_ext, CPU, library) { elbo_ext::register_ops(library); }
+STABLE_TORCH_LIBRARY_IMPL(elbo_ext, CUDA, library) { elbo_ext::register_ops(library); }

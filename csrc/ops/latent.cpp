@@ -8,7 +8,7 @@
 namespace elbo_ext {
 namespace {
 
-struct Call {
+struct LatentCall {
   const OptionalTensors& inputs;
   const std::optional<Tensor>& noise;
   std::optional<int64_t> num_samples;
@@ -18,7 +18,7 @@ struct Call {
   const Tensor* like;
   LatentProblem problem;
 
-  Call(const OptionalTensors& inputs, const std::vector<double>& constants, int64_t forms,
+  LatentCall(const OptionalTensors& inputs, const std::vector<double>& constants, int64_t forms,
        const std::optional<Tensor>& seed, const std::optional<Tensor>& noise, std::optional<int64_t> num_samples,
        int64_t results, int64_t batch_dims, int64_t reduction)
       : inputs(inputs), noise(noise), num_samples(num_samples) {
@@ -55,17 +55,17 @@ struct Call {
     }
   }
 
-  void enter_operands(SpaceBuilder& builder) {
+  void add_operands(SpaceBuilder& builder) {
     for (size_t k = 0; k < inputs.size(); ++k)
       if (inputs[k]) {
         set_view(problem.input[k], *inputs[k]);
         builder.add(problem.input[k], *inputs[k]);
       }
-    if (noise) problem.noise_sample_stride = enter_samples(problem.noise, *noise, builder);
+    if (noise) problem.noise_sample_stride = add_samples(problem.noise, *noise, builder);
   }
 
   // A tensor with one slice per sample: the view is of the first slice; returns the distance of the slices.
-  int64_t enter_samples(View& view, const Tensor& tensor, SpaceBuilder& builder) const {
+  int64_t add_samples(View& view, const Tensor& tensor, SpaceBuilder& builder) const {
     Dims strides = broadcast_strides(tensor, sample_shape);
     int64_t sample_stride = 0;
     if (num_samples && !samples_are_rows) {
@@ -86,7 +86,7 @@ struct Call {
   }
 
   // The gradient of log q or log p, one number for each sample and example; returns the distance of the samples.
-  int64_t enter_log_prob(Upstream& upstream, const Tensor& grad, int64_t batch_dims, SpaceBuilder& builder) const {
+  int64_t add_sample_upstream(Upstream& upstream, const Tensor& grad, int64_t batch_dims, SpaceBuilder& builder) const {
     const int64_t axes = num_samples ? 1 : 0;
     STD_TORCH_CHECK(grad.dim() == batch_dims + axes, "elbo_ext: grad has ", grad.dim(), " dimensions, not ",
                     batch_dims + axes);
@@ -106,7 +106,7 @@ struct Call {
 std::vector<Tensor> latent(OptionalTensors inputs, std::vector<double> constants, int64_t forms,
                            std::optional<Tensor> seed, std::optional<Tensor> noise, std::optional<int64_t> num_samples,
                            int64_t results, int64_t batch_dims, int64_t reduction) {
-  Call call(inputs, constants, forms, seed, noise, num_samples, results, batch_dims, reduction);
+  LatentCall call(inputs, constants, forms, seed, noise, num_samples, results, batch_dims, reduction);
   LatentProblem& problem = call.problem;
   const Tensor& mu = inputs[0] ? *inputs[0] : *call.like;
   // The layout of mu carries over to z (channels_last stays channels_last) where they have one shape.
@@ -122,8 +122,8 @@ std::vector<Tensor> latent(OptionalTensors inputs, std::vector<double> constants
     problem.samples = 1;
   }
   SpaceBuilder builder(call.samples_are_rows ? call.sample_shape : call.shape, row_dims, /*any_order=*/false);
-  call.enter_operands(builder);
-  problem.z_sample_stride = call.enter_samples(problem.z, z, builder);
+  call.add_operands(builder);
+  problem.z_sample_stride = call.add_samples(problem.z, z, builder);
   problem.space = builder.build();
   const bool nothing = problem.space.elements() == 0;
   std::vector<Tensor> tensors{z};
@@ -145,13 +145,14 @@ std::vector<Tensor> latent(OptionalTensors inputs, std::vector<double> constants
   return tensors;
 }
 
-std::vector<Tensor> latent_backward(OptionalTensors inputs, std::vector<double> constants, int64_t forms, std::optional<Tensor> seed, std::optional<Tensor> noise,
+std::vector<Tensor> latent_backward(OptionalTensors inputs, std::vector<double> constants, int64_t forms,
+                                    std::optional<Tensor> seed, std::optional<Tensor> noise,
                                     std::optional<int64_t> num_samples, int64_t results, int64_t batch_dims,
                                     int64_t reduction, std::optional<Tensor> grad_z, std::optional<Tensor> grad_kl,
                                     std::optional<Tensor> grad_log_q, std::optional<Tensor> grad_log_p,
                                     std::vector<bool> needs) {
   STD_TORCH_CHECK(needs.size() == inputs.size() + 1, "elbo_ext: needs has ", needs.size(), " flags");
-  Call call(inputs, constants, forms, seed, noise, num_samples, results, batch_dims, reduction);
+  LatentCall call(inputs, constants, forms, seed, noise, num_samples, results, batch_dims, reduction);
   STD_TORCH_CHECK((results == kWithKL || !grad_kl) && (results >= kPathwise || (!grad_log_q && !grad_log_p)),
                   "elbo_ext: latent_backward got the gradient of a result that there is not");
   for (const std::optional<Tensor>* grad : {&grad_z, &grad_kl, &grad_log_q, &grad_log_p})
@@ -159,7 +160,7 @@ std::vector<Tensor> latent_backward(OptionalTensors inputs, std::vector<double> 
   LatentProblem& problem = call.problem;
   SpaceBuilder builder(call.shape, 0, /*any_order=*/false);
   Gradients gradients(call.shape);
-  call.enter_operands(builder);
+  call.add_operands(builder);
   std::optional<Tensor> prior_gradient[kLatentInputs];
   for (size_t k = 0; k < inputs.size(); ++k) {
     if (!inputs[k] || !needs[k]) continue;
@@ -169,21 +170,21 @@ std::vector<Tensor> latent_backward(OptionalTensors inputs, std::vector<double> 
   std::optional<Tensor> noise_gradient;
   if (noise && needs.back()) {
     noise_gradient = empty(call.sample_shape, dtype_of(*noise), *noise);
-    problem.noise_gradient_sample_stride = call.enter_samples(problem.noise_gradient, *noise_gradient, builder);
+    problem.noise_gradient_sample_stride = call.add_samples(problem.noise_gradient, *noise_gradient, builder);
   }
   if (problem.samples == 0)  // of no samples
     for (std::optional<Tensor>* grad : {&grad_z, &grad_log_q, &grad_log_p}) grad->reset();
   if (grad_z)
     STD_TORCH_CHECK(grad_z->dim() == static_cast<int64_t>(call.sample_shape.size()), "elbo_ext: grad_z has ",
                     grad_z->dim(), " dimensions, not ", call.sample_shape.size());
-  if (grad_z) problem.grad_z_sample_stride = call.enter_samples(problem.grad_z, *grad_z, builder);
+  if (grad_z) problem.grad_z_sample_stride = call.add_samples(problem.grad_z, *grad_z, builder);
   problem.with_kl = grad_kl.has_value();
-  if (grad_kl) enter_upstream(problem.upstream_kl, *grad_kl, call.shape, batch_dims, reduction, builder);
+  if (grad_kl) add_upstream(problem.upstream_kl, *grad_kl, call.shape, batch_dims, reduction, builder);
   problem.with_log_prob = grad_log_q || grad_log_p;
   if (grad_log_q)
-    problem.upstream_q_sample_stride = call.enter_log_prob(problem.upstream_q, *grad_log_q, batch_dims, builder);
+    problem.upstream_q_sample_stride = call.add_sample_upstream(problem.upstream_q, *grad_log_q, batch_dims, builder);
   if (grad_log_p)
-    problem.upstream_p_sample_stride = call.enter_log_prob(problem.upstream_p, *grad_log_p, batch_dims, builder);
+    problem.upstream_p_sample_stride = call.add_sample_upstream(problem.upstream_p, *grad_log_p, batch_dims, builder);
   problem.space = builder.build();
   const bool of_prior = problem.with_kl || problem.with_log_prob;
   if (noise_gradient && !grad_z && !problem.with_log_prob) fill_with_zeros(*noise_gradient);  // it is not of the KL
@@ -209,7 +210,7 @@ Tensor normal_noise(Tensor seed, int64_t count, bool double_precision, int64_t f
   return result;
 }
 
-void enter(torch::stable::detail::StableLibrary& library) {
+void register_ops(torch::stable::detail::StableLibrary& library) {
   library.impl("latent", TORCH_BOX(&latent));
   library.impl("latent_backward", TORCH_BOX(&latent_backward));
   library.impl("normal_noise", TORCH_BOX(&normal_noise));
@@ -218,5 +219,5 @@ void enter(torch::stable::detail::StableLibrary& library) {
 }  // namespace
 }  // namespace elbo_ext
 
-STABLE_TORCH_LIBRARY_IMPL(elbo_ext, CPU, library) { elbo_ext::enter(library); }
-STABLE_TORCH_LIBRARY_IMPL(elbo_ext, CUDA, library) { elbo_ext::enter(library); }
+STABLE_TORCH_LIBRARY_IMPL(elbo_ext, CPU, library) { elbo_ext::register_ops(library); }
+STABLE_TORCH_LIBRARY_IMPL(elbo_ext, CUDA, library) { elbo_ext::register_ops(library); }

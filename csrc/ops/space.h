@@ -6,7 +6,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
-#include "problem.h"
+#include "../problem.h"
 
 namespace elbo_ext {
 

@@ -23,27 +23,28 @@ void scale_gradients_(std::vector<Tensor> gradients, Tensor factor) {
   run("scale_gradients_", gradients, problem, factor);
 }
 
-Tensor elbo_backward(std::vector<Tensor> gradients, Tensor of_kl, std::optional<Tensor> grad_loss,
+Tensor elbo_backward(std::vector<Tensor> gradients, Tensor kl_factor, std::optional<Tensor> grad_loss,
                      std::optional<Tensor> grad_log_likelihood, std::optional<Tensor> grad_kl, double beta) {
   StoredGradients problem;
-  const auto number_in = [&](const Tensor& tensor) -> Number {
-    check_device("elbo_backward", tensor, of_kl);
+  const auto scalar_in = [&](const Tensor& tensor) -> ScalarRef {
+    check_device("elbo_backward", tensor, kl_factor);
     return {tensor.data_ptr(), dtype_of(tensor)};
   };
-  if (grad_loss) problem.grad_loss = number_in(*grad_loss);
-  if (grad_log_likelihood) problem.grad_log_likelihood = number_in(*grad_log_likelihood);
-  if (grad_kl) problem.grad_kl = number_in(*grad_kl);
+  if (grad_loss) problem.grad_loss = scalar_in(*grad_loss);
+  if (grad_log_likelihood) problem.grad_log_likelihood = scalar_in(*grad_log_likelihood);
+  if (grad_kl) problem.grad_kl = scalar_in(*grad_kl);
   problem.beta = beta;
-  const Tensor result = empty_expanded(Dims(of_kl.sizes().begin(), of_kl.sizes().end()), dtype_of(of_kl), of_kl);
-  if (of_kl.numel() > 0) {
-    problem.of_kl = number_in(of_kl);
+  const Dims shape(kl_factor.sizes().begin(), kl_factor.sizes().end());
+  const Tensor result = empty_expanded(shape, dtype_of(kl_factor), kl_factor);
+  if (kl_factor.numel() > 0) {
+    problem.kl_factor = scalar_in(kl_factor);
     problem.kl_gradient = result.data_ptr();
   }
-  run("elbo_backward", gradients, problem, of_kl);
+  run("elbo_backward", gradients, problem, kl_factor);
   return result;
 }
 
-void enter(torch::stable::detail::StableLibrary& library) {
+void register_ops(torch::stable::detail::StableLibrary& library) {
   library.impl("scale_gradients_", TORCH_BOX(&scale_gradients_));
   library.impl("elbo_backward", TORCH_BOX(&elbo_backward));
 }
@@ -51,5 +52,5 @@ void enter(torch::stable::detail::StableLibrary& library) {
 }  // namespace
 }  // namespace elbo_ext
 
-STABLE_TORCH_LIBRARY_IMPL(elbo_ext, CPU, library) { elbo_ext::enter(library); }
-STABLE_TORCH_LIBRARY_IMPL(elbo_ext, CUDA, library) { elbo_ext::enter(library); }
+STABLE_TORCH_LIBRARY_IMPL(elbo_ext, CPU, library) { elbo_ext::register_ops(library); }
+STABLE_TORCH_LIBRARY_IMPL(elbo_ext, CUDA, library) { elbo_ext::register_ops(library); }

@@ -31,7 +31,7 @@ int32_t code_of(const Tensor& tensor) {
   return code;
 }
 
-// Asks for huge pages behind large fresh memory of the CPU. A result that is written once costs more in page faults than in
+// Asks for huge pages for large fresh memory of the CPU. A result that is written once costs more in page faults than in
 // anything else: 4 KB pages one by one take 3 times as long to come as those of 2 MB (benchmarks/NOTES.md). Where the system
 // grants none, nothing changes.
 constexpr int64_t kHugePage = int64_t{2} << 20, kPage = 4096;
@@ -160,7 +160,7 @@ void set_values(Values& values, const Tensor& result, int64_t reduction, int64_t
   values.divisor = reduction == kMean ? static_cast<double>(examples) : 1.0;
 }
 
-void enter_upstream(Upstream& upstream, const Tensor& grad, const Dims& shape, int64_t batch_dims, int64_t reduction,
+void add_upstream(Upstream& upstream, const Tensor& grad, const Dims& shape, int64_t batch_dims, int64_t reduction,
                     SpaceBuilder& builder) {
   Dims strides(shape.size(), 0);
   if (reduction == kNone) {

@@ -45,7 +45,7 @@ Tensor empty_values(const Dims& shape, int64_t batch_dims, int64_t reduction, bo
 void set_values(Values& values, const Tensor& result, int64_t reduction, int64_t examples);
 
 // The gradient of such values, as an operand.
-void enter_upstream(Upstream& upstream, const Tensor& grad, const Dims& shape, int64_t batch_dims, int64_t reduction,
+void add_upstream(Upstream& upstream, const Tensor& grad, const Dims& shape, int64_t batch_dims, int64_t reduction,
                     SpaceBuilder& builder);
 
 }  // namespace elbo_ext

@@ -11,14 +11,14 @@ namespace elbo_ext {
 namespace {
 
 // A term over its operands: what all three operators have in common.
-struct Call {
+struct TermCall {
   const OptionalTensors& operands;  // the inputs, and the weight
   int64_t batch_dims;
   Dims shape;
   const Tensor* like;  // any operand, for the device
   TermSumProblem problem;
 
-  Call(int64_t term, const OptionalTensors& operands, const std::vector<double>& constants, int64_t forms,
+  TermCall(int64_t term, const OptionalTensors& operands, const std::vector<double>& constants, int64_t forms,
        int64_t batch_dims, int64_t reduction)
       : operands(operands), batch_dims(batch_dims) {
     const TermInfo* const info = find_term(term);
@@ -41,7 +41,7 @@ struct Call {
     problem.compute_double = any_double(tensors);
   }
 
-  void enter_operands(SpaceBuilder& builder) {
+  void add_operands(SpaceBuilder& builder) {
     for (size_t k = 0; k < operands.size(); ++k) {
       if (!operands[k]) continue;
       set_view(problem.operand[k], *operands[k]);
@@ -50,7 +50,7 @@ struct Call {
   }
 
   // needs: one flag for each operand.
-  void enter_gradients(const std::vector<bool>& needs, Gradients& gradients, SpaceBuilder& builder) {
+  void add_gradients(const std::vector<bool>& needs, Gradients& gradients, SpaceBuilder& builder) {
     STD_TORCH_CHECK(needs.size() == operands.size(), "elbo_ext: needs has ", needs.size(), " flags");
     for (size_t k = 0; k < operands.size(); ++k)
       if (operands[k] && needs[k]) gradients.add(*operands[k], problem.gradient[k], builder);
@@ -64,7 +64,7 @@ struct Call {
 
 Tensor term_sum(int64_t term, OptionalTensors operands, std::vector<double> constants, int64_t forms,
                 int64_t batch_dims, int64_t reduction) {
-  Call call(term, operands, constants, forms, batch_dims, reduction);
+  TermCall call(term, operands, constants, forms, batch_dims, reduction);
   TermSumProblem& problem = call.problem;
   const Tensor result = empty_values(call.shape, batch_dims, reduction, problem.compute_double, *call.like);
   set_values(problem.values, result, reduction, call.examples());
@@ -73,7 +73,7 @@ Tensor term_sum(int64_t term, OptionalTensors operands, std::vector<double> cons
   const bool elementwise = reduction == kNone && call.examples() == numel_of(call.shape);
   if (elementwise) std::swap(problem.values.element, problem.values.row);
   SpaceBuilder builder(call.shape, reduction == kNone && !elementwise ? batch_dims : 0, /*any_order=*/!elementwise);
-  call.enter_operands(builder);
+  call.add_operands(builder);
   problem.space = builder.build();
   if (problem.space.elements() == 0 && reduction == kNone) fill_with_zeros(result);
   else call.run("term_sum");
@@ -83,33 +83,33 @@ Tensor term_sum(int64_t term, OptionalTensors operands, std::vector<double> cons
 std::vector<Tensor> term_sum_backward(int64_t term, OptionalTensors operands, std::vector<double> constants, int64_t forms,
                                       int64_t batch_dims, int64_t reduction, Tensor grad,
                                       std::vector<bool> needs) {
-  Call call(term, operands, constants, forms, batch_dims, reduction);
+  TermCall call(term, operands, constants, forms, batch_dims, reduction);
   check_device("term_sum_backward", grad, *call.like);
   TermSumProblem& problem = call.problem;
   SpaceBuilder builder(call.shape, 0, /*any_order=*/true);
   Gradients gradients(call.shape);
-  call.enter_operands(builder);
-  call.enter_gradients(needs, gradients, builder);
-  enter_upstream(problem.upstream, grad, call.shape, batch_dims, reduction, builder);
+  call.add_operands(builder);
+  call.add_gradients(needs, gradients, builder);
+  add_upstream(problem.upstream, grad, call.shape, batch_dims, reduction, builder);
   problem.space = builder.build();
   if (problem.space.elements() == 0) gradients.zero();
   else call.run("term_sum_backward");
   return gradients.take();
 }
 
-// Enters the reduced value, and the gradients of factor * value.
+// Adds the reduced value to a call, and the gradients of factor * value.
 struct ValueAndGradients {
   Tensor value;
   Gradients gradients;
 
-  ValueAndGradients(Call& call, int64_t reduction, double factor, const std::vector<bool>& needs)
+  ValueAndGradients(TermCall& call, int64_t reduction, double factor, const std::vector<bool>& needs)
       : value(empty_values(call.shape, call.batch_dims, reduction, call.problem.compute_double, *call.like)),
         gradients(call.shape) {
     STD_TORCH_CHECK(reduction != kNone, "elbo_ext: gradients in the forward pass need a reduced result");
     TermSumProblem& problem = call.problem;
     SpaceBuilder builder(call.shape, 0, /*any_order=*/true);
-    call.enter_operands(builder);
-    call.enter_gradients(needs, gradients, builder);
+    call.add_operands(builder);
+    call.add_gradients(needs, gradients, builder);
     set_values(problem.values, value, reduction, call.examples());
     problem.upstream.constant = factor / problem.values.divisor;
     problem.space = builder.build();
@@ -118,7 +118,7 @@ struct ValueAndGradients {
     for (GradientSink& sink : problem.gradient) sink = {};  // nothing is left for the device but the value of no element
   }
 
-  // The values, and the gradients behind them.
+  // The values, and after them the gradients.
   std::vector<Tensor> take(std::vector<Tensor> values) {
     for (Tensor& gradient : gradients.take()) values.push_back(std::move(gradient));
     return values;
@@ -128,7 +128,7 @@ struct ValueAndGradients {
 std::vector<Tensor> term_sum_with_gradients(int64_t term, OptionalTensors operands, std::vector<double> constants, int64_t forms,
                                             int64_t batch_dims, int64_t reduction, double factor,
                                             std::vector<bool> needs) {
-  Call call(term, operands, constants, forms, batch_dims, reduction);
+  TermCall call(term, operands, constants, forms, batch_dims, reduction);
   ValueAndGradients result(call, reduction, factor, needs);
   call.run("term_sum_with_gradients");
   return result.take({result.value});
@@ -137,29 +137,29 @@ std::vector<Tensor> term_sum_with_gradients(int64_t term, OptionalTensors operan
 std::vector<Tensor> elbo_with_gradients(int64_t term, OptionalTensors operands, std::vector<double> constants, int64_t forms,
                                         int64_t batch_dims, int64_t reduction, Tensor kl, double beta,
                                         std::vector<bool> needs) {
-  Call call(term, operands, constants, forms, batch_dims, reduction);
+  TermCall call(term, operands, constants, forms, batch_dims, reduction);
   check_device("elbo_with_gradients", kl, *call.like);
   ValueAndGradients result(call, reduction, /*factor=*/-1.0, needs);
 
   const Tensor dense = kl.is_contiguous() ? kl : torch::stable::contiguous(kl);
   const DType type = compute_type(call.problem.compute_double);
   const Tensor loss = empty({}, type, kl), reduced_kl = empty({}, type, kl);
-  const Tensor of_kl = empty_expanded(Dims(kl.sizes().begin(), kl.sizes().end()), type, kl);
+  const Tensor kl_factor = empty_expanded(Dims(kl.sizes().begin(), kl.sizes().end()), type, kl);
   ELBO& elbo = call.problem.elbo;
   elbo.kl = dense.data_ptr();
   elbo.kl_dtype = dtype_of(kl);
   elbo.kl_count = dense.numel();
   const int64_t repeats = elbo.kl_count == 0 ? 0 : call.examples() / elbo.kl_count;
-  elbo.of_each = reduction == kMean ? 1.0 / static_cast<double>(elbo.kl_count) : static_cast<double>(repeats);
+  elbo.kl_factor = reduction == kMean ? 1.0 / static_cast<double>(elbo.kl_count) : static_cast<double>(repeats);
   elbo.beta = beta;
   elbo.loss = loss.data_ptr();
   elbo.reduced_kl = reduced_kl.data_ptr();
-  elbo.of_kl = elbo.kl_count == 0 ? nullptr : of_kl.data_ptr();
+  elbo.kl_factor_out = elbo.kl_count == 0 ? nullptr : kl_factor.data_ptr();
   call.run("elbo_with_gradients");
-  return result.take({loss, result.value, reduced_kl, of_kl});
+  return result.take({loss, result.value, reduced_kl, kl_factor});
 }
 
-void enter(torch::stable::detail::StableLibrary& library) {
+void register_ops(torch::stable::detail::StableLibrary& library) {
   library.impl("term_sum", TORCH_BOX(&term_sum));
   library.impl("term_sum_backward", TORCH_BOX(&term_sum_backward));
   library.impl("term_sum_with_gradients", TORCH_BOX(&term_sum_with_gradients));
@@ -169,5 +169,5 @@ void enter(torch::stable::detail::StableLibrary& library) {
 }  // namespace
 }  // namespace elbo_ext
 
-STABLE_TORCH_LIBRARY_IMPL(elbo_ext, CPU, library) { elbo_ext::enter(library); }
-STABLE_TORCH_LIBRARY_IMPL(elbo_ext, CUDA, library) { elbo_ext::enter(library); }
+STABLE_TORCH_LIBRARY_IMPL(elbo_ext, CPU, library) { elbo_ext::register_ops(library); }
+STABLE_TORCH_LIBRARY_IMPL(elbo_ext, CUDA, library) { elbo_ext::register_ops(library); }

@@ -1,7 +1,7 @@
 // A sample z = mu + sigma * eps of q = N(mu, sigma^2), with log q(z) from its noise and log p(z) of the prior:
 //   log q(z) = -1/2 (eps^2 + log sigma^2 + log 2 pi).
 // Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014, section 2.4. (z - mu) / sigma is eps again, but has lost
-// its digits to the rounding of z where sigma is small beside mu.
+// its digits to the rounding of z where sigma is small next to mu.
 #pragma once
 
 #include "gaussian.h"
@@ -22,7 +22,7 @@ ELBO_INLINE T log_prob_of_sample(int form, T scale, T eps) {
 
 // What q's scale means for its samples.
 template <class T>
-struct Deviation {
+struct SampleScale {
   T sigma;
   T slope;         // d sigma / d(the scale as given), and
   T over_sigma;    // 1 / sigma: both kept finite, so that nothing times them stays nothing
@@ -30,19 +30,19 @@ struct Deviation {
 };
 
 template <class T>
-ELBO_INLINE Deviation<T> make_deviation(int form, T scale) {
+ELBO_INLINE SampleScale<T> make_sample_scale(int form, T scale) {
   using R = Real<T>;
-  Deviation<T> d;
-  d.sigma = standard_deviation(form, scale);
-  d.slope = minimum(standard_deviation_slope(form, d.sigma), T(kLargest<T>));
+  SampleScale<T> s;
+  s.sigma = standard_deviation(form, scale);
+  s.slope = minimum(standard_deviation_slope(form, s.sigma), T(kLargest<T>));
   switch (form) {
-    case kLogvar: d.over_sigma = fast_exp(scale * T(R(-0.5))); break;
-    case kLogStd: d.over_sigma = fast_exp(T(R(0)) - scale); break;
-    default: d.over_sigma = T(R(1)) / d.sigma; break;
+    case kLogvar: s.over_sigma = fast_exp(scale * T(R(-0.5))); break;
+    case kLogStd: s.over_sigma = fast_exp(T(R(0)) - scale); break;
+    default: s.over_sigma = T(R(1)) / s.sigma; break;
   }
-  d.over_sigma = minimum(d.over_sigma, T(kLargest<T>));
-  d.logvar_slope = log_variance_slope(form, scale);
-  return d;
+  s.over_sigma = minimum(s.over_sigma, T(kLargest<T>));
+  s.logvar_slope = log_variance_slope(form, scale);
+  return s;
 }
 
 // The gradients by one sample of one element, given those of z, log q and log p.
@@ -50,22 +50,22 @@ template <class T>
 struct SampleGradient {
   T mu, scale, prior_mu, prior_scale, eps;
 
-  ELBO_INLINE SampleGradient(int results, const Deviation<T>& q, const Scale<T>& prior, T in_mu, T in_prior_mu, T noise, T of_z,
-                             T of_q, T of_p) {
+  ELBO_INLINE SampleGradient(int results, const SampleScale<T>& q, const Scale<T>& prior, T in_mu, T in_prior_mu, T noise,
+                             T grad_z, T grad_q, T grad_p) {
     using R = Real<T>;
     const T in[3] = {q.sigma * noise + in_mu, in_prior_mu, T(R(0))};
     T d[3];
     Gaussian<T>::gradient(prior, in, d);
-    prior_mu = of_p * d[1];
-    prior_scale = of_p * d[2];
-    const T half = T(R(0.5)), noise_q = of_q * noise;
+    prior_mu = grad_p * d[1];
+    prior_scale = grad_p * d[2];
+    const T half = T(R(0.5)), noise_q = grad_q * noise;
     if (results == kScore) {
       mu = noise_q * q.over_sigma;                                      // (z - mu) / sigma^2
-      scale = (noise_q * noise - of_q) * (half * q.logvar_slope);       // d/dlogvar = (eps^2 - 1) / 2
+      scale = (noise_q * noise - grad_q) * (half * q.logvar_slope);       // d/dlogvar = (eps^2 - 1) / 2
       eps = T(R(0));
       return;
     }
-    const T by_z = of_z + of_p * d[0];
+    const T by_z = grad_z + grad_p * d[0];
     mu = by_z;                                                          // dz/dmu = 1
     scale = by_z * noise * q.slope;                                     // dz/dscale = eps dsigma/dscale
     eps = by_z * q.sigma - noise_q;                                     // dz/deps = sigma
@@ -73,7 +73,7 @@ struct SampleGradient {
       mu = mu - noise_q * q.over_sigma;                                 // d log q / dz = -eps / sigma
       scale = scale - noise_q * noise * (half * q.logvar_slope);        // ... times eps dsigma, dsigma / sigma = dlogvar / 2
     } else {
-      scale = scale - of_q * (half * q.logvar_slope);                   // eps is a constant
+      scale = scale - grad_q * (half * q.logvar_slope);                   // eps is a constant
     }
   }
 };

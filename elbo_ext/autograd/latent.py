@@ -11,7 +11,14 @@ from .. import formulas
 from ..likelihoods import GAUSSIAN_KL
 from ..ops import NONE, WITH_KL, WITH_LOG_PROB, Z_ALONE, value_dtype
 from .derivatives import Operands, fill_missing_with_none, joint_shape, vjp, without_none
-from .modes import GradientFunction, ValueFunction, apply_under_transforms, choose_forward, in_every_mode, needed_gradients
+from .modes import (
+    GradientFunction,
+    ValueFunction,
+    apply_under_transforms,
+    choose_forward,
+    in_every_mode,
+    needed_gradients,
+)
 from .term_sum import TermSpec, TermSum
 from .vmap import in_shape_of_operands, reduce_examples, unreduced_gradient, with_mapped_axis_first
 

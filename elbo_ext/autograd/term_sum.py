@@ -9,7 +9,14 @@ from torch import Tensor
 from ..likelihoods import TERMS_BY_NUMBER
 from ..ops import NONE, value_dtype
 from .derivatives import Operands, fill_missing_with_none, joint_shape, vjp, without_none
-from .modes import GradientFunction, ValueFunction, apply_under_transforms, choose_forward, in_every_mode, needed_gradients
+from .modes import (
+    GradientFunction,
+    ValueFunction,
+    apply_under_transforms,
+    choose_forward,
+    in_every_mode,
+    needed_gradients,
+)
 from .vmap import MEAN, in_shape_of_operands, reduce_examples, unreduced_gradient, with_mapped_axis_first
 
 _ops = torch.ops.elbo_ext

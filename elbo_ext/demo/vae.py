@@ -31,9 +31,9 @@ class DemoError(Exception):
 
 def progress_bar(*args: Any, **options: Any) -> Any:
     """A tqdm bar that suits a terminal and a log file."""
-    from tqdm import tqdm
+    import tqdm
 
-    bar: Any = tqdm  # whose overloads know no options by name
+    bar: Any = tqdm.tqdm  # its overloads ask for more than Any
     return bar(*args, dynamic_ncols=True, mininterval=PROGRESS_SECONDS, **options)
 
 

@@ -115,7 +115,7 @@ def test_the_layout_names_every_module_and_folder() -> None:
     """Of the library, in CONTRIBUTING.md."""
     layout = TEXTS["CONTRIBUTING.md"].split("## How the code is laid out")[1]
     for path in (ROOT / "elbo_ext").iterdir():
-        if path.suffix == ".py" and path.name != "__init__.py" or (path / "__init__.py").exists():
+        if (path.suffix == ".py" and path.name != "__init__.py") or (path / "__init__.py").exists():
             assert re.search(rf"elbo_ext/{path.stem}\b", layout), path
     for path in (ROOT / "csrc").iterdir():
         assert f"csrc/{path.name}" in layout, path

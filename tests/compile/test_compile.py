@@ -20,7 +20,17 @@ from torch.nn.functional import dropout
 from torch.utils.checkpoint import checkpoint
 
 import elbo_ext
-from elbo_ext import ELBOLoss, bounds, diagnostics, elbo_loss, gaussian_kl, gaussian_log_prob, reference, rsample, rsample_kl
+from elbo_ext import (
+    ELBOLoss,
+    bounds,
+    diagnostics,
+    elbo_loss,
+    gaussian_kl,
+    gaussian_log_prob,
+    reference,
+    rsample,
+    rsample_kl,
+)
 from samples import CORE, Sample, differentiable
 
 # One sample of each structure that reaches the graph: function, number of operands, constants, reductions, layouts.

@@ -14,10 +14,13 @@ import shlex
 import subprocess
 import sys
 import sysconfig
-import zlib
 from pathlib import Path
 
 HERE = Path(__file__).parent.resolve()
+sys.path.append(str(HERE.parent))  # where this runs as a script
+
+from interface import interface_number  # noqa: E402
+
 ROOT = HERE.parents[1]
 WORK = ROOT / "build" / "emulator"
 
@@ -25,12 +28,10 @@ WORK = ROOT / "build" / "emulator"
 OPERATORS = ["module", *sorted(f"ops/{path.stem}" for path in (ROOT / "csrc/ops").glob("*.cpp") if path.stem != "cpu_device")]
 KERNELS = {
     "library": ("library", ['-DELBO_CUDA_ARCHITECTURES="emulator"']),
-    **{
-        f"{name}.{real}": (name, [f"-DELBO_REAL={real}"])
-        for name in ("term_sum", "latent", "log_prob")
-        for real in ("float", "double")
-    },
-}
+    **{name: (name, []) for name in ("importance", "normal_noise", "stored_gradients")},
+    **{f"{name}.{real}": (name, [f"-DELBO_REAL={real}"])
+       for name in ("term_sum", "latent", "sample_log_prob") for real in ("float", "double")},
+}  # fmt: skip
 
 # __CUDACC__ is what nvcc defines. The kernels are written for its rules: unused functions of headers, pragmas for it.
 FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas",
@@ -49,9 +50,7 @@ def compiler() -> str:
 
 
 def interface(sources: Path = ROOT / "csrc") -> str:
-    """As setup.py has it: both libraries are made from the same problem.h and interface.h."""
-    content = b"".join((sources / name).read_bytes() for name in ("ops/problem.h", "cuda/interface.h"))
-    return f"-DELBO_INTERFACE={zlib.crc32(content)}"
+    return f"-DELBO_INTERFACE={interface_number(sources)}"
 
 
 def escape(path: Path | str) -> str:

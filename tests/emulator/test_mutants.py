@@ -20,7 +20,7 @@ ORDERS = [{"order": "forward"}, {"order": "reverse"}, *({"order": "shuffled", "s
 STOPPED = "the emulator stopped {kernel}.* in block .*"
 WRONG = "times the allowed error|AssertionError"  # a wrong number
 
-LOG_PROB = ("test_values.py::test_values", "test_gradients.py::test_gradients", "-k", "log_prob")
+SAMPLE_LOG_PROB = ("test_values.py::test_values", "test_gradients.py::test_gradients", "-k", "log_prob")
 RSAMPLE_KL = ("test_values.py::test_values", "test_gradients.py::test_gradients", "-k", "rsample_kl")
 IMPORTANCE = ("test_bounds.py", "-k", "iwae_of_very_many or axis")
 
@@ -40,40 +40,40 @@ class Mutant:
 
 MUTANTS = [
     Mutant("no-barrier-before-block-sum", "cuda/sums.cuh", "  __syncthreads();  // the sum before this one has been read\n", "",
-           "log_prob.float", LOG_PROB, WRONG, multiprocessors=("2", "132")),
-    Mutant("no-barrier-in-block-sum", "cuda/sums.cuh", "of_warp[threadIdx.x / kWarp] = number;\n  __syncthreads();\n",
-           "of_warp[threadIdx.x / kWarp] = number;\n", "log_prob.float", LOG_PROB, WRONG),
+           "sample_log_prob.float", SAMPLE_LOG_PROB, WRONG, multiprocessors=("2", "132")),
+    Mutant("no-barrier-in-block-sum", "cuda/sums.cuh", "per_warp[threadIdx.x / kWarp] = number;\n  __syncthreads();\n",
+           "per_warp[threadIdx.x / kWarp] = number;\n", "sample_log_prob.float", SAMPLE_LOG_PROB, WRONG),
     Mutant("no-barrier-before-the-last-block", "cuda/sums.cuh", "    __syncthreads();\n    if (!is_last) return false;\n",
            "    if (!is_last) return false;\n", "latent.float", RSAMPLE_KL,
            STOPPED.format(kernel="") + "waits at the|" + WRONG),
-    Mutant("no-barrier-before-a-gather", "cuda/gather.cuh", "    __syncthreads();\n    of_thread[place] = sum[k];\n",
-           "    of_thread[place] = sum[k];\n", "log_prob.float", LOG_PROB, WRONG, multiprocessors=("2", "132")),
+    Mutant("no-barrier-before-a-gather", "cuda/gather.cuh", "    __syncthreads();\n    per_thread[place] = sum[k];\n",
+           "    per_thread[place] = sum[k];\n", "sample_log_prob.float", SAMPLE_LOG_PROB, WRONG, multiprocessors=("2", "132")),
     Mutant("no-barrier-in-a-gather", "cuda/gather.cuh", "      __syncthreads();\n      if (y < half)", "      if (y < half)",
-           "log_prob.float", LOG_PROB, WRONG),
-    Mutant("no-barrier-in-the-importance-weighted-bound", "cuda/library.cu",
-           "    __syncthreads();\n    if (threadIdx.x < half)", "    if (threadIdx.x < half)", "library", IMPORTANCE, WRONG),
-    Mutant("a-barrier-that-some-skip", "cuda/gather.cuh", "    __syncthreads();\n    of_thread[place] = sum[k];\n",
-           "    if (inside) __syncthreads();\n    of_thread[place] = sum[k];\n", "log_prob.float", LOG_PROB,
+           "sample_log_prob.float", SAMPLE_LOG_PROB, WRONG),
+    Mutant("no-barrier-in-the-importance-weighted-bound", "cuda/importance.cu",
+           "    __syncthreads();\n    if (threadIdx.x < half)", "    if (threadIdx.x < half)", "importance", IMPORTANCE, WRONG),
+    Mutant("a-barrier-that-some-skip", "cuda/gather.cuh", "    __syncthreads();\n    per_thread[place] = sum[k];\n",
+           "    if (inside) __syncthreads();\n    per_thread[place] = sum[k];\n", "sample_log_prob.float", SAMPLE_LOG_PROB,
            STOPPED.format(kernel="gather_kernel") + r"waits at the barrier gather\.cuh"),
     Mutant("a-shuffle-that-some-skip", "cuda/sums.cuh", ": warp_sum(sum[k], team);",
-           ": unit < units.count ? warp_sum(sum[k], team) : 0.0;", "log_prob.float", LOG_PROB,
-           STOPPED.format(kernel="log_prob_kernel") + r"waits at the shuffle sums\.cuh:\d+, but thread \d+"),
+           ": unit < units.count ? warp_sum(sum[k], team) : 0.0;", "sample_log_prob.float", SAMPLE_LOG_PROB,
+           STOPPED.format(kernel="sample_log_prob_kernel") + r"waits at the shuffle sums\.cuh:\d+, but thread \d+"),
     Mutant("no-mask-beyond-the-end", "cuda/layout.cuh", "(group + i >= first && group + i < end ? 1u : 0u)",
-           "(group + i >= first ? 1u : 0u)", "log_prob.float", LOG_PROB, WRONG),
+           "(group + i >= first ? 1u : 0u)", "sample_log_prob.float", SAMPLE_LOG_PROB, WRONG),
     Mutant("no-mask-beyond-the-end-under-sanitizers", "cuda/layout.cuh", "(group + i >= first && group + i < end ? 1u : 0u)",
-           "(group + i >= first ? 1u : 0u)", "log_prob.float", LOG_PROB, "heap-buffer-overflow", variant="sanitized"),
+           "(group + i >= first ? 1u : 0u)", "sample_log_prob.float", SAMPLE_LOG_PROB, "heap-buffer-overflow", variant="sanitized"),
     Mutant("no-check-of-alignment", "cuda/plan.h",
            "return reinterpret_cast<uintptr_t>(data) % bytes == 0 && base_step % width == 0;",
-           "return bytes != 0 && base_step % width == 0;", "log_prob.float", LOG_PROB,
+           "return bytes != 0 && base_step % width == 0;", "sample_log_prob.float", SAMPLE_LOG_PROB,
            STOPPED.format(kernel="") + r"bytes at .*, which is not aligned \(vector\.cuh"),
     Mutant("operands-swapped", "cuda/latent.cu", "standard_deviation(form, in[kScale]);\n      for (",
            "standard_deviation(form, in[kMu]);\n      for (", "latent.float", RSAMPLE_KL, WRONG),
-    Mutant("a-sum-goes-on-into-the-next", "cuda/sums.cuh", "      sum[k] = 0.0;\n", "", "log_prob.float", LOG_PROB, WRONG,
+    Mutant("a-sum-goes-on-into-the-next", "cuda/sums.cuh", "      sum[k] = 0.0;\n", "", "sample_log_prob.float", SAMPLE_LOG_PROB, WRONG,
            multiprocessors=("1",)),
     Mutant("arrivals-not-zero-at-the-start", "cuda/plan.h",
            "return message(cudaMemsetAsync(memory, 0, sizeof(unsigned), static_cast<cudaStream_t>(call.stream)));",
            "return nullptr;", "latent.float", RSAMPLE_KL, WRONG),
-    Mutant("a-sum-of-each-row-of-the-grid", "cuda/latent.cu", "if (blockIdx.y == 0) total_sums<1u>(p.kl, sum);",
+    Mutant("a-sum-of-each-layer-of-the-grid", "cuda/latent.cu", "if (blockIdx.y == 0) total_sums<1u>(p.kl, sum);",
            "total_sums<1u>(p.kl, sum);", "latent.float", RSAMPLE_KL, WRONG, multiprocessors=("132",)),
 ]  # fmt: skip
 

@@ -6,7 +6,7 @@ namespace elbo_ext {
 namespace {
 
 template <class R>
-bool prior_of_each(const TermTile<R>& t) {
+bool prior_varies(const TermTile<R>& t) {
   return t.operand[kPriorScale].step != 0;
 }
 
@@ -22,19 +22,19 @@ void run_forward(const LatentProblem& p, int64_t begin, int64_t end) {
   const int form = form_of(p.forms, kScale), prior_form = form_of(p.forms, kPriorScale);
 
   for (int64_t group = begin; group < end; ++group) {  // a group is one block here
-    for_each_tile(p.space, p.blocks, group, Cut{}, [&](const Tile& tile) {
+    for_each_tile(p.space, p.blocks, group, TileLimits{}, [&](const Tile& tile) {
       t.size = tile.size();
       for (int k = 0; k < kLatentInputs; ++k) t.operand[k] = load(p.space, p.input[k], tile, buffer[k]);
       const Lane<R> eps = noise.load(p, tile, 0);
       R* const out = begin_store(p.space, p.z, tile, z_buffer);
       R *const values_q = sums_q.values_of_short_rows(), *const values_p = sums_p.values_of_short_rows();
-      const bool each = prior_of_each(t);
+      const bool varies = prior_varies(t);
       Scale<V> prior = make_scale(prior_form, V(t.operand[kPriorScale].data[0]));
       V sum_q = zero, sum_p = zero;
       for_each_register<R>(t.size, [&](int64_t i, int64_t count) {
         const V scale = get(t.operand[kScale], i, count), noise_i = get(eps, i, count);
         const V z = at::vec::fmadd(standard_deviation(form, scale), noise_i, get(t.operand[kMu], i, count));
-        if (each) prior = make_scale(prior_form, get(t.operand[kPriorScale], i, count));
+        if (varies) prior = make_scale(prior_form, get(t.operand[kPriorScale], i, count));
         const V in[] = {z, get(t.operand[kPriorMu], i, count)};
         const V log_q = log_prob_of_sample(form, scale, noise_i), log_p = Gaussian<V>::value(prior, in);
         put(out + i, z, count);
@@ -59,15 +59,15 @@ Lane<R> load_sample(const Space& space, Operand operand, int64_t offset, const T
   return load(space, operand, tile, buffer);
 }
 
-// Calls body(usual, results) with what does not change from register to register as constants, for a loop without the
-// branches for all else (benchmarks/NOTES.md). The usual scales are logvar.
+// Calls body(first_forms, results) with what does not change from register to register as constants: whether both scales are
+// in their first form, logvar, and the results. This spares the loop the branches for all else (benchmarks/NOTES.md).
 template <class Body>
 void with_constants(const LatentProblem& p, Body&& body) {
-  const auto with_results = [&](auto usual) {
+  const auto with_results = [&](auto first_forms) {
     switch (p.results) {
-      case kPathwise: return body(usual, std::integral_constant<int, kPathwise>{});
-      case kStickingTheLanding: return body(usual, std::integral_constant<int, kStickingTheLanding>{});
-      default: return body(usual, std::integral_constant<int, kScore>{});
+      case kPathwise: return body(first_forms, std::integral_constant<int, kPathwise>{});
+      case kStickingTheLanding: return body(first_forms, std::integral_constant<int, kStickingTheLanding>{});
+      default: return body(first_forms, std::integral_constant<int, kScore>{});
     }
   };
   if (p.forms == 0) return with_results(std::true_type{});
@@ -78,31 +78,31 @@ template <class R>
 void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
   using V = Vec<R>;
   Buffer<R> buffer[kLatentInputs], z_buffer, q_buffer, p_buffer, noise_gradient_buffer;
-  Buffer<R> sum[kLatentInputs];  // the gradients of a sample, in the end of all
+  Buffer<R> sum[kLatentInputs];  // the gradients of one sample; in the end, of all
   SampleSum<R> total[kLatentInputs];
   Noise<R> noise;
   TermTile<R> t;
 
   const auto add_sample = [&](const Tile& tile, int64_t sample, R* const (&to)[kLatentInputs]) {
     const Lane<R> eps = noise.load(p, tile, sample);
-    const Lane<R> of_z = load_sample(p.space, p.grad_z, sample * p.grad_z_sample_stride, tile, z_buffer);
-    const Lane<R> of_q = load_sample(p.space, p.upstream_q, sample * p.upstream_q_sample_stride, tile, q_buffer);
-    const Lane<R> of_p = load_sample(p.space, p.upstream_p, sample * p.upstream_p_sample_stride, tile, p_buffer);
+    const Lane<R> grad_z = load_sample(p.space, p.grad_z, sample * p.grad_z_sample_stride, tile, z_buffer);
+    const Lane<R> grad_q = load_sample(p.space, p.upstream_q, sample * p.upstream_q_sample_stride, tile, q_buffer);
+    const Lane<R> grad_p = load_sample(p.space, p.upstream_p, sample * p.upstream_p_sample_stride, tile, p_buffer);
     View view = p.noise_gradient;
     R* out = nullptr;
     if (view.data != nullptr) {
       view.data = Noise<R>::advance(view, sample * p.noise_gradient_sample_stride);
       out = begin_store(p.space, view, tile, noise_gradient_buffer);
     }
-    const bool each = prior_of_each(t);
-    with_constants(p, [&](auto usual, auto results) {
-      const int forms = usual ? 0 : p.forms, form = form_of(forms, kScale), prior_form = form_of(forms, kPriorScale);
+    const bool varies = prior_varies(t);
+    with_constants(p, [&](auto first_forms, auto results) {
+      const int forms = first_forms ? 0 : p.forms, form = form_of(forms, kScale), prior_form = form_of(forms, kPriorScale);
       Scale<V> prior = make_scale(prior_form, V(t.operand[kPriorScale].data[0]));
       for_each_register<R>(t.size, [&](int64_t i, int64_t count) {
-        const Deviation<V> q = make_deviation(form, get(t.operand[kScale], i, count));
-        if (each) prior = make_scale(prior_form, get(t.operand[kPriorScale], i, count));
+        const SampleScale<V> q = make_sample_scale(form, get(t.operand[kScale], i, count));
+        if (varies) prior = make_scale(prior_form, get(t.operand[kPriorScale], i, count));
         const SampleGradient<V> d(results, q, prior, get(t.operand[kMu], i, count), get(t.operand[kPriorMu], i, count),
-                                  get(eps, i, count), get(of_z, i, count), get(of_q, i, count), get(of_p, i, count));
+                                  get(eps, i, count), get(grad_z, i, count), get(grad_q, i, count), get(grad_p, i, count));
         const V gradient[kLatentInputs] = {d.mu, d.scale, d.prior_mu, d.prior_scale};
         for (int k = 0; k < kLatentInputs; ++k)
           if (to[k]) put(to[k] + i, gradient[k], count);
@@ -117,7 +117,7 @@ void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
   for (int64_t group = begin; group < end; ++group) {
     const int64_t first = group * p.blocks.per_group;
     for (int64_t block = first; block < std::min(first + p.blocks.per_group, p.blocks.count); ++block) {
-      for_each_tile(p.space, p.blocks, block, Cut{}, [&](const Tile& tile) {
+      for_each_tile(p.space, p.blocks, block, TileLimits{}, [&](const Tile& tile) {
         t.size = tile.size();
         for (int k = 0; k < kLatentInputs; ++k) t.operand[k] = load(p.space, p.input[k], tile, buffer[k]);
         R* to[kLatentInputs];  // one sample goes where the gradient is wanted, several are added up in a buffer
@@ -142,11 +142,11 @@ void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
 
 namespace CPU_CAPABILITY {
 
-void log_prob(const LatentProblem& p, int64_t begin, int64_t end) {
+void sample_log_prob(const LatentProblem& p, int64_t begin, int64_t end) {
   p.compute_double ? run_forward<double>(p, begin, end) : run_forward<float>(p, begin, end);
 }
 
-void log_prob_backward(const LatentProblem& p, int64_t begin, int64_t end) {
+void sample_log_prob_backward(const LatentProblem& p, int64_t begin, int64_t end) {
   p.compute_double ? run_backward<double>(p, begin, end) : run_backward<float>(p, begin, end);
 }
 

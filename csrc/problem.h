@@ -33,7 +33,7 @@ struct View {
   bool cols_dense = false;   // column number = offset
   bool rows_uniform = true;  // the same elements for every row
   bool rows_dense = false;   // row number * cols = offset (and cols_dense)
-  int64_t dense_rows = 1;    // where cols_dense: so many rows lie one behind the other, from each multiple of it on
+  int64_t dense_rows = 1;    // where cols_dense: so many rows lie one after the other, from each multiple of it on
 };
 
 struct Operand : View {
@@ -76,19 +76,19 @@ struct Values {
   double divisor = 1.0;
 };
 
-// loss = beta * kl - total, computed behind the total of a log-likelihood.
+// loss = beta * kl - total, computed after the total of a log-likelihood.
 struct ELBO {
   DType kl_dtype = DType::kFloat;
   const void* kl = nullptr;  // [kl_count], null: no ELBO is wanted
   int64_t kl_count = 0;
-  double of_each = 0.0;      // kl reduced is the sum of its elements times this
+  double kl_factor = 0.0;    // kl reduced is the sum of its elements times this: d(kl reduced) / dkl
   double beta = 0.0;
   void *loss = nullptr, *reduced_kl = nullptr;  // in the compute type
-  void* of_kl = nullptr;                        // of_each, likewise; null: not wanted
+  void* kl_factor_out = nullptr;                // kl_factor, likewise; null: not wanted
 };
 
 // The backward pass of loss = beta * kl - log-likelihood, given the gradients of -log-likelihood.
-struct Number {
+struct ScalarRef {
   const void* data = nullptr;  // null: 0
   DType dtype = DType::kFloat;
 };
@@ -99,9 +99,9 @@ struct StoredGradients {
     DType dtype;
     int64_t numel;  // dense, and not 0
   } gradient[kMaxOperands];  // multiplied by grad_loss - grad_log_likelihood, and not touched if that is 1
-  Number grad_loss, grad_log_likelihood, grad_kl, of_kl;
+  ScalarRef grad_loss, grad_log_likelihood, grad_kl, kl_factor;
   double beta = 0.0;
-  void* kl_gradient = nullptr;  // of_kl * (beta * grad_loss + grad_kl), in the dtype of of_kl; null: not wanted
+  void* kl_gradient = nullptr;  // kl_factor * (beta * grad_loss + grad_kl), in the dtype of kl_factor; null: not wanted
 };
 
 // The bound of each example from its K samples, and their normalized weights: [samples, examples], row-major, all of it in

@@ -6,35 +6,36 @@
 namespace elbo_ext {
 namespace {
 
-// ---- forward: each sample is a row, or several ----
+// ---- forward: each sample is one row of the space, or several ----
 
-enum Sum { kLogQ, kLogP, kLogProbSums };
+enum Sum { kLogQ, kLogP, kForwardSums };
 constexpr int kZ = kNoise + 1, kForwardSlots = kZ + 1;
 
-struct LogProbParams {
+struct SampleLogProbParams {
   Layout<kForwardSlots> layout;
   Units units;
-  SumPlan<kLogProbSums> sums;
+  SumPlan<kForwardSums> sums;
   LatentCommon common;
 };
 
-template <class R, bool kDense, int kFormClass>
-__global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) log_prob_kernel(const __grid_constant__ LogProbParams p) {
+template <class R, bool kOnlyDense, int kFormClass>
+__global__ void __launch_bounds__(kThreads, kOnlyDense ? 2 : 1) sample_log_prob_kernel(
+    const __grid_constant__ SampleLogProbParams p) {
   using T = Pack<R, kGroup<R>>;
-  using Reader = Group<R, kForwardSlots, kDense>;
-  constexpr unsigned kUsed = (1u << kLogProbSums) - 1;
+  using Reader = Group<R, kForwardSlots, kOnlyDense>;
+  constexpr unsigned kUsed = (1u << kForwardSums) - 1;
   const LatentCommon& c = p.common;
   const int forms = LatentForms::within<kFormClass>(c.forms), form = form_of(forms, kScale);
   const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
-  Inputs<R, kForwardSlots, kDense> inputs(c, p.layout);
-  double sum[kLogProbSums] = {};
+  Inputs<R, kForwardSlots, kOnlyDense> inputs(c, p.layout);
+  double sum[kForwardSums] = {};
   for_each_unit<kUsed>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
-    inputs.enter_unit(p.layout, first);
+    inputs.begin_unit(p.layout, first);
     for (int64_t n = (first / kGroup<R> + lane) * kGroup<R>; n < end; n += lanes * kGroup<R>) {
       const unsigned mask = Reader::members(n, first, end);
       T in[kLatentInputs], eps;
       inputs.read(p.layout, n, mask, in);
-      noise<kDense>(c, p.layout, seed, 0, n, mask, eps.x);
+      noise<kOnlyDense>(c, p.layout, seed, 0, n, mask, eps.x);
       const T z = standard_deviation(form, in[kScale]) * eps + in[kMu];
       Reader::store(p.layout, kZ, n, mask, z.x);
       const T at[] = {z, in[kPriorMu], in[kPriorScale]};
@@ -53,72 +54,73 @@ __global__ void __launch_bounds__(kThreads, kDense ? 2 : 1) log_prob_kernel(cons
 
 // ---- backward: the samples of an element are added up by the thread that it belongs to ----
 
-constexpr int kUpstreamQ = kUpstream, kUpstreamP = kUpstream + 1, kBackwardSlots = kUpstream + 2;
+constexpr int kUpstreamQ = BackwardSlots::kUpstream, kUpstreamP = kUpstreamQ + 1, kBackwardSlots = kUpstreamP + 1;
 
 struct BackwardCommon : LatentCommon {
   int results;
   int64_t grad_z_step, upstream_q_step, upstream_p_step;
 };
-using LogProbBackwardParams = BackwardParams<2, BackwardCommon>;
+using SampleLogProbBackwardParams = BackwardParams<2, BackwardCommon>;
 
 // The gradient of log q or log p: often one number for each example and sample.
-template <class R, bool kDense>
+template <class R, bool kOnlyDense>
 class UpstreamOfSamples {
  public:
   using Params = Layout<kBackwardSlots>;
   __device__ __forceinline__ UpstreamOfSamples(const Params& layout, int slot, int64_t first, int64_t step)
       : slot_(slot), step_(step) {
-    if (kDense && layout.place[slot] == kOfUnit) at_ = layout.offset(slot, first);
-    else of_all_ = of_all<R>(layout, slot, 0.0);
+    if (kOnlyDense && layout.place[slot] == kPerUnit) at_ = layout.offset(slot, first);
+    else uniform_ = uniform_number<R>(layout, slot, 0.0);
   }
   __device__ __forceinline__ void read(const Params& layout, int64_t sample, int64_t group, unsigned mask,
                                        Pack<R, kGroup<R>>& to) const {
-    if constexpr (kDense) {
-      to = Pack<R, kGroup<R>>(at_ < 0 ? of_all_ : elbo_ext::read<R>(layout.array[slot_], at_ + sample * step_));
+    if constexpr (kOnlyDense) {
+      to = Pack<R, kGroup<R>>(at_ < 0 ? uniform_ : elbo_ext::read<R>(layout.array[slot_], at_ + sample * step_));
     } else {
       AnyGroup<R, kGroup<R>, kBackwardSlots> reader;
       reader.begin(layout, slot_, group, mask, sample * step_);
-      reader.finish(layout, slot_, mask, to.x, of_all_);
+      reader.finish(layout, slot_, mask, to.x, uniform_);
     }
   }
 
  private:
   int slot_;
   int64_t step_, at_ = -1;  // where the first sample's stands, if there is one for each unit
-  R of_all_ = R(0);
+  R uniform_ = R(0);
 };
 
-template <class R, bool kDense, int kFormClass>
-__global__ void __launch_bounds__(kThreads, 1) log_prob_backward_kernel(
-    const __grid_constant__ LogProbBackwardParams p) {
+template <class R, bool kOnlyDense, int kFormClass>
+__global__ void __launch_bounds__(kThreads, 1) sample_log_prob_backward_kernel(
+    const __grid_constant__ SampleLogProbBackwardParams p) {
+  using S = BackwardSlots;
   using T = Pack<R, kGroup<R>>;
-  using Reader = Group<R, kBackwardSlots, kDense>;
+  using Reader = Group<R, kBackwardSlots, kOnlyDense>;
   const BackwardCommon& c = p.common;
   const int forms = LatentForms::within<kFormClass>(c.forms), form = form_of(forms, kScale);
   const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
-  Inputs<R, kBackwardSlots, kDense> inputs(c, p.layout);
-  const R of_all_z = of_all<R>(p.layout, kGradZ, 0.0);
+  Inputs<R, kBackwardSlots, kOnlyDense> inputs(c, p.layout);
+  const R uniform_grad_z = uniform_number<R>(p.layout, S::kGradZ, 0.0);
   double sum[kLatentInputs] = {};
   for_each_unit<kAllSums>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
-    inputs.enter_unit(p.layout, first);
-    const UpstreamOfSamples<R, kDense> upstream_q(p.layout, kUpstreamQ, first, c.upstream_q_step),
+    inputs.begin_unit(p.layout, first);
+    const UpstreamOfSamples<R, kOnlyDense> upstream_q(p.layout, kUpstreamQ, first, c.upstream_q_step),
         upstream_p(p.layout, kUpstreamP, first, c.upstream_p_step);
     for (int64_t n = (first / kGroup<R> + lane) * kGroup<R>; n < end; n += lanes * kGroup<R>) {
       const unsigned mask = Reader::members(n, first, end);
       T in[kLatentInputs];
       inputs.read(p.layout, n, mask, in);
-      const Deviation<T> q = make_deviation(form, in[kScale]);
+      const SampleScale<T> q = make_sample_scale(form, in[kScale]);
       const Scale<T> prior = make_scale(form_of(forms, kPriorScale), in[kPriorScale]);
       double total[kLatentInputs][kGroup<R>] = {};  // over the samples, of which there may be many thousands
       for (int64_t sample = 0; sample < c.samples; ++sample) {
         Reader z_reader;
-        z_reader.begin(p.layout, kGradZ, n, mask, sample * c.grad_z_step);
-        T eps, of_z, of_q, of_p;
-        upstream_q.read(p.layout, sample, n, mask, of_q);
-        upstream_p.read(p.layout, sample, n, mask, of_p);
-        noise<kDense>(c, p.layout, seed, sample, n, mask, eps.x);
-        z_reader.finish(p.layout, kGradZ, mask, of_z.x, of_all_z);
-        const SampleGradient<T> by(c.results, q, prior, in[kMu], in[kPriorMu], eps, of_z, of_q, of_p);
+        z_reader.begin(p.layout, S::kGradZ, n, mask, sample * c.grad_z_step);
+        T eps, grad_z, grad_q, grad_p;
+        upstream_q.read(p.layout, sample, n, mask, grad_q);
+        upstream_p.read(p.layout, sample, n, mask, grad_p);
+        noise<kOnlyDense>(c, p.layout, seed, sample, n, mask, eps.x);
+        z_reader.finish(p.layout, S::kGradZ, mask, grad_z.x, uniform_grad_z);
+        const SampleGradient<T> by(c.results, q, prior, in[kMu], in[kPriorMu], eps, grad_z, grad_q, grad_p);
         ELBO_UNROLL
         for (int i = 0; i < kGroup<R>; ++i) {
           total[kMu][i] += static_cast<double>(by.mu.x[i]);
@@ -126,8 +128,8 @@ __global__ void __launch_bounds__(kThreads, 1) log_prob_backward_kernel(
           total[kPriorMu][i] += static_cast<double>(by.prior_mu.x[i]);
           total[kPriorScale][i] += static_cast<double>(by.prior_scale.x[i]);
         }
-        if (!kDense && p.layout.place[kNoiseGradient] != kAbsent)
-          Reader::store(p.layout, kNoiseGradient, n, mask, by.eps.x, sample * p.noise_gradient_step);
+        if (!kOnlyDense && p.layout.place[S::kNoiseGradient] != kAbsent)
+          Reader::store(p.layout, S::kNoiseGradient, n, mask, by.eps.x, sample * p.noise_gradient_step);
       }
       T d[kLatentInputs];
       ELBO_UNROLL
@@ -143,9 +145,7 @@ __global__ void __launch_bounds__(kThreads, 1) log_prob_backward_kernel(
 
 // The gradients of operands whose elements are shared by elements here and there.
 template <class R>
-struct GatherLogProb {
-  // The inputs, noise, gradients of z, log q and log p; the element's number; the gradient.
-  static constexpr int kUpstream = kGradZ + 1, kNumber = kUpstream + 2, kSlots = kNumber + 2, kSums = kLatentInputs;
+struct GatherSampleLogProb : GatherSlots<2> {  // kUpstream: those of log q and log p
   struct Params {
     Gather<kSlots, kSums> gather;
     BackwardCommon common;
@@ -153,16 +153,15 @@ struct GatherLogProb {
 
   static __device__ __forceinline__ void add(const Params& p, const int64_t (&offset)[kSlots], double (&sum)[kSums]) {
     const BackwardCommon& c = p.common;
-    const auto& array = p.gather.layout.array;
-    const auto number = [&](int slot, double constant) {
-      return array[slot].data == nullptr ? static_cast<R>(constant) : read<R>(array[slot], offset[slot]);
-    };
-    const R mu = number(kMu, c.constant[kMu]), prior_mu = number(kPriorMu, c.constant[kPriorMu]);
-    const Deviation<R> q = make_deviation(form_of(c.forms, kScale), number(kScale, c.constant[kScale]));
-    const Scale<R> prior = make_scale(form_of(c.forms, kPriorScale), number(kPriorScale, c.constant[kPriorScale]));
-    const R eps = c.seed == nullptr ? number(kNoise, 0.0) : normal<R>(__ldg(c.seed), offset[kNumber]);
-    const SampleGradient<R> by(c.results, q, prior, mu, prior_mu, eps, number(kGradZ, 0.0), number(kUpstream, 0.0),
-                               number(kUpstream + 1, 0.0));
+    const GatheredElement<R, kSlots> element{p.gather.layout.array, offset};
+    R in[kLatentInputs];
+    ELBO_UNROLL
+    for (int k = 0; k < kLatentInputs; ++k) in[k] = element.number(k, c.constant[k]);
+    const SampleScale<R> q = make_sample_scale(form_of(c.forms, kScale), in[kScale]);
+    const Scale<R> prior = make_scale(form_of(c.forms, kPriorScale), in[kPriorScale]);
+    const R eps = c.seed == nullptr ? element.number(kNoise) : normal<R>(__ldg(c.seed), offset[kNumber]);
+    const SampleGradient<R> by(c.results, q, prior, in[kMu], in[kPriorMu], eps, element.number(kGradZ),
+                               element.number(kUpstream), element.number(kUpstream + 1));
     sum[kMu] += static_cast<double>(by.mu);
     sum[kScale] += static_cast<double>(by.scale);
     sum[kPriorMu] += static_cast<double>(by.prior_mu);
@@ -174,27 +173,25 @@ struct GatherLogProb {
 
 template <class R>
 const char* run_forward(const LatentProblem& p, const CudaCall& call) {
-  LogProbParams params{};
+  SampleLogProbParams params{};
   params.common = common_of(p, /*with_kl=*/false);
   const Dimensions dims(p.space);
-  const int64_t cols = cut_rows(p.space.cols, dims, scales_of(p), /*in_order=*/true, /*many_sums=*/true);
-  const Spread work = spread(p.space.elements() / cols, cols, /*by_row=*/true, kGroup<R>, call.device);
-  params.units = work.units;
+  const int64_t segment = segment_length(p.space.cols, dims, scales_of(p), /*in_order=*/true, /*many_sums=*/true);
+  Work<kForwardSums> work(params.units, params.sums, dims, segment, /*by_segment=*/true, kGroup<R>, call);
+  work.add_values(kLogQ, p.log_q, compute_type(p.compute_double), p.space);
+  work.add_values(kLogP, p.log_p, compute_type(p.compute_double), p.space);
 
-  LayoutBuilder<kForwardSlots> layout(params.layout, dims, cols, kGroup<R>, p.compute_double);
+  LayoutBuilder<kForwardSlots> layout(params.layout, dims, segment, kGroup<R>, p.compute_double);
   for (int k = 0; k < kLatentInputs; ++k) layout.set(k, p.input[k]);
   layout.set(kNoise, p.noise);
   layout.set(kZ, p.z, /*written=*/true);
 
-  const DType compute = p.compute_double ? DType::kDouble : DType::kFloat;
-  UnitSums<kLogProbSums> unit_sums(params.sums, work.units, dims, cols, call);
-  unit_sums.add(kLogQ, dense_rows(p.log_q.row, compute, p.space));
-  unit_sums.add(kLogP, dense_rows(p.log_p.row, compute, p.space));
-  const auto kernel = choose_kernel<R>(is_dense<R>(params.layout, p, cols), p, [](auto dense, auto form_class) {
-    return log_prob_kernel<R, decltype(dense)::value, decltype(form_class)::value>;
+  const auto kernel = choose_kernel<R>(is_dense<R>(params.layout, p, segment), p, [](auto dense, auto form_class) {
+    return sample_log_prob_kernel<R, decltype(dense)::value, decltype(form_class)::value>;
   });
-  if (const char* error = launch(kernel, dim3(static_cast<unsigned>(work.blocks)), kThreads, params, call)) return error;
-  return unit_sums.finish();
+  return work.run(/*writes=*/true, [&] {
+    return launch(kernel, dim3(static_cast<unsigned>(work.blocks())), kThreads, params, call);
+  });
 }
 
 template <class R>
@@ -206,9 +203,9 @@ const char* run_backward(const LatentProblem& p, const CudaCall& call) {
   common.upstream_q_step = p.upstream_q_sample_stride;
   common.upstream_p_step = p.upstream_p_sample_stride;
   const Upstreams<2> upstream{{&p.upstream_q, &p.upstream_p}, {common.upstream_q_step, common.upstream_p_step}};
-  return run_backward<R, GatherLogProb<R>>(common, p, upstream, call, [&](bool dense) {
+  return run_backward<R, GatherSampleLogProb<R>>(common, p, upstream, call, [&](bool dense) {
     return choose_kernel<R>(dense, p, [](auto dense, auto form_class) {
-      return log_prob_backward_kernel<R, decltype(dense)::value, decltype(form_class)::value>;
+      return sample_log_prob_backward_kernel<R, decltype(dense)::value, decltype(form_class)::value>;
     });
   });
 }
@@ -216,11 +213,11 @@ const char* run_backward(const LatentProblem& p, const CudaCall& call) {
 }  // namespace
 
 template <>
-const char* log_prob<ELBO_REAL>(const LatentProblem& p, const CudaCall& call) {
+const char* sample_log_prob<ELBO_REAL>(const LatentProblem& p, const CudaCall& call) {
   return run_forward<ELBO_REAL>(p, call);
 }
 template <>
-const char* log_prob_backward<ELBO_REAL>(const LatentProblem& p, const CudaCall& call) {
+const char* sample_log_prob_backward<ELBO_REAL>(const LatentProblem& p, const CudaCall& call) {
   return run_backward<ELBO_REAL>(p, call);
 }
 
