@@ -40,7 +40,13 @@ STABLE_ABI = "0x020b000000000000"  # TORCH_TARGET_VERSION of 2.11
 OPERATOR_SOURCES = ["module.cpp", "cpu/dispatch.cpp", *(f"ops/{name}.cpp" for name in (
     "cpu_device", "cuda_device", "device", "importance", "latent", "schema", "space", "stored_gradients", "tensors", "term_sum",
     "terms"))]  # fmt: skip
-KERNEL_SOURCES = ["cpu/term_sum.cpp", "cpu/latent.cpp", "cpu/sample_log_prob.cpp", "cpu/importance.cpp", "cpu/normal_noise.cpp"]
+KERNEL_SOURCES = [
+    "cpu/term_sum.cpp",
+    "cpu/latent.cpp",
+    "cpu/sample_log_prob.cpp",
+    "cpu/importance.cpp",
+    "cpu/normal_noise.cpp",
+]
 
 X86_SETS = {
     "AVX2": ["-mavx2", "-mfma", "-mf16c"],
@@ -86,8 +92,12 @@ def find_compiler() -> str:
     if shutil.which(compiler.split()[0]) is None:
         stop(f"no C++ compiler: '{compiler}' was not found; install g++ 11 or clang 14 or newer, or set CXX.")
     program = "#include <concepts>\ntemplate <std::integral T> T f(T x) { return x; }\nint main() { return f(0); }\n"
-    run = subprocess.run([*compiler.split(), "-std=c++20", "-x", "c++", "-fsyntax-only", "-"], input=program, text=True,
-                         capture_output=True)
+    run = subprocess.run(
+        [*compiler.split(), "-std=c++20", "-x", "c++", "-fsyntax-only", "-"],
+        input=program,
+        text=True,
+        capture_output=True,
+    )
     if run.returncode != 0:
         stop(f"the compiler '{compiler}' does not know C++20; install g++ 11 or clang 14 or newer, or set CXX.")
     return compiler
@@ -101,9 +111,12 @@ OLDEST_CUDA = (12, 0)  # the first that knows C++20
 # every newer GPU compiles for itself, 11.0 and those to come among them.
 DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0", "12.0")
 PTX = {"9.0": "+PTX"}
-# The pragmas that the C++ compiler does not know are for device code.
-CUDA_FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra,"
-              "-Wno-unknown-pragmas"]  # fmt: skip
+CUDA_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "--expt-relaxed-constexpr",
+    "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-unknown-pragmas",
+]  # fmt: skip  the pragmas are for device code
 # Spilled registers and arrays in local memory would cost a kernel the bandwidth that it is for.
 STRICT_CUDA_FLAGS = ["-Werror=all-warnings", "-Xptxas=-warn-spills,-warn-lmem-usage,-Werror"]
 
@@ -150,13 +163,17 @@ def find_nvcc() -> str | None:
         print(f"elbo_ext: {sentence} Building {f'with {nvcc}' if nvcc else 'without CUDA'}.", file=sys.stderr)
     if nvcc is None:
         if wish == "1":
-            stop(f"ELBO_EXT_CUDA={os.environ['ELBO_EXT_CUDA'].strip()}, but nvcc was not found; install the CUDA toolkit, or "
-                 "set CUDA_HOME to where it is.")
+            stop(
+                f"ELBO_EXT_CUDA={os.environ['ELBO_EXT_CUDA'].strip()}, but nvcc was not found; install the CUDA toolkit, or "
+                "set CUDA_HOME to where it is."
+            )
         return None
     version = nvcc_version(nvcc)
     if version < OLDEST_CUDA:
-        stop(f"{nvcc} is of CUDA {version[0]}.{version[1]}; {OLDEST_CUDA[0]}.{OLDEST_CUDA[1]} or newer is needed. "
-             "ELBO_EXT_CUDA=0 builds without CUDA.")
+        stop(
+            f"{nvcc} is of CUDA {version[0]}.{version[1]}; {OLDEST_CUDA[0]}.{OLDEST_CUDA[1]} or newer is needed. "
+            "ELBO_EXT_CUDA=0 builds without CUDA."
+        )
     return nvcc
 
 
@@ -171,8 +188,11 @@ def check_generation(torch) -> None:
     major, minor = nvcc_version(NVCC)
     of_torch = getattr(getattr(torch, "version", None), "cuda", None)  # None: a torch without CUDA
     if of_torch is not None and int(of_torch.split(".")[0]) < major:
-        print(f"elbo_ext: nvcc is of CUDA {major}.{minor}, torch {torch.__version__} of CUDA {of_torch}: the CUDA kernels need a "
-              f"driver of CUDA {major}, which this torch does not.", file=sys.stderr)
+        print(
+            f"elbo_ext: nvcc is of CUDA {major}.{minor}, torch {torch.__version__} of CUDA {of_torch}: the CUDA kernels need a "
+            f"driver of CUDA {major}, which this torch does not.",
+            file=sys.stderr,
+        )
 
 
 def cuda_architectures(nvcc: str) -> dict[str, str]:
@@ -182,7 +202,9 @@ def cuda_architectures(nvcc: str) -> dict[str, str]:
         known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
         wishes = [a + PTX.get(a, "") for a in DEFAULT_ARCHITECTURES if f"sm_{a.replace('.', '')}" in known]
     if not wishes:
-        stop(f"{nvcc} knows none of {', '.join(DEFAULT_ARCHITECTURES)}; name what to compile for in TORCH_CUDA_ARCH_LIST.")
+        stop(
+            f"{nvcc} knows none of {', '.join(DEFAULT_ARCHITECTURES)}; name what to compile for in TORCH_CUDA_ARCH_LIST."
+        )
     generate, too_old = {}, []
     for item in wishes:
         match = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", item)
@@ -223,9 +245,16 @@ class Ninja:
     def __init__(self, work: Path, compile_command: str, link_command: str) -> None:
         self.work = work
         self.objects: list[str] = []
-        self.lines = ["rule compile", f"  command = {compile_command}", "  depfile = $out.d", "  deps = gcc",
-                      "  description = $out", "rule link", f"  command = {link_command}",
-                      "  description = link $out"]  # fmt: skip
+        self.lines = [
+            *(
+                "rule compile",
+                f"  command = {compile_command}",
+                "  depfile = $out.d",
+                "  deps = gcc",
+                "  description = $out",
+            ),
+            *("rule link", f"  command = {link_command}", "  description = link $out"),
+        ]
 
     def compile(self, source: str, name: str, flags: list[str]) -> None:
         self.objects.append(name)
@@ -275,12 +304,21 @@ class Build(build_ext):
         compiler = find_compiler()
         torch_dir = Path(torch.__file__).parent
         # pybind11 first: torch brings a copy of its own, which in 2.11 refuses TORCH_TARGET_VERSION.
-        includes = [word for path in (pybind11.get_include(), torch_dir / "include", *self.include_dirs)
-                    for word in ("-isystem", path)]
+        includes = [
+            word
+            for path in (pybind11.get_include(), torch_dir / "include", *self.include_dirs)
+            for word in ("-isystem", path)
+        ]
         sets = X86_SETS if platform.machine() in ("x86_64", "AMD64") else {}
         version = subprocess.run([*compiler.split(), "--version"], capture_output=True, text=True).stdout.split("\n")[0]
-        about = [f'-D{name}="{value}"' for name, value in {
-            "ELBO_COMPILER": version, "ELBO_FLAGS": " ".join(FLAGS), "ELBO_TORCH_VERSION": torch.__version__}.items()]
+        about = [
+            f'-D{name}="{value}"'
+            for name, value in {
+                "ELBO_COMPILER": version,
+                "ELBO_FLAGS": " ".join(FLAGS),
+                "ELBO_TORCH_VERSION": torch.__version__,
+            }.items()
+        ]
         # Error messages name csrc/..., not the folder that the library happened to be built in.
         short = [f"-ffile-prefix-map={folder}/=" for folder in (ROOT, torch_dir / "include")]
         ninja = Ninja(
@@ -304,7 +342,9 @@ class Build(build_ext):
         strict = os.environ.get("ELBO_EXT_STRICT") == "1"
         flags = [*CUDA_FLAGS, *(STRICT_CUDA_FLAGS if strict else []), *ARCHITECTURES.values()]
         # nvcc takes the C++ compiler without its options or a launcher before it.
-        host = next((word for word in find_compiler().split() if Path(word).name not in LAUNCHERS and "=" not in word), "c++")
+        host = next(
+            (word for word in find_compiler().split() if Path(word).name not in LAUNCHERS and "=" not in word), "c++"
+        )
         nvcc = shell(NVCC, "-ccbin", host)
         ninja = Ninja(
             work,
@@ -326,8 +366,9 @@ class Build(build_ext):
 # `depends` puts the sources into the sdist.
 DEPENDS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*"))
 # What tells two builds of the two libraries apart that would not understand each other.
-INTERFACE = "-DELBO_INTERFACE=" + str(zlib.crc32(b"".join(
-    (ROOT / "csrc" / name).read_bytes() for name in ("problem.h", "cuda/interface.h"))))
+INTERFACE = "-DELBO_INTERFACE=" + str(
+    zlib.crc32(b"".join((ROOT / "csrc" / name).read_bytes() for name in ("problem.h", "cuda/interface.h")))
+)
 check_setuptools()
 NVCC = find_nvcc()
 REUSED = NVCC is None and os.environ.get("ELBO_EXT_CUDA", "").strip() == "reuse"

@@ -11,7 +11,13 @@ constexpr int kMaxInputs = 6;  // of a term
 constexpr int kMaxOperands = kMaxInputs + 1;  // with the weight, which comes after the inputs
 constexpr int kLatentInputs = 4;  // mu, scale, prior_mu, prior_scale
 
-enum class DType : int { kFloat, kDouble, kBFloat16, kHalf, kBool };
+enum class DType : int {
+  kFloat,
+  kDouble,
+  kBFloat16,
+  kHalf,
+  kBool
+};
 
 // The joint shape that all operands broadcast to, cut into `rows` that are summed and whose sums are wanted one by one,
 // of `cols` elements each. Where no row sums are asked for (a sum over everything, element-wise values, a backward

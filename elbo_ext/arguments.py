@@ -102,7 +102,9 @@ def broadcast(operands: Mapping[str, Any]) -> torch.Size:
             first_name, device, shape = name, t.device, t.shape
             continue
         if t.device != device:
-            raise ValueError(f"all tensors must be on one device, got {first_name} on {device} and {name} on {t.device}")
+            raise ValueError(
+                f"all tensors must be on one device, got {first_name} on {device} and {name} on {t.device}"
+            )
         if shape is not None and (torch.compiler.is_compiling() or not same_shape(t.shape, shape)):
             shape = _joint(shape, t.shape)
     if shape is None:
@@ -151,10 +153,12 @@ def at_most_one_broadcasts(recon: Tensor, x: Tensor) -> None:
 
 def on_one_device(first: Mapping[str, Tensor], others: Mapping[str, Any]) -> None:
     """Tensors on the device of the first one."""
-    (name, like), = first.items()
+    ((name, like),) = first.items()
     for other, t in others.items():
         if isinstance(t, Tensor) and t.device != like.device:
-            raise ValueError(f"all tensors must be on one device, got {name} on {like.device} and {other} on {t.device}")
+            raise ValueError(
+                f"all tensors must be on one device, got {name} on {like.device} and {other} on {t.device}"
+            )
 
 
 def recon_scales(likelihood: LikelihoodWithParameters, scales: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,7 +169,11 @@ def recon_scales(likelihood: LikelihoodWithParameters, scales: Mapping[str, Any]
     for name in given:
         if name not in known:
             others = [form for form in known if form not in ("x", of_term.decoder)]
-            reason = f"; pass likelihoods.{of_term.class_name}({min(others)}=...) instead" if others else ", which has no scale"
+            reason = (
+                f"; pass likelihoods.{of_term.class_name}({min(others)}=...) instead"
+                if others
+                else ", which has no scale"
+            )
             raise ValueError(f"recon_{name} has no meaning for likelihood={of_term.name!r}{reason}")
         if likelihood.parameters:
             raise ValueError(f"recon_{name} has no use beside {likelihood!r}, which has its parameters already")

@@ -122,9 +122,7 @@ def _exp_remainder(d: Tensor) -> Tensor:
     return torch.where(near, small * (small * series), d.exp() - (1 + d))
 
 
-def gaussian_kl(
-    mu: Tensor, scale: Tensor, prior_mu: Tensor, prior_scale: Tensor, form: str, prior_form: str
-) -> Tensor:
+def gaussian_kl(mu: Tensor, scale: Tensor, prior_mu: Tensor, prior_scale: Tensor, form: str, prior_form: str) -> Tensor:
     """KL(N(mu, sigma^2) || N(mu_p, sigma_p^2)) = 1/2 ((mu - mu_p)^2 / sigma_p^2 + e^d - 1 - d), in nats.
 
     d = ln(sigma^2 / sigma_p^2). For mu_p = 0, sigma_p = 1 this is minus Kingma & Welling 2014, appendix B.
@@ -147,4 +145,6 @@ def weighted(
     if weight is None:
         return term
     out = (weight == 0) & ~term.isfinite()
-    return torch.where(out, 0.0, formula(*(torch.where(out, number, t) for t, number in zip(inputs, masked, strict=True))) * weight)
+    return torch.where(
+        out, 0.0, formula(*(torch.where(out, number, t) for t, number in zip(inputs, masked, strict=True))) * weight
+    )

@@ -244,9 +244,7 @@ def _sample_beside_prior(
         arguments.batch_dims(batch_dims, shape),
         arguments.reduction(reduction),
     )
-    sampled: tuple[Tensor, ...] = autograd.latent(
-        spec, *_seed_or_noise(mu, shape, spec, generator, noise), inputs
-    )
+    sampled: tuple[Tensor, ...] = autograd.latent(spec, *_seed_or_noise(mu, shape, spec, generator, noise), inputs)
     return sampled
 
 
@@ -424,7 +422,9 @@ def _term(
     weight = arguments.weight(weight)
     shape = arguments.broadcast(named if weight is None else {**named, "weight": weight})
     operands, constants = _operands((*named.values(), 1.0 if weight is None else weight))
-    spec = TermSpec(term.number, constants, forms, arguments.batch_dims(batch_dims, shape), arguments.reduction(reduction))
+    spec = TermSpec(
+        term.number, constants, forms, arguments.batch_dims(batch_dims, shape), arguments.reduction(reduction)
+    )
     return spec, operands, shape
 
 

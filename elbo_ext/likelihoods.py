@@ -110,7 +110,10 @@ class LikelihoodWithParameters:
     parameters: Mapping[str, Any]
 
     def __repr__(self) -> str:
-        shown = (f"{k}={f'tensor of shape {tuple(v.shape)}' if isinstance(v, Tensor) else v}" for k, v in self.parameters.items())
+        shown = (
+            f"{k}={f'tensor of shape {tuple(v.shape)}' if isinstance(v, Tensor) else v}"
+            for k, v in self.parameters.items()
+        )
         return f"{self.likelihood!r}({', '.join(shown)})"
 
 
@@ -165,5 +168,7 @@ def by_name(value: Any) -> LikelihoodWithParameters:
         return value()
     if not isinstance(value, str) or value not in LIKELIHOODS:
         names = list(map(repr, LIKELIHOODS))
-        raise ValueError(f"likelihood must be {', '.join(names[:-1])} or {names[-1]}, or an object of elbo_ext.likelihoods, got {value!r}")
+        raise ValueError(
+            f"likelihood must be {', '.join(names[:-1])} or {names[-1]}, or an object of elbo_ext.likelihoods, got {value!r}"
+        )
     return LIKELIHOODS[value]()

@@ -147,9 +147,7 @@ def _gradients(operands: Sequence[Tensor | None], needs: Sequence[bool]) -> list
 
 
 @torch.library.register_fake("elbo_ext::term_sum")
-def _(
-    term: int, operands: Operands, constants: Numbers, forms: int, batch_dims: int, reduction: int
-) -> Tensor:
+def _(term: int, operands: Operands, constants: Numbers, forms: int, batch_dims: int, reduction: int) -> Tensor:
     shape = _broadcast(operands)[:batch_dims] if reduction == NONE else ()
     return _first(operands).new_empty(shape, dtype=value_dtype(*operands))
 

@@ -317,11 +317,15 @@ def rsample_with_log_prob(
     """
     own = {"log_std": log_std, "std": std, "var": var}
     priors = (prior_mu, prior_logvar, prior_log_std, prior_std, prior_var)
-    joint = torch.broadcast_tensors(mu, *(v for v in (logvar, *own.values(), *priors) if isinstance(v, Tensor)))[0].shape
+    joint = torch.broadcast_tensors(mu, *(v for v in (logvar, *own.values(), *priors) if isinstance(v, Tensor)))[
+        0
+    ].shape
     scale, form = _pick_scale(logvar, **own)
     prior_scale, prior_form = _pick_scale(prior_logvar, prior_log_std, prior_std, prior_var)
     dtype = torch.promote_types(mu.dtype, scale.dtype) if isinstance(scale, Tensor) else mu.dtype
-    mean, scale, prior_mean, prior_scale, eps = _tensors(mu, scale, 0.0 if prior_mu is None else prior_mu, prior_scale, noise)
+    mean, scale, prior_mean, prior_scale, eps = _tensors(
+        mu, scale, 0.0 if prior_mu is None else prior_mu, prior_scale, noise
+    )
     shape = joint if num_samples is None else (num_samples, *joint)
     if eps is None:  # the noise is what turns a standard normal into itself
         zeros = torch.zeros(joint, dtype=mean.dtype, device=mean.device)

@@ -4,15 +4,15 @@
 #include <cstdlib>
 #include <cstring>
 
-#define ELBO_DECLARE(CAPABILITY)                                               \
-  namespace elbo_ext::CAPABILITY {                                             \
-  void term_sum(const TermSumProblem&, int64_t, int64_t);                      \
-  void latent(const LatentProblem&, int64_t, int64_t);                         \
-  void latent_backward(const LatentProblem&, int64_t, int64_t);                \
-  void sample_log_prob(const LatentProblem&, int64_t, int64_t);                \
-  void sample_log_prob_backward(const LatentProblem&, int64_t, int64_t);       \
-  void importance(const ImportanceProblem&, int64_t, int64_t);                 \
-  void normal_noise(int64_t, int64_t, int64_t, DType, void*);                  \
+#define ELBO_DECLARE(CAPABILITY)                                         \
+  namespace elbo_ext::CAPABILITY {                                       \
+  void term_sum(const TermSumProblem&, int64_t, int64_t);                \
+  void latent(const LatentProblem&, int64_t, int64_t);                   \
+  void latent_backward(const LatentProblem&, int64_t, int64_t);          \
+  void sample_log_prob(const LatentProblem&, int64_t, int64_t);          \
+  void sample_log_prob_backward(const LatentProblem&, int64_t, int64_t); \
+  void importance(const ImportanceProblem&, int64_t, int64_t);           \
+  void normal_noise(int64_t, int64_t, int64_t, DType, void*);            \
   }
 ELBO_DECLARE(DEFAULT)
 #if defined(ELBO_HAVE_AVX2)
@@ -26,7 +26,7 @@ ELBO_DECLARE(AVX512)
 namespace elbo_ext {
 namespace {
 
-#define ELBO_KERNELS(CAPABILITY) \
+#define ELBO_KERNELS(CAPABILITY)                                                                                    \
   {#CAPABILITY, CAPABILITY::term_sum, CAPABILITY::latent, CAPABILITY::latent_backward, CAPABILITY::sample_log_prob, \
    CAPABILITY::sample_log_prob_backward, CAPABILITY::importance, CAPABILITY::normal_noise}
 // From the plainest to the widest.

@@ -7,7 +7,13 @@
 namespace elbo_ext {
 namespace {
 
-enum Slot { kMu, kScale, kPriorMu, kPriorScale };  // as GaussianKL takes them
+// as GaussianKL takes them
+enum Slot {
+  kMu,
+  kScale,
+  kPriorMu,
+  kPriorScale
+};
 
 // The noise of one tile of one sample.
 template <class R>

@@ -83,7 +83,7 @@ void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
   Noise<R> noise;
   TermTile<R> t;
 
-  const auto add_sample = [&](const Tile& tile, int64_t sample, R* const (&to)[kLatentInputs]) {
+  const auto add_sample = [&](const Tile& tile, int64_t sample, R* const(&to)[kLatentInputs]) {
     const Lane<R> eps = noise.load(p, tile, sample);
     const Lane<R> grad_z = load_sample(p.space, p.grad_z, sample * p.grad_z_sample_stride, tile, z_buffer);
     const Lane<R> grad_q = load_sample(p.space, p.upstream_q, sample * p.upstream_q_sample_stride, tile, q_buffer);
@@ -124,7 +124,8 @@ void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
         for (int k = 0; k < kLatentInputs; ++k) {
           t.gradient[k].begin(p.space, p.gradient[k], tile);
           R* const numbers = t.gradient[k].numbers;
-          to[k] = !p.gradient[k].wanted() ? nullptr : p.samples == 1 && numbers ? numbers : sum[k].data;
+          to[k] = !p.gradient[k].wanted() ? nullptr : p.samples == 1 && numbers ? numbers
+                                                                                : sum[k].data;
         }
         for (int64_t sample = 0; sample < p.samples; ++sample) add_sample(tile, sample, to);
         for (int k = 0; k < kLatentInputs; ++k) {

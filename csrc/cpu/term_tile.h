@@ -21,7 +21,11 @@ struct TermTile {
 // What is known of a tile before its loop begins. The ordinary tile is unweighted and has each input in its first form, a
 // scale as logvar; a loop without the branches for all else takes half the time (benchmarks/NOTES.md). What is precomputed
 // (from the scale) is computed once for the tile, or anew for each register.
-enum class FastPath { kNone, kPrecomputedOnce, kRecomputed };
+enum class FastPath {
+  kNone,
+  kPrecomputedOnce,
+  kRecomputed
+};
 
 template <template <class> class TermOf, class R, bool kGradient, FastPath kFastPath>
 void run_term_loop(TermTile<R>& tile, int forms, bool recompute) {
@@ -94,7 +98,7 @@ void run_term_loop(TermTile<R>& tile, int forms, bool recompute) {
         if (!wanted[k]) continue;
         V result = derivative[k] * factor;
         if (weighted) result = select(masked, zero, result);
-        if (to[k]) kFull && streams ? stream(to[k] + i, result) : put(to[k], result);
+        if (to[k]) (kFull && streams) ? stream(to[k] + i, result) : put(to[k], result);
         else gradient_sum[k] = gradient_sum[k] + inside(result);
       }
       if (weighted) {

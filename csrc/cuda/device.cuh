@@ -48,13 +48,13 @@ struct RealOf<Pack<R, kCount>> {
   using type = R;
 };
 
-#define ELBO_PACK_OPERATOR(RESULT, NAME, EXPRESSION)                                                      \
-  template <class R, int kCount>                                                                          \
-  __device__ __forceinline__ RESULT NAME(const Pack<R, kCount>& a, const Pack<R, kCount>& b) {            \
-    RESULT result;                                                                                        \
-    ELBO_UNROLL                                                                                           \
-    for (int i = 0; i < kCount; ++i) result.x[i] = EXPRESSION;                                            \
-    return result;                                                                                        \
+#define ELBO_PACK_OPERATOR(RESULT, NAME, EXPRESSION)                                           \
+  template <class R, int kCount>                                                               \
+  __device__ __forceinline__ RESULT NAME(const Pack<R, kCount>& a, const Pack<R, kCount>& b) { \
+    RESULT result;                                                                             \
+    ELBO_UNROLL                                                                                \
+    for (int i = 0; i < kCount; ++i) result.x[i] = EXPRESSION;                                 \
+    return result;                                                                             \
   }
 #define ELBO_PACK Pack<R, kCount>
 ELBO_PACK_OPERATOR(ELBO_PACK, operator+, a.x[i] + b.x[i])
@@ -66,13 +66,13 @@ ELBO_PACK_OPERATOR(PackMask<kCount>, operator<, a.x[i] < b.x[i])
 ELBO_PACK_OPERATOR(PackMask<kCount>, operator>, a.x[i] > b.x[i])
 #undef ELBO_PACK_OPERATOR
 
-#define ELBO_PACK_FUNCTION(NAME)                                                 \
-  template <class R, int kCount>                                                 \
-  __device__ __forceinline__ ELBO_PACK NAME(const ELBO_PACK& a) {                \
-    ELBO_PACK result;                                                            \
-    ELBO_UNROLL                                                                  \
-    for (int i = 0; i < kCount; ++i) result.x[i] = NAME(a.x[i]);                 \
-    return result;                                                               \
+#define ELBO_PACK_FUNCTION(NAME)                                  \
+  template <class R, int kCount>                                  \
+  __device__ __forceinline__ ELBO_PACK NAME(const ELBO_PACK& a) { \
+    ELBO_PACK result;                                             \
+    ELBO_UNROLL                                                   \
+    for (int i = 0; i < kCount; ++i) result.x[i] = NAME(a.x[i]);  \
+    return result;                                                \
   }
 ELBO_PACK_FUNCTION(fast_exp)
 ELBO_PACK_FUNCTION(exp)

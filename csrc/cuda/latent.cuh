@@ -8,7 +8,13 @@
 namespace elbo_ext {
 namespace {
 
-enum Slot { kMu, kScale, kPriorMu, kPriorScale };  // the inputs, as GaussianKL takes them
+// the inputs, as GaussianKL takes them
+enum Slot {
+  kMu,
+  kScale,
+  kPriorMu,
+  kPriorScale
+};
 constexpr int kNoise = kLatentInputs;
 using LatentForms = ScaleForms<kScale, kPriorScale>;
 

@@ -8,7 +8,11 @@ namespace {
 
 // ---- forward: each sample is one row of the space, or several ----
 
-enum Sum { kLogQ, kLogP, kForwardSums };
+enum Sum {
+  kLogQ,
+  kLogP,
+  kForwardSums
+};
 constexpr int kZ = kNoise + 1, kForwardSlots = kZ + 1;
 
 struct SampleLogProbParams {

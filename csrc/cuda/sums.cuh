@@ -80,7 +80,8 @@ __device__ __forceinline__ void for_each_unit(const Units& units, const SumPlan<
   const int64_t lanes = units.whole ? static_cast<int64_t>(gridDim.x) * kThreads : team;
   bool by_unit = false;
   ELBO_UNROLL
-  for (int k = 0; k < kSums; ++k) if (used >> k & 1) by_unit = by_unit || plan.kind[k] == kUnitSum;
+  for (int k = 0; k < kSums; ++k)
+    if (used >> k & 1) by_unit = by_unit || plan.kind[k] == kUnitSum;
   // The bounds of this loop are the same for the whole block, so that all threads come to the shuffles and barriers.
   for (int64_t base = block * teams; base < units.count; base += static_cast<int64_t>(gridDim.x) * teams) {
     const int64_t unit = base + own;

@@ -19,8 +19,8 @@ struct LatentCall {
   LatentProblem problem;
 
   LatentCall(const OptionalTensors& inputs, const std::vector<double>& constants, int64_t forms,
-       const std::optional<Tensor>& seed, const std::optional<Tensor>& noise, std::optional<int64_t> num_samples,
-       int64_t results, int64_t batch_dims, int64_t reduction)
+             const std::optional<Tensor>& seed, const std::optional<Tensor>& noise, std::optional<int64_t> num_samples,
+             int64_t results, int64_t batch_dims, int64_t reduction)
       : inputs(inputs), noise(noise), num_samples(num_samples) {
     STD_TORCH_CHECK(kZAlone <= results && results <= kScore, "elbo_ext: latent has no results ", results);
     STD_TORCH_CHECK(inputs.size() == (results == kZAlone ? 2 : 4) && constants.size() == inputs.size(),

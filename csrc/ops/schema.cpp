@@ -13,7 +13,7 @@
 
 #define ELBO_TERM \
   "int term, Tensor?[] operands, float[] constants, int forms, int batch_dims, int reduction"
-#define ELBO_LATENT \
+#define ELBO_LATENT                                                                                              \
   "Tensor?[] inputs, float[] constants, int forms, Tensor? seed, Tensor? noise, int? num_samples, int results, " \
   "int batch_dims, int reduction"
 
@@ -36,7 +36,8 @@ STABLE_TORCH_LIBRARY(elbo_ext, library) {
   // Gradients of the needed inputs and, with the last flag of needs, of the noise, given those of the results.
   // No list of gradients: torch does not fill in zeros that it keeps symbolic in a Tensor?[].
   library.def(
-      "latent_backward(" ELBO_LATENT ", Tensor? grad_z, Tensor? grad_kl, Tensor? grad_log_q, Tensor? grad_log_p, "
+      "latent_backward(" ELBO_LATENT
+      ", Tensor? grad_z, Tensor? grad_kl, Tensor? grad_log_q, Tensor? grad_log_p, "
       "bool[] needs) -> Tensor[]");
   // Element i of row j is normal number first + i of the stream of seed j.
   library.def("normal_noise(Tensor seed, int count, bool double_precision, int first=0) -> Tensor");

@@ -56,8 +56,8 @@ void check_allocation(AOTITorchError error, int64_t ndim, const int64_t* shape, 
   if (error == AOTI_TORCH_SUCCESS) return;
   const bool cpu = like.is_cpu();
   const char* words = torch_exception_get_what_without_backtrace != nullptr ? torch_exception_get_what_without_backtrace()
-                      : cpu ? "DefaultCPUAllocator: can't allocate memory"
-                            : "CUDA out of memory.";
+                      : cpu                                                 ? "DefaultCPUAllocator: can't allocate memory"
+                                                                            : "CUDA out of memory.";
   static const char* const names[] = {"float32", "float64", "bfloat16", "float16", "bool"};  // in the order of DType
   double elements = 1.0;  // in double, because the product may be beyond int64
   for (int64_t i = 0; i < ndim; ++i) elements += static_cast<double>(shape[i] - 1) * static_cast<double>(strides[i]);
@@ -132,8 +132,8 @@ Tensor empty_like(const Tensor& like, std::optional<DType> dtype) {
                                  : type == DType::kFloat    ? ScalarType::Float
                                  : type == DType::kBFloat16 ? ScalarType::BFloat16
                                                             : ScalarType::Half;
-  StableIValue stack[] = {from(like),         from(std::optional(scalar_type)), from(std::nullopt),
-                          from(std::nullopt), from(std::nullopt),               from(std::nullopt)};
+  StableIValue stack[] = {from(like), from(std::optional(scalar_type)), from(std::nullopt),
+                          from(std::nullopt), from(std::nullopt), from(std::nullopt)};
   const Dims shape(like.sizes().begin(), like.sizes().end());
   check_allocation(torch_call_dispatcher("aten::empty_like", "", stack, TORCH_ABI_VERSION), like.dim(), shape.data(),
                    row_major(shape).data(), type, like);
@@ -161,7 +161,7 @@ void set_values(Values& values, const Tensor& result, int64_t reduction, int64_t
 }
 
 void add_upstream(Upstream& upstream, const Tensor& grad, const Dims& shape, int64_t batch_dims, int64_t reduction,
-                    SpaceBuilder& builder) {
+                  SpaceBuilder& builder) {
   Dims strides(shape.size(), 0);
   if (reduction == kNone) {
     STD_TORCH_CHECK(grad.dim() == batch_dims, "elbo_ext: grad has ", grad.dim(), " dimensions, not ", batch_dims);

@@ -14,7 +14,11 @@ using torch::headeronly::ScalarType;
 using OptionalTensors = std::vector<std::optional<Tensor>>;
 
 // How a result is reduced over the examples. The numbers are part of the operator schema.
-enum Reduction : int64_t { kNone = 0, kSum = 1, kMean = 2 };
+enum Reduction : int64_t {
+  kNone = 0,
+  kSum = 1,
+  kMean = 2
+};
 
 // Raises for numbers of the schema, common to the operators over a joint shape, that mean nothing.
 void check_numbers(int64_t batch_dims, int64_t reduction, const Dims& shape);
@@ -46,6 +50,6 @@ void set_values(Values& values, const Tensor& result, int64_t reduction, int64_t
 
 // The gradient of such values, as an operand.
 void add_upstream(Upstream& upstream, const Tensor& grad, const Dims& shape, int64_t batch_dims, int64_t reduction,
-                    SpaceBuilder& builder);
+                  SpaceBuilder& builder);
 
 }  // namespace elbo_ext

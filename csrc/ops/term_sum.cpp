@@ -19,7 +19,7 @@ struct TermCall {
   TermSumProblem problem;
 
   TermCall(int64_t term, const OptionalTensors& operands, const std::vector<double>& constants, int64_t forms,
-       int64_t batch_dims, int64_t reduction)
+           int64_t batch_dims, int64_t reduction)
       : operands(operands), batch_dims(batch_dims) {
     const TermInfo* const info = find_term(term);
     STD_TORCH_CHECK(info != nullptr, "elbo_ext: there is no term ", term);

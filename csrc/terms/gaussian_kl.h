@@ -12,7 +12,7 @@ namespace {
 template <class T>
 struct GaussianKL : ScaleForms<1, 3> {
   static constexpr int kInputs = 4;
-  static constexpr const char* kSignature = 
+  static constexpr const char* kSignature =
       "mu logvar|log_std|std|var prior_mu prior_logvar|prior_log_std|prior_std|prior_var";
   static constexpr unsigned kPrecomputedFrom = 1 << 3;  // the prior's scale alone
   using R = Real<T>;

@@ -8,8 +8,8 @@
 #include "laplace.h"
 
 // X(number in the operator schema, template of the formula, name in Python)
-#define ELBO_FOR_EACH_TERM(X) \
-  X(0, Gaussian, "gaussian")  \
-  X(1, Bernoulli, "bernoulli") \
+#define ELBO_FOR_EACH_TERM(X)     \
+  X(0, Gaussian, "gaussian")      \
+  X(1, Bernoulli, "bernoulli")    \
   X(2, GaussianKL, "gaussian_kl") \
   X(3, Laplace, "laplace")

@@ -12,7 +12,13 @@ namespace {
 // What the latent stage returns. log q depends on the parameters of q directly and by way of z; the last three say which
 // of the two its gradient takes account of: both; z alone (Roeder, Wu & Duvenaud 2017); the direct dependence alone, z
 // being a constant (Williams 1992). The numbers are part of the operator schema.
-enum Results : int { kZAlone = 0, kWithKL = 1, kPathwise = 2, kStickingTheLanding = 3, kScore = 4 };
+enum Results : int {
+  kZAlone = 0,
+  kWithKL = 1,
+  kPathwise = 2,
+  kStickingTheLanding = 3,
+  kScore = 4
+};
 
 template <class T>
 ELBO_INLINE T log_prob_of_sample(int form, T scale, T eps) {

@@ -10,7 +10,12 @@ namespace elbo_ext {
 namespace {
 
 // What the scale tensor holds. The numbers are part of the operator schema.
-enum Form : int { kLogvar = 0, kLogStd = 1, kStd = 2, kVar = 3 };
+enum Form : int {
+  kLogvar = 0,
+  kLogStd = 1,
+  kStd = 2,
+  kVar = 3
+};
 
 // The classes of forms of a term whose inputs with these numbers are such scales: exponential (logvar and log_std), and
 // direct (std and var).
@@ -19,7 +24,8 @@ struct ScaleForms {
   static constexpr int kFormClasses = 2;
   ELBO_INLINE static constexpr int form_class(int forms) {
     const int direct = ((form_of(forms, scales) >= kStd ? 1 : 0) + ...);
-    return direct == 0 ? 0 : direct == static_cast<int>(sizeof...(scales)) ? 1 : kAnyForms;
+    return direct == 0 ? 0 : direct == static_cast<int>(sizeof...(scales)) ? 1
+                                                                           : kAnyForms;
   }
   template <int kClass>
   ELBO_INLINE static constexpr int within(int forms) {

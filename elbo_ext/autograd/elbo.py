@@ -39,9 +39,7 @@ class ELBOGradInForward(Function):
         return loss, log_likelihood, reduced_kl
 
     @staticmethod
-    def backward(
-        ctx: Any, grad_loss: Tensor | None, grad_log_likelihood: Tensor | None, grad_kl: Tensor | None
-    ) -> Any:
+    def backward(ctx: Any, grad_loss: Tensor | None, grad_log_likelihood: Tensor | None, grad_kl: Tensor | None) -> Any:
         needs, operands = ctx.needs_input_grad[3:], ctx.saved_tensors
         if grad_loss is not None or grad_log_likelihood is not None:
             made = take_gradients(ctx, grad_loss, grad_log_likelihood, grad_kl)

@@ -137,11 +137,15 @@ class LatentBackward(GradientFunction):
 
         if spec.results == WITH_KL:
             if grad_second is not None:
-                grad_second = unreduced_gradient(grad_second, in_dims[3], spec.batch_dims, spec.reduction, aligned, size)
+                grad_second = unreduced_gradient(
+                    grad_second, in_dims[3], spec.batch_dims, spec.reduction, aligned, size
+                )
         else:
             grad_second, grad_third = per_sample(grad_second, in_dims[3]), per_sample(grad_third, in_dims[4])
         upstream = (per_sample(grad_z, in_dims[2]), grad_second, grad_third)
-        gradients = apply_under_transforms(LatentBackward)(spec.under_vmap(), needs, *upstream, None, mapped_noise, *aligned)
+        gradients = apply_under_transforms(LatentBackward)(
+            spec.under_vmap(), needs, *upstream, None, mapped_noise, *aligned
+        )
         *of_inputs, of_noise = fill_missing_with_none(gradients, needs)
         result = in_shape_of_operands(of_inputs, inputs, dims, size)
         if of_noise is not None:
@@ -182,7 +186,9 @@ class Latent(ValueFunction):
             needs[0] and grad_second is None and grad_third is None
             and grad_z is not None and _same_layout(inputs[0], grad_z)
         )  # fmt: skip
-        if passes_through:  # dz/dmu = 1: where nothing else reaches mu, its gradient is that of z, and nothing is written
+        if (
+            passes_through
+        ):  # dz/dmu = 1: where nothing else reaches mu, its gradient is that of z, and nothing is written
             needs = (False, *needs[1:])
         gradients: Sequence[Tensor] = ()
         if any(needs):
@@ -223,7 +229,9 @@ class Latent(ValueFunction):
         prior_mu, prior_scale = prior
         log_p = formulas.gaussian(z, prior_mu, prior_scale, prior_form.removeprefix("prior_"))
         batch = shape[: spec.batch_dims + spec.sample_axes]
-        return rounded, *(t.expand(shape).reshape(*batch, math.prod(shape[len(batch) :])).sum(-1) for t in (log_q, log_p))
+        return rounded, *(
+            t.expand(shape).reshape(*batch, math.prod(shape[len(batch) :])).sum(-1) for t in (log_q, log_p)
+        )
 
     @staticmethod
     def vmap(

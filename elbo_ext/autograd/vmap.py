@@ -15,7 +15,9 @@ def _rank(t: Tensor, dim: int | None) -> int:
     return t.dim() - (dim is not None)
 
 
-def with_mapped_axis_first(operands: Operands, dims: Sequence[int | None], size: int, expand: bool) -> list[Tensor | None]:
+def with_mapped_axis_first(
+    operands: Operands, dims: Sequence[int | None], size: int, expand: bool
+) -> list[Tensor | None]:
     """Operands with the mapped axis before the joint rank of all. ``expand``: also those that have none."""
     rank = max(_rank(t, dim) for t, dim in zip(operands, dims, strict=True) if t is not None)
     aligned: list[Tensor | None] = []

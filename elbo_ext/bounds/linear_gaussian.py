@@ -13,7 +13,6 @@ from ..ops import value_dtype
 __all__ = ["LinearGaussian"]
 
 
-
 class LinearGaussian:
     """p(z) = N(0, I), p(x|z) = N(W z + b, diag sigma^2): probabilistic PCA; factor analysis if sigma is one per
     feature.
@@ -224,7 +223,9 @@ class LinearGaussian:
         if covariance.dim() < 2 or covariance.shape[-2] != size:
             raise ValueError(f"covariance must have shape [..., {size}, {size}], got {tuple(covariance.shape)}")
         variance = covariance.diagonal(dim1=-2, dim2=-1)
-        size_of_each = (variance.unsqueeze(-1) * variance.unsqueeze(-2)).sqrt()  # NaN, and so refused, if one is negative
+        size_of_each = (
+            variance.unsqueeze(-1) * variance.unsqueeze(-2)
+        ).sqrt()  # NaN, and so refused, if one is negative
         symmetric = bool(((covariance - covariance.mT).abs() <= 1e-5 * size_of_each).all())
         if not symmetric or bool(torch.linalg.cholesky_ex(covariance.detach()).info.any()):
             raise ValueError("covariance must be symmetric positive definite, got one that is not")

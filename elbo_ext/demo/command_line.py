@@ -67,9 +67,7 @@ class OutputFolder:
                         os.replace(staging / name, ready / name)
                     os.replace(ready, self.path)
         except OSError as error:
-            raise DemoError(
-                f"--out {str(self.path)!r} cannot be written: {error.strerror or error}"
-            ) from None
+            raise DemoError(f"--out {str(self.path)!r} cannot be written: {error.strerror or error}") from None
 
     @contextlib.contextmanager
     def _staging(self) -> Iterator[Path]:
@@ -140,9 +138,7 @@ def add_run_options(parser: argparse.ArgumentParser, *, threads: str, seed: str,
         default=0,
         help=f"of {seed} (default: %(default)s)",
     )
-    parser.add_argument(
-        "--out", metavar="FOLDER", default=out, help="where the results go (default: %(default)s)"
-    )
+    parser.add_argument("--out", metavar="FOLDER", default=out, help="where the results go (default: %(default)s)")
 
 
 def check_threads(threads: int | None) -> None:
@@ -161,9 +157,7 @@ def device_of(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise DemoError(f"--device {name!r} is not supported; use cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise DemoError(
-            f"--device {name!r} cannot be used: this PyTorch ({torch.__version__}) sees no CUDA GPU"
-        )
+        raise DemoError(f"--device {name!r} cannot be used: this PyTorch ({torch.__version__}) sees no CUDA GPU")
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     if device.index is not None and device.index >= count:
         raise DemoError(
@@ -218,9 +212,7 @@ def exit_code(run: Callable[[], dict[str, Any]]) -> int:
         print("elbo_ext.demo: interrupted, nothing was written.", file=sys.stderr)
         return 130
     except (MemoryError, RuntimeError) as error:
-        out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(
-            error
-        )
+        out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
         if not out_of_memory:
             raise
         print("elbo_ext.demo: error: there is not enough memory for this model and data.", file=sys.stderr)

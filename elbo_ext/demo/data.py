@@ -125,9 +125,7 @@ def check_likelihood(images: Images, likelihood: str) -> None:
         )
 
 
-def split(
-    images: Images, batch_size: int, seed: int, held_out: float = 0.2
-) -> tuple[torch.Tensor, torch.Tensor]:
+def split(images: Images, batch_size: int, seed: int, held_out: float = 0.2) -> tuple[torch.Tensor, torch.Tensor]:
     """Shuffle by `seed` and hold out a fraction, at least one image: (train [N1, D], test [N2, D]).
 
     Raises DataError if N1 < batch_size, or if every value in the training images is the same.
@@ -136,9 +134,7 @@ def split(
     test_count = max(1, round(held_out * count))
     if count - test_count < batch_size:
         needed = next(
-            n
-            for n in range(batch_size + 1, 2 * batch_size + 3)
-            if n - max(1, round(held_out * n)) >= batch_size
+            n for n in range(batch_size + 1, 2 * batch_size + 3) if n - max(1, round(held_out * n)) >= batch_size
         )
         raise DataError(
             f"{images.source!r} holds {count} image{'s' * (count != 1)}, but batches of {batch_size} need at "
@@ -147,9 +143,7 @@ def split(
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     train, test = images.values[order[test_count:]], images.values[order[:test_count]]
     if not train.std(unbiased=False) > 0:
-        raise DataError(
-            f"every value of {images.source!r} is {train[0, 0].item():.6g}: there is nothing to learn"
-        )
+        raise DataError(f"every value of {images.source!r} is {train[0, 0].item():.6g}: there is nothing to learn")
     return train, test
 
 
@@ -191,9 +185,7 @@ def _read_plain(stream: Stream, path: str) -> np.ndarray:
         return _read_npy(stream, path)
     if head[:2] == b"\0\0":
         return _read_idx(stream, path)
-    raise DataError(
-        f"{path!r} is none of .npy, .npz and MNIST's idx (it begins with the bytes {head.hex(' ')})"
-    )
+    raise DataError(f"{path!r} is none of .npy, .npz and MNIST's idx (it begins with the bytes {head.hex(' ')})")
 
 
 def _read_npy(stream: Stream, path: str) -> np.ndarray:

@@ -145,9 +145,7 @@ def _grid(
     tile = _as_image(rows[0][0], shape)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         if tile is None:
-            figure = Figure(
-                figsize=(1.05 * columns + 1, 0.8 * len(rows) + 0.6), dpi=110, layout="constrained"
-            )
+            figure = Figure(figsize=(1.05 * columns + 1, 0.8 * len(rows) + 0.6), dpi=110, layout="constrained")
             grid = figure.subplots(len(rows), columns, squeeze=False, sharex=True, sharey=True)
             for line, row in enumerate(rows):
                 for column in range(columns):
@@ -170,14 +168,10 @@ def _grid(
                 assert pixels is not None  # as that of the first one
                 image = np.clip((pixels - low) / (high - low), 0, 1)
                 left = column * (width + gap)
-                canvas[top : top + height, left : left + width] = (
-                    image if image.ndim == 3 else image[..., None]
-                )
+                canvas[top : top + height, left : left + width] = image if image.ndim == 3 else image[..., None]
         margin = 1.25 if labels else 0.15
         inches = 0.82 * columns
-        figure = Figure(
-            figsize=(inches + margin + 0.15, inches * canvas.shape[0] / canvas.shape[1] + 0.6), dpi=130
-        )
+        figure = Figure(figsize=(inches + margin + 0.15, inches * canvas.shape[0] / canvas.shape[1] + 0.6), dpi=130)
         bottom = 0.12 / figure.get_figheight()
         axes = figure.add_axes(
             (

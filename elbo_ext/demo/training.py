@@ -265,8 +265,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--likelihood",
         choices=("gaussian", "bernoulli"),
         default="gaussian",
-        help="p(x|z): gaussian with one learned variance, or bernoulli for data in [0, 1] "
-        "(default: %(default)s)",
+        help="p(x|z): gaussian with one learned variance, or bernoulli for data in [0, 1] (default: %(default)s)",
     )
     parser.add_argument(
         "--epochs", type=positive, default=60, help="passes over the training images (default: %(default)s)"
@@ -278,9 +277,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=256,
         help="width of the two hidden layers each way (default: %(default)s)",
     )
-    parser.add_argument(
-        "--batch-size", type=positive, default=64, help="images per step (default: %(default)s)"
-    )
+    parser.add_argument("--batch-size", type=positive, default=64, help="images per step (default: %(default)s)")
     parser.add_argument(
         "--learning-rate",
         type=number(float, 0, "a finite number above 0", above=True),

@@ -125,9 +125,7 @@ def eager_rsample_kl(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
     return z, kl
 
 
-def eager_elbo_loss(
-    recon: Tensor, x: Tensor, *, kl: Tensor, likelihood: str, recon_logvar: Any = 0.0
-) -> EagerELBO:
+def eager_elbo_loss(recon: Tensor, x: Tensor, *, kl: Tensor, likelihood: str, recon_logvar: Any = 0.0) -> EagerELBO:
     """Minus the ELBO as it stands in most VAE code."""
     if likelihood == "bernoulli":
         log_likelihood = -F.binary_cross_entropy_with_logits(recon, x, reduction="none").sum(dim=1)
@@ -274,8 +272,7 @@ def evaluate(
             else:
                 log_likelihood = ops.bernoulli_log_prob(block, recon, batch_dims=2)
             log_ratio = (
-                ops.gaussian_log_prob(z, mu, logvar, batch_dims=2)
-                - ops.gaussian_log_prob(z, zeros, batch_dims=2)
+                ops.gaussian_log_prob(z, mu, logvar, batch_dims=2) - ops.gaussian_log_prob(z, zeros, batch_dims=2)
             ).double()  # log q(z|x) - log p(z)
             log_likelihood = log_likelihood.double()
             log_sum = torch.logaddexp(log_sum, torch.logsumexp(log_likelihood - log_ratio, dim=0))
@@ -339,9 +336,7 @@ def interleaved_medians(
         for name, function in work.items():
             times[name].append(1e6 * time_calls(function, calls[name]))
     return {
-        name: dict(
-            zip(("p10_us", "median_us", "p90_us"), np.percentile(values, (10, 50, 90)).tolist(), strict=True)
-        )
+        name: dict(zip(("p10_us", "median_us", "p90_us"), np.percentile(values, (10, 50, 90)).tolist(), strict=True))
         for name, values in times.items()
     }
 
@@ -388,9 +383,7 @@ def time_loss_part(
     return times
 
 
-def time_whole_step(
-    model: VAE, x: Tensor, ops: dict[str, Any], learning_rate: float
-) -> dict[str, dict[str, float]]:
+def time_whole_step(model: VAE, x: Tensor, ops: dict[str, Any], learning_rate: float) -> dict[str, dict[str, float]]:
     """The same comparison for a whole training step: encoder, decoder and Adam included, nothing compiled."""
 
     def variant(functions: Any) -> Callable[[], object]:

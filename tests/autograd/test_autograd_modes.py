@@ -94,7 +94,10 @@ def leaves_something_out(sample: Sample) -> bool:
 
 
 # For what is compared with the reference and not with differences.
-COMPARED = [*SMALL, *(s for s in FULL if s.id in ("log_prob-noise-sticking_the_landing", "log_prob-logvar-prior_logvar-score"))]
+COMPARED = [
+    *SMALL,
+    *(s for s in FULL if s.id in ("log_prob-noise-sticking_the_landing", "log_prob-logvar-prior_logvar-score")),
+]
 
 
 def on_gpu(sample: Sample) -> Sample:
@@ -247,11 +250,13 @@ NESTED: dict[str, Callable[[ModuleType], Callable[[Tensor], Tensor]]] = {
     "gaussian_kl": lambda m: lambda v: m.gaussian_kl(v, v, reduction="sum"),
     "rsample": lambda m: lambda v: m.rsample(v, v, noise=v.sin()).pow(2).sum(),
     "rsample_kl": lambda m: lambda v: sum(t.pow(2).sum() for t in m.rsample_kl(v, v, noise=v.sin())),
-    "rsample_with_log_prob": lambda m: lambda v: sum(
-        t.pow(2).sum() for t in m.rsample_with_log_prob(v, v, v.cos(), v / 2, noise=v.sin())
+    "rsample_with_log_prob": lambda m: (
+        lambda v: sum(t.pow(2).sum() for t in m.rsample_with_log_prob(v, v, v.cos(), v / 2, noise=v.sin()))
     ),
-    "sticking_the_landing": lambda m: lambda v: sum(
-        t.pow(2).sum() for t in m.rsample_with_log_prob(v, v, noise=v.sin(), gradient="sticking_the_landing")
+    "sticking_the_landing": lambda m: (
+        lambda v: sum(
+            t.pow(2).sum() for t in m.rsample_with_log_prob(v, v, noise=v.sin(), gradient="sticking_the_landing")
+        )
     ),
     "elbo_loss": lambda m: lambda v: m.elbo_loss(v, v.cos(), v, v, recon_logvar=v[0]).loss,
 }

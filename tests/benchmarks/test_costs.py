@@ -76,7 +76,13 @@ def test_peak_sees_an_allocation() -> None:
     assert 2 * ARRAY <= peak(profiled(function)) < 2 * ARRAY + SMALL
 
 
-STEPS = [("fixed", "gaussian"), ("learned", "gaussian"), ("channel", "gaussian"), ("element", "gaussian"), ("fixed", "bernoulli")]
+STEPS = [
+    ("fixed", "gaussian"),
+    ("learned", "gaussian"),
+    ("channel", "gaussian"),
+    ("element", "gaussian"),
+    ("fixed", "bernoulli"),
+]
 
 
 @pytest.mark.parametrize(("variance", "likelihood"), STEPS)
@@ -102,7 +108,11 @@ def test_operators_of_a_step(variance: str, likelihood: str) -> None:
 def test_operators_of_an_evaluation(variance: str, likelihood: str) -> None:
     step = Step(variance, likelihood)
     with torch.no_grad():
-        assert operators(profiled(step.forward)) == ["aten::randint", "elbo_ext::latent", "elbo_ext::elbo_with_gradients"]
+        assert operators(profiled(step.forward)) == [
+            "aten::randint",
+            "elbo_ext::latent",
+            "elbo_ext::elbo_with_gradients",
+        ]
 
 
 @pytest.mark.parametrize(("variance", "likelihood"), STEPS)

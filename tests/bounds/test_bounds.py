@@ -122,7 +122,10 @@ def test_iwae_of_every_number_of_examples(examples: int, samples: int, device: s
         exact = log_weights.detach().cpu().double().numpy()
         bound = iwae_bound(log_weights)
         (weights,) = torch.autograd.grad(bound, log_weights, torch.full_like(bound, 2.0))
-        value, softmax = scipy.special.logsumexp(exact, axis=0) - math.log(samples), scipy.special.softmax(exact, axis=0)
+        value, softmax = (
+            scipy.special.logsumexp(exact, axis=0) - math.log(samples),
+            scipy.special.softmax(exact, axis=0),
+        )
         # atol: log-weights are of size 80, and so are the roundings of a difference of two.
         np.testing.assert_allclose(bound.detach().cpu().numpy(), value, rtol=tolerance, atol=10 * tolerance)
         np.testing.assert_allclose(weights.cpu().numpy(), 2 * softmax, rtol=20 * tolerance, atol=tolerance)

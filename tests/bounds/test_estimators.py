@@ -68,7 +68,9 @@ X = torch.tensor([0.9, -0.4], dtype=DOUBLE)
 
 def parameters() -> dict[str, Tensor]:
     """Of q, of the prior, and of the decoder x = weight * z + bias + N(0, exp(noise))."""
-    return tensors(mu=0.4, logvar=-0.9, prior_mu=-0.2, prior_logvar=0.3, weight=[0.8, -0.5], bias=[0.1, 0.2], noise=0.25)
+    return tensors(
+        mu=0.4, logvar=-0.9, prior_mu=-0.2, prior_logvar=0.3, weight=[0.8, -0.5], bias=[0.1, 0.2], noise=0.25
+    )
 
 
 def nodes(samples: int, count: int) -> tuple[Tensor, Tensor]:
@@ -461,9 +463,7 @@ def test_other_ways_of_differentiating(estimator: Estimator, device: str) -> Non
 
 def test_dreg_has_no_forward_mode() -> None:
     with pytest.raises(RuntimeError, match="dreg is an estimator of gradients, and has no forward-mode derivative"):
-        torch.func.jvp(
-            lambda mu: dreg(lambda z: z.sum(-1), mu, 0.0, num_samples=2), (numbers(2, 3),), (numbers(2, 3),)
-        )
+        torch.func.jvp(lambda mu: dreg(lambda z: z.sum(-1), mu, 0.0, num_samples=2), (numbers(2, 3),), (numbers(2, 3),))
 
 
 # ---- bad arguments ----

@@ -385,8 +385,16 @@ MU, COVARIANCE = torch.zeros(LATENTS, dtype=DOUBLE), torch.eye(LATENTS, dtype=DO
         (lambda: MODEL.elbo(X, MU), ValueError, "exactly one of logvar, log_std, std, var must be given"),
         (lambda: MODEL.elbo(X, MU, X), ValueError, "shapes do not broadcast: mu"),
         (lambda: MODEL.elbo(X, MU, std=1.0, covariance=COVARIANCE), ValueError, "std has no use beside covariance"),
-        (lambda: MODEL.gap(X, MU, std=-torch.ones(3)), ValueError, "std must stand for a sigma above zero in every dim"),
-        (lambda: MODEL.elbo(X, MU, var=torch.zeros(3)), ValueError, "var must stand for a sigma above zero in every dim"),
+        (
+            lambda: MODEL.gap(X, MU, std=-torch.ones(3)),
+            ValueError,
+            "std must stand for a sigma above zero in every dim",
+        ),
+        (
+            lambda: MODEL.elbo(X, MU, var=torch.zeros(3)),
+            ValueError,
+            "var must stand for a sigma above zero in every dim",
+        ),
         (
             lambda: LinearGaussian(W * math.nan, std=1.0).log_evidence(X),
             ValueError,

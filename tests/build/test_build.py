@@ -62,7 +62,9 @@ def test_version() -> None:
     assert "__version__" in elbo_ext.__all__
 
 
-@pytest.mark.parametrize("beside", ["", '[project]\nname = "elbo_ext"\nversion = "7.8.9"\n', '[project]\nname = "other"\n'])
+@pytest.mark.parametrize(
+    "beside", ["", '[project]\nname = "elbo_ext"\nversion = "7.8.9"\n', '[project]\nname = "other"\n']
+)
 def test_version_of_a_folder(beside: str, tmp_path: Path) -> None:
     """A source folder's own, whatever is installed; the installed one where the package is none of a source folder's."""
     metadata = tmp_path / "installed" / "elbo_ext-1.2.3.dist-info"
@@ -451,13 +453,16 @@ def test_an_old_torch(tmp_path: Path, version: str) -> None:
 @pytest.mark.parametrize("version", ["76.1.0", "68.0", "59.6.0.post1"])
 def test_an_old_setuptools(tmp_path: Path, version: str) -> None:
     """Which cannot read how pyproject.toml names the license, and would complain of that."""
-    stub = ("setuptools", f"""__version__ = {version!r}
+    stub = (
+        "setuptools",
+        f"""__version__ = {version!r}
 Extension = setup = None
 import sys, types
 command = types.ModuleType('setuptools.command')
 command.build_ext = types.ModuleType('setuptools.command.build_ext')
 command.build_ext.build_ext = object
-sys.modules |= {{'setuptools.command': command, 'setuptools.command.build_ext': command.build_ext}}""")
+sys.modules |= {{'setuptools.command': command, 'setuptools.command.build_ext': command.build_ext}}""",
+    )
     sentence = f"elbo_ext: setuptools {version} is too old to build with; 77 or newer is needed."
     assert build(tmp_path, stub) == (1, [sentence])
 
@@ -505,7 +510,9 @@ def test_folders_with_a_space(tmp_path: Path) -> None:
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, sources)
     write_script(folder / "bin" / "plain-c++", WRITES_ITS_WORDS)
-    run = run_setup(folder, root=sources, CXX="plain-c++ -m64", PATH=f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    run = run_setup(
+        folder, root=sources, CXX="plain-c++ -m64", PATH=f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    )
     assert run.returncode == 0, run.stdout + run.stderr
     objects = [*(folder / "temp").rglob("*.o")]
     assert len(objects) > 10
@@ -553,13 +560,22 @@ def test_another_setting_builds_anew(tmp_path: Path) -> None:
     write_script(tmp_path / ".venv/bin/python", "exit 0")
     for folder in ("csrc", "elbo_ext"):
         (tmp_path / folder).mkdir()
-    for name in ("setup.py", "pyproject.toml", "constraints.txt", "elbo_ext/_C.abi.so", ".venv/created", ".venv/requirements"):
+    for name in (
+        "setup.py",
+        "pyproject.toml",
+        "constraints.txt",
+        "elbo_ext/_C.abi.so",
+        ".venv/created",
+        ".venv/requirements",
+    ):
         (tmp_path / name).touch()
     names = ("CXX", "CUDA_HOME", "CUDA_PATH", "ELBO_EXT_CUDA", "ELBO_EXT_STRICT", "TORCH_CUDA_ARCH_LIST", "MAKEFLAGS")
     plain = {name: value for name, value in os.environ.items() if name not in names}
 
     def compiles(**environment: str) -> bool:
-        run = subprocess.run(["make", "build"], cwd=tmp_path, env={**plain, **environment}, capture_output=True, text=True)
+        run = subprocess.run(
+            ["make", "build"], cwd=tmp_path, env={**plain, **environment}, capture_output=True, text=True
+        )
         assert (run.returncode, run.stderr) == (0, "")
         return "Compiling" in run.stdout
 

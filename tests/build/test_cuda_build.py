@@ -42,7 +42,9 @@ from test_build import (
 LIBRARY = PACKAGE / "_cuda.so"
 OPERATORS = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("elbo_ext::"))
 
-needs_library = pytest.mark.skipif(not LIBRARY.exists(), reason="no nvcc, or ELBO_EXT_CUDA=0: no CUDA library was built")
+needs_library = pytest.mark.skipif(
+    not LIBRARY.exists(), reason="no nvcc, or ELBO_EXT_CUDA=0: no CUDA library was built"
+)
 
 
 # ---- the shared library ----
@@ -99,7 +101,9 @@ def cuobjdump() -> str | None:
     return next(filter(None, found), None)
 
 
-needs_cuobjdump = pytest.mark.skipif(cuobjdump() is None, reason="no cuobjdump: neither CUDA, its package nor Triton is installed")
+needs_cuobjdump = pytest.mark.skipif(
+    cuobjdump() is None, reason="no cuobjdump: neither CUDA, its package nor Triton is installed"
+)
 
 
 @cache
@@ -115,7 +119,11 @@ def machine_code() -> list[str]:
 @needs_cuobjdump
 def test_architectures() -> None:
     """Machine code for each of the names that the library gives, and PTX for GPUs to come."""
-    names = set(re.findall(rb"(?:sm|compute)_\d+[af]?", re.search(rb"(?:(?:sm|compute)_\d+[af]? ?)+\0", LIBRARY.read_bytes())[0]))
+    names = set(
+        re.findall(
+            rb"(?:sm|compute)_\d+[af]?", re.search(rb"(?:(?:sm|compute)_\d+[af]? ?)+\0", LIBRARY.read_bytes())[0]
+        )
+    )
     assert {name.decode() for name in names if name.startswith(b"sm_")} == set(machine_code())
     assert any(name.startswith(b"compute_") for name in names) == bool(dump("--list-ptx").strip())
 
@@ -124,7 +132,9 @@ def test_architectures() -> None:
 @needs_cuobjdump
 def test_no_local_memory() -> None:
     """Spilled registers and arrays in local memory would cost bandwidth, which is what the kernels live on."""
-    kernels = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", dump("--dump-resource-usage"))
+    kernels = re.findall(
+        r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", dump("--dump-resource-usage")
+    )
     assert len(kernels) >= 30 * len(machine_code())
     assert [(name, stack, local) for name, _, stack, local in kernels if (stack, local) != ("0", "0")] == []
 
@@ -144,8 +154,12 @@ def test_wide_accesses() -> None:
     """The kernels for dense tensors read each operand, and write each result, 16 bytes at a time."""
     assert len(terms()) == len(_C.terms())
     # Loads and stores. Those of the latent stage read mu, the scale, the prior's and, backward, the gradient of z.
-    latent = {"latent_kernel": (4, 1), "latent_backward_kernel": (5, 4), "sample_log_prob_kernel": (4, 1),
-              "sample_log_prob_backward_kernel": (5, 4)}
+    latent = {
+        "latent_kernel": (4, 1),
+        "latent_backward_kernel": (5, 4),
+        "sample_log_prob_kernel": (4, 1),
+        "sample_log_prob_backward_kernel": (5, 4),
+    }
     seen: Counter[str] = Counter()
     for architecture in machine_code():
         functions = re.split(r"\n\s*Function : ", dump("--dump-sass", "-arch", architecture))[1:]
@@ -243,18 +257,25 @@ NO_COMPILER = f"elbo_ext: no C++ compiler: 'no-such-compiler' was not found; {AD
 
 def test_an_old_nvcc(tmp_path: Path) -> None:
     home = fake_nvcc(tmp_path, "11.8")
-    sentence = f"elbo_ext: {home}/bin/nvcc is of CUDA 11.8; 12.0 or newer is needed. ELBO_EXT_CUDA=0 builds without CUDA."
+    sentence = (
+        f"elbo_ext: {home}/bin/nvcc is of CUDA 11.8; 12.0 or newer is needed. ELBO_EXT_CUDA=0 builds without CUDA."
+    )
     assert build(tmp_path, CUDA_HOME=home, ELBO_EXT_CUDA="") == (1, [sentence])
 
 
 @pytest.mark.parametrize("value", ["2", "yes"])
 def test_a_wrong_wish(tmp_path: Path, value: str) -> None:
-    assert build(tmp_path, ELBO_EXT_CUDA=value) == (1, [f"elbo_ext: ELBO_EXT_CUDA must be 0, 1 or reuse, got '{value}'."])
+    assert build(tmp_path, ELBO_EXT_CUDA=value) == (
+        1,
+        [f"elbo_ext: ELBO_EXT_CUDA must be 0, 1 or reuse, got '{value}'."],
+    )
 
 
 @pytest.mark.skipif(shutil.which("nvcc", path="/usr/local/cuda/bin") is not None, reason="nvcc is where it always is")
 def test_no_nvcc(tmp_path: Path) -> None:
-    sentence = "elbo_ext: ELBO_EXT_CUDA=1, but nvcc was not found; install the CUDA toolkit, or set CUDA_HOME to where it is."
+    sentence = (
+        "elbo_ext: ELBO_EXT_CUDA=1, but nvcc was not found; install the CUDA toolkit, or set CUDA_HOME to where it is."
+    )
     assert build(tmp_path, ELBO_EXT_CUDA="1", PATH=str(tmp_path)) == (1, [sentence])
 
 
@@ -429,7 +450,9 @@ def test_a_way_out_where_nvcc_fails(tmp_path: Path, strict: str) -> None:
 
 
 @needs_sources
-@pytest.mark.parametrize(("of_torch", "warns"), [("'12.6'", True), ("'13.2'", False), ("'14.0'", False), ("None", False)])
+@pytest.mark.parametrize(
+    ("of_torch", "warns"), [("'12.6'", True), ("'13.2'", False), ("'14.0'", False), ("None", False)]
+)
 def test_an_nvcc_newer_than_torch(tmp_path: Path, of_torch: str, warns: bool) -> None:
     """Its kernels need a newer driver than torch does, and that is easily missed."""
     torch_stub = ("torch", f"import types\n__version__ = '2.99.0'\nversion = types.SimpleNamespace(cuda={of_torch})")
@@ -469,7 +492,8 @@ def test_a_driver_that_is_too_old(tmp_path: Path, driver: int, too_old: bool) ->
         pytest.skip("no C compiler")
     library = tmp_path / "libcuda.so.1"
     subprocess.run(
-        [compiler, "-shared", "-fPIC", f"-DVERSION={driver}", "-o", str(library), str(tmp_path / "driver.c")], check=True
+        [compiler, "-shared", "-fPIC", f"-DVERSION={driver}", "-o", str(library), str(tmp_path / "driver.c")],
+        check=True,
     )
     run = subprocess.run(
         [sys.executable, "-c", COMPLAINT, str(LIBRARY), str(interface_number())], capture_output=True, text=True,

@@ -46,7 +46,9 @@ def oldest_torch(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder / "torch", f"{oldest}.0"
 
 
-def compile_all(folder: Path, headers: Path, version: str, root: Path = ROOT) -> tuple[subprocess.CompletedProcess[str], int]:
+def compile_all(
+    folder: Path, headers: Path, version: str, root: Path = ROOT
+) -> tuple[subprocess.CompletedProcess[str], int]:
     """What setup.py says, and how many files were compiled."""
     compiler = shutil.which(os.environ.get("CXX", "").strip() or "c++")
     write_script(folder / "bin" / "only-reads-c++", ONLY_READS)

@@ -63,7 +63,9 @@ def test_public_names_are_listed() -> None:
     assert [name for name in elbo_ext.__all__ if not re.search(rf"`(elbo_ext\.)?{name}\b", README)] == []
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"(?<![\w/.])(?:csrc|elbo_ext|tests|benchmarks)/[-\w./]*\w", ALL))))
+@pytest.mark.parametrize(
+    "path", sorted(set(re.findall(r"(?<![\w/.])(?:csrc|elbo_ext|tests|benchmarks)/[-\w./]*\w", ALL)))
+)
 def test_paths_exist(path: str) -> None:
     """A module may be named without its .py."""
     assert (ROOT / path).exists() or (ROOT / f"{path}.py").exists() or path == "csrc/terms/NAME.h"

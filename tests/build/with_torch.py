@@ -45,14 +45,23 @@ def environment(name: str, torch: str) -> Path:
 
 
 def install(python: Path, *words: str) -> None:
-    if subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *words]).returncode != 0:
+    if (
+        subprocess.run(
+            [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *words]
+        ).returncode
+        != 0
+    ):
         sys.exit(f"{words[-1]} could not be installed; pip's message stands above")
 
 
 def stage(folder: Path) -> Path:
     """A copy of the sources without anything that was built."""
     files = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.split("\0")
     for binary in (path for pattern in BINARIES for path in folder.glob(pattern)):
         binary.unlink()

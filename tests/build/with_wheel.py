@@ -1,6 +1,6 @@
 """Runs the whole suite with the wheel in a folder, in a virtual environment of its own, without the sources.
 
-    python tests/build/with_wheel.py dist [options of pytest]     make test-wheel
+python tests/build/with_wheel.py dist [options of pytest]     make test-wheel
 """
 
 import shutil

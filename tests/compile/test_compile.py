@@ -391,8 +391,8 @@ FUNCTIONS: dict[str, Callable[[Any], Callable[[Tensor, Tensor, Tensor], Tensor]]
     "gaussian_kl": lambda m: lambda v, s, x: m.gaussian_kl(v, s, batch_dims=0),
     "rsample": lambda m: lambda v, s, x: m.rsample(v, s, noise=x).pow(2).sum(),
     "rsample_kl": lambda m: lambda v, s, x: sum(t.sum() for t in m.rsample_kl(v, s, noise=x, batch_dims=0)),
-    "rsample_with_log_prob": lambda m: lambda v, s, x: sum(
-        t.sum() for t in m.rsample_with_log_prob(v, s, noise=x, batch_dims=0)
+    "rsample_with_log_prob": lambda m: (
+        lambda v, s, x: sum(t.sum() for t in m.rsample_with_log_prob(v, s, noise=x, batch_dims=0))
     ),
     "elbo_loss": lambda m: lambda v, s, x: m.elbo_loss(v, x, v, s, batch_dims=0).loss,
 }
@@ -484,7 +484,9 @@ M = torch.linspace(-1.5, 2.0, 24).reshape(6, 4)
 LINEAR, COSINE, LOGISTIC = bounds.LinearSchedule(1.0), bounds.CosineSchedule(1.0), bounds.LogisticSchedule(0.5, 3.0)
 CYCLICAL = bounds.CyclicalSchedule(bounds.LinearSchedule(0.3), 0.45)
 NUMBERS: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "free_bits-example": lambda m, n: bounds.free_bits(gaussian_kl(m, 0.0, batch_dims=2), n, per="example").square().mean(),
+    "free_bits-example": lambda m, n: (
+        bounds.free_bits(gaussian_kl(m, 0.0, batch_dims=2), n, per="example").square().mean()
+    ),
     "free_bits-batch": lambda m, n: bounds.free_bits(gaussian_kl(m, 0.0, batch_dims=2), n, per="batch"),
     "capacity": lambda m, n: bounds.capacity(gaussian_kl(m, 0.0), n, per="example").sum(),
     "balanced_kl": lambda m, n: bounds.balanced_kl(m, 0.0, posterior_weight=n, prior_weight=1.5 - n).sum(),
@@ -534,7 +536,9 @@ EXPORTED: dict[str, tuple[Callable[[Tensor], Any], Callable[[int], Tensor]]] = {
     "rsample_kl": (lambda mu: elbo_ext.rsample_kl(mu, FIVE, prior_mu=FIVE, num_samples=3), _vector),
     "log_prob": (lambda mu: elbo_ext.rsample_with_log_prob(mu, FIVE, num_samples=3), _vector),
     "elbo": (
-        lambda x: tuple(elbo_ext.elbo_loss(x, 0 * x, x.flatten(1)[:, :5], FIVE, recon_std=torch.ones(3, 1, 1), reduction="none")),
+        lambda x: tuple(
+            elbo_ext.elbo_loss(x, 0 * x, x.flatten(1)[:, :5], FIVE, recon_std=torch.ones(3, 1, 1), reduction="none")
+        ),
         _image,
     ),
     "elbo-samples": (
@@ -543,7 +547,10 @@ EXPORTED: dict[str, tuple[Callable[[Tensor], Any], Callable[[int], Tensor]]] = {
     ),
     "iwae": (lambda mu: bounds.iwae(lambda z: z.sum(-1), mu, FIVE, num_samples=4), _vector),
     "free_bits": (lambda mu: bounds.free_bits(gaussian_kl(mu, 0.0, batch_dims=2), FIVE, per="example"), _vector),
-    "data-dependent": (lambda x: elbo_ext.gaussian_log_prob(x[x > 0], 0.0, batch_dims=0, log_std=torch.zeros(1)), _vector),
+    "data-dependent": (
+        lambda x: elbo_ext.gaussian_log_prob(x[x > 0], 0.0, batch_dims=0, log_std=torch.zeros(1)),
+        _vector,
+    ),
 }
 
 

@@ -60,9 +60,7 @@ def as_it_was(value: Any) -> Any:
         return value
     dense = torch.empty(max(value.untyped_storage().nbytes(), 1), dtype=torch.uint8, device=value.device)
     dense[: value.untyped_storage().nbytes()] = dense.new_empty(0).set_(value.untyped_storage())
-    copy = value.new_empty(0).set_(
-        dense.untyped_storage(), value.storage_offset(), value.size(), value.stride()
-    )
+    copy = value.new_empty(0).set_(dense.untyped_storage(), value.storage_offset(), value.size(), value.stride())
     assert torch.equal(copy, value) or value.isnan().any()
     return copy
 

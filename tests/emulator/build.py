@@ -25,7 +25,10 @@ ROOT = HERE.parents[1]
 WORK = ROOT / "build" / "emulator"
 
 # no_cpu_kernels.cpp stands in for the CPU's.
-OPERATORS = ["module", *sorted(f"ops/{path.stem}" for path in (ROOT / "csrc/ops").glob("*.cpp") if path.stem != "cpu_device")]
+OPERATORS = [
+    "module",
+    *sorted(f"ops/{path.stem}" for path in (ROOT / "csrc/ops").glob("*.cpp") if path.stem != "cpu_device"),
+]
 KERNELS = {
     "library": ("library", ['-DELBO_CUDA_ARCHITECTURES="emulator"']),
     **{name: (name, []) for name in ("importance", "normal_noise", "stored_gradients")},
@@ -34,8 +37,15 @@ KERNELS = {
 }  # fmt: skip
 
 # __CUDACC__ is what nvcc defines. The kernels are written for its rules: unused functions of headers, pragmas for it.
-FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas",
-         "-Wno-unused-function"]  # fmt: skip
+FLAGS = [
+    "-std=c++20",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+    "-Wno-unused-function",
+]
 KERNEL_FLAGS = ["-O1", "-g1", "-D__CUDACC__", "-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-uninitialized",
                 "-Wno-sign-compare"]  # fmt: skip
 # Without the checks that double the time to compile, of what AddressSanitizer sees as well.
@@ -124,17 +134,31 @@ def build(*variants: str) -> Path:
         includes = [word for path in (pybind11.get_include(), torch_dir / "include", sysconfig.get_path("include"))
                     for word in ("-isystem", str(path))]  # fmt: skip
         about = ['-DELBO_COMPILER="the emulator\'s"', '-DELBO_FLAGS=""', f'-DELBO_TORCH_VERSION="{torch.__version__}"']
-        flags = [*FLAGS, "-O1", "-DELBO_EMULATOR", "-DTORCH_TARGET_VERSION=0x020b000000000000", *about, interface(), *includes]
-        objects = [ninja.compile(ROOT / "csrc" / f"{name}.cpp", f"{name.replace('/', '_')}.o", flags) for name in OPERATORS]
+        flags = [
+            *FLAGS,
+            "-O1",
+            "-DELBO_EMULATOR",
+            "-DTORCH_TARGET_VERSION=0x020b000000000000",
+            *about,
+            interface(),
+            *includes,
+        ]
+        objects = [
+            ninja.compile(ROOT / "csrc" / f"{name}.cpp", f"{name.replace('/', '_')}.o", flags) for name in OPERATORS
+        ]
         objects.append(ninja.compile(HERE / "no_cpu_kernels.cpp", "no_cpu_kernels.o", flags))
         module = "elbo_ext/_C" + sysconfig.get_config_var("EXT_SUFFIX")
-        ninja.link(objects, module, ["-Wl,--version-script=exports", "-L", str(torch_dir / "lib"), "-ltorch_cpu", "-ldl"])
+        ninja.link(
+            objects, module, ["-Wl,--version-script=exports", "-L", str(torch_dir / "lib"), "-ltorch_cpu", "-ldl"]
+        )
         for variant in VARIANTS:
             objects = compile_kernels(ninja, variant)
             ninja.link(objects, f"{variant}.so", [*VARIANTS[variant], "-ldl"])
             faults = ninja.compile(HERE / "faults.cu", f"{variant}.faults.o", ["-x", "c++", *kernel_flags(variant)])
             ninja.link([faults, objects[0]], f"{variant}.faults.so", [*VARIANTS[variant], "-ldl"])
-        ninja.run(module, *(f"{name}.so" for variant in variants or VARIANTS for name in (variant, variant + ".faults")))
+        ninja.run(
+            module, *(f"{name}.so" for variant in variants or VARIANTS for name in (variant, variant + ".faults"))
+        )
     return WORK
 
 

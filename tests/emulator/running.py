@@ -10,14 +10,20 @@ from build import HERE, ROOT, WORK, build, sanitizer_runtime
 TESTS = ROOT / "tests"
 
 
-def python(words: list[str], variant: str = "plain", library: Path | None = None, **environment: str) -> tuple[int, str]:
+def python(
+    words: list[str], variant: str = "plain", library: Path | None = None, **environment: str
+) -> tuple[int, str]:
     """Exit status and output. ``environment``: ``order=``, ``seed=``, ``multiprocessors=`` of the emulator, ``core=``."""
     build(variant)
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "ELBO_"))}
     own = {f"ELBO_EMULATOR_{name.upper()}": value for name, value in environment.items()}
     if variant == "sanitized":
         # The sanitizers want to come first; what torch never gives back is not ours.
-        own |= {"LD_PRELOAD": sanitizer_runtime(), "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+        own |= {
+            "LD_PRELOAD": sanitizer_runtime(),
+            "ASAN_OPTIONS": "detect_leaks=0",
+            "UBSAN_OPTIONS": "print_stacktrace=1",
+        }
     own |= {"ELBO_EMULATOR_LIBRARY": str(library or WORK / f"{variant}.so"), "OMP_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(map(str, (WORK, HERE)))}  # fmt: skip
     # In the folder of the emulated package, which Python and pytest look into first.

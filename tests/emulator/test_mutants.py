@@ -16,7 +16,11 @@ import pytest
 from build import HERE, KERNELS, ROOT, VARIANTS, WORK, build, compiler, kernel_flags, sanitizer_runtime
 from running import run_tests
 
-ORDERS = [{"order": "forward"}, {"order": "reverse"}, *({"order": "shuffled", "seed": str(seed)} for seed in range(1, 6))]
+ORDERS = [
+    {"order": "forward"},
+    {"order": "reverse"},
+    *({"order": "shuffled", "seed": str(seed)} for seed in range(1, 6)),
+]
 STOPPED = "the emulator stopped {kernel}.* in block .*"
 WRONG = "times the allowed error|AssertionError"  # a wrong number
 
@@ -61,15 +65,16 @@ MUTANTS = [
     Mutant("no-mask-beyond-the-end", "cuda/layout.cuh", "(group + i >= first && group + i < end ? 1u : 0u)",
            "(group + i >= first ? 1u : 0u)", "sample_log_prob.float", SAMPLE_LOG_PROB, WRONG),
     Mutant("no-mask-beyond-the-end-under-sanitizers", "cuda/layout.cuh", "(group + i >= first && group + i < end ? 1u : 0u)",
-           "(group + i >= first ? 1u : 0u)", "sample_log_prob.float", SAMPLE_LOG_PROB, "heap-buffer-overflow", variant="sanitized"),
+           "(group + i >= first ? 1u : 0u)", "sample_log_prob.float", SAMPLE_LOG_PROB, "heap-buffer-overflow",
+           variant="sanitized"),
     Mutant("no-check-of-alignment", "cuda/plan.h",
            "return reinterpret_cast<uintptr_t>(data) % bytes == 0 && base_step % width == 0;",
            "return bytes != 0 && base_step % width == 0;", "sample_log_prob.float", SAMPLE_LOG_PROB,
            STOPPED.format(kernel="") + r"bytes at .*, which is not aligned \(vector\.cuh"),
     Mutant("operands-swapped", "cuda/latent.cu", "standard_deviation(form, in[kScale]);\n      for (",
            "standard_deviation(form, in[kMu]);\n      for (", "latent.float", RSAMPLE_KL, WRONG),
-    Mutant("a-sum-goes-on-into-the-next", "cuda/sums.cuh", "      sum[k] = 0.0;\n", "", "sample_log_prob.float", SAMPLE_LOG_PROB, WRONG,
-           multiprocessors=("1",)),
+    Mutant("a-sum-goes-on-into-the-next", "cuda/sums.cuh", "      sum[k] = 0.0;\n", "", "sample_log_prob.float",
+           SAMPLE_LOG_PROB, WRONG, multiprocessors=("1",)),
     Mutant("arrivals-not-zero-at-the-start", "cuda/plan.h",
            "return message(cudaMemsetAsync(memory, 0, sizeof(unsigned), static_cast<cudaStream_t>(call.stream)));",
            "return nullptr;", "latent.float", RSAMPLE_KL, WRONG),
@@ -84,7 +89,9 @@ def compile_mutant(mutant: Mutant, folder: Path) -> Path:
     shutil.copytree(ROOT / "csrc", sources)
     path = sources / mutant.file
     text = path.read_text()
-    assert text.count(mutant.old) == 1, f"the text of {mutant.id} stands {text.count(mutant.old)} times in {mutant.file}"
+    assert text.count(mutant.old) == 1, (
+        f"the text of {mutant.id} stands {text.count(mutant.old)} times in {mutant.file}"
+    )
     path.write_text(text.replace(mutant.old, mutant.new))
 
     source, defines = KERNELS[mutant.compiled]

@@ -500,7 +500,9 @@ def assert_rows_close(actual: Tensor, truth: Tensor) -> None:
 @needs_memory(32)
 def test_latent_beyond_32_bits(function: str, rows: int, num_samples: int | None) -> None:
     """Single rows of the results and gradients, where mu is that large and where the samples of a smaller one are."""
-    mu, logvar = (torch.empty(rows, COLS, dtype=torch.bfloat16, device="cuda").normal_().requires_grad_() for _ in range(2))
+    mu, logvar = (
+        torch.empty(rows, COLS, dtype=torch.bfloat16, device="cuda").normal_().requires_grad_() for _ in range(2)
+    )
     torch.manual_seed(4)
     seed = int(elbo_ext.ops.draw_seed(torch.device("cuda")))
     torch.manual_seed(4)

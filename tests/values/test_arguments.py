@@ -87,7 +87,14 @@ def test_the_valid_calls_are_valid(case: str) -> None:
 
 def test_every_tensor_argument_is_tested() -> None:
     """An argument that someone adds to a function has to be added to VALID, or here."""
-    elsewhere = {"noise", "beta", "scale", *FORMS, *(f"prior_{form}" for form in FORMS), *(f"recon_{form}" for form in FORMS)}
+    elsewhere = {
+        "noise",
+        "beta",
+        "scale",
+        *FORMS,
+        *(f"prior_{form}" for form in FORMS),
+        *(f"recon_{form}" for form in FORMS),
+    }
     for name in elbo_ext.__all__:
         function = getattr(elbo_ext, name)
         if not inspect.isfunction(function) or name == "build_info":
@@ -327,9 +334,7 @@ def test_data_without_a_batch_beside_a_posterior_with_one() -> None:
 
 def test_recon_and_x_that_repeat_against_each_other() -> None:
     """The classic forgotten channel dimension would score every image against every other."""
-    message = (
-        "recon of shape (2, 1, 3) and x of shape (2, 3) both repeat, to (2, 2, 3); at most one of them may"
-    )
+    message = "recon of shape (2, 1, 3) and x of shape (2, 3) both repeat, to (2, 2, 3); at most one of them may"
     assert_error(ValueError, message, elbo_loss, A[:, None], A, kl=ROWS)
 
 

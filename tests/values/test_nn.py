@@ -216,7 +216,9 @@ def test_a_tensor_for_beta_and_the_parameters_of_a_likelihood() -> None:
     assert_close(tuple(actual), tuple(truth))
     expected = torch.autograd.grad(truth.loss, scale)
     assert_close(torch.autograd.grad(actual.loss, list(module.parameters())), expected)
-    fresh = ELBOLoss(likelihoods.Laplace(scale=torch.nn.Parameter(torch.ones((), dtype=DOUBLE))), beta=torch.zeros((), dtype=DOUBLE))
+    fresh = ELBOLoss(
+        likelihoods.Laplace(scale=torch.nn.Parameter(torch.ones((), dtype=DOUBLE))), beta=torch.zeros((), dtype=DOUBLE)
+    )
     fresh.load_state_dict(module.state_dict())
     assert_close(tuple(fresh(RECON, X, kl=KL)), tuple(truth))
     assert {t.device.type for t in module.to("meta").state_dict().values()} == {"meta"}

@@ -102,7 +102,9 @@ def progress(items: Sequence[Any], label: str) -> Iterable[Any]:
 # --- the models ---------------------------------------------------------------------------------------------
 
 
-def linear_gaussian(features: int, latent: int, seed: int, device: Any = "cpu", *, orthogonal: bool = False) -> bounds.LinearGaussian:
+def linear_gaussian(
+    features: int, latent: int, seed: int, device: Any = "cpu", *, orthogonal: bool = False
+) -> bounds.LinearGaussian:
     """LinearGaussian in float64: random loadings, or orthogonal ones, with which the posterior is diagonal."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(features, latent, generator=generator, dtype=torch.float64)
@@ -136,7 +138,9 @@ def repeated(bound: Callable[..., Tensor], mu: Tensor, logvar: Tensor, num_sampl
     return torch.cat(parts)
 
 
-def log_weights(log_likelihood: Callable[[Tensor], Tensor], mu: Tensor, logvar: Tensor, num_samples: int) -> Iterator[Tensor]:
+def log_weights(
+    log_likelihood: Callable[[Tensor], Tensor], mu: Tensor, logvar: Tensor, num_samples: int
+) -> Iterator[Tensor]:
     """ln w [K, *batch] in chunks, for elbo_ext.diagnostics."""
     chunk = max(1, ROWS // len(mu))
     for first in range(0, num_samples, chunk):
@@ -168,9 +172,7 @@ def train_vae(data: Tensor, size: Size, seed: int, *, beta: float = 1.0, bar: An
     if more:
         more = {"after_epoch": partial(more["after_epoch"], model)}
         more["after_epoch"]({"epoch": 0})
-    loss = SimpleNamespace(
-        rsample_kl=elbo_ext.rsample_kl, elbo_loss=partial(elbo_ext.elbo_loss, beta=beta)
-    )
+    loss = SimpleNamespace(rsample_kl=elbo_ext.rsample_kl, elbo_loss=partial(elbo_ext.elbo_loss, beta=beta))
     train(model, data, loss, epochs=size.epochs, batch_size=64, learning_rate=1e-3, seed=seed, bar=bar, **more)
     return model
 

@@ -302,9 +302,7 @@ def collapse(finding: Finding) -> bytes:
         right.axhline(rows[0]["mutual_information_at_most"], color=GREEN, lw=1, ls=":")
         error = 2 * np.array([row["elbo_error"] for row in rows])
         right.errorbar(betas, [-row["elbo"] for row in rows], error, color=FUSED, marker="o", label="-ELBO")
-        right.plot(
-            betas, [-row["log_likelihood"] for row in rows], color=GREY, marker="v", label="-E[ln p(x|z)]"
-        )
+        right.plot(betas, [-row["log_likelihood"] for row in rows], color=GREY, marker="v", label="-E[ln p(x|z)]")
         right.set(title="What it costs, test images", ylabel="nats per image")
         right.set_ylim(top=1.35 * right.get_ylim()[1])
         right.legend(loc="upper center", ncols=2, fontsize=9)
