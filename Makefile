@@ -56,7 +56,7 @@ lint: $(VENV)/requirements
 	[ -z "$$failed" ]
 
 format: $(VENV)/requirements
-	@$(VENV)/bin/ruff check --quiet --fix . || true
+	@$(VENV)/bin/ruff check --silent --fix --exit-zero .
 	@$(VENV)/bin/ruff format .
 	@$(VENV)/bin/clang-format -i $(CXX_FILES)
 
