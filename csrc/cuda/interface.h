@@ -48,7 +48,8 @@ struct CudaKernels {
   const char* (*stored_gradients)(const StoredGradients&, const CudaCall&);
 };
 
-// The one function that _cuda exports. `version` tells two builds apart that would not understand each other; null: not this one.
+// The one function that _cuda exports. `version` tells two builds apart that would not understand each other; null: not
+// this one.
 constexpr const char* kCudaEntry = "elbo_ext_cuda_kernels";
 using CudaEntry = const CudaKernels*(int64_t version);
 #if defined(ELBO_INTERFACE)  // made from this file and problem.h, by setup.py

@@ -125,8 +125,8 @@ struct ValueAndGradients {
   }
 };
 
-std::vector<Tensor> term_sum_with_gradients(int64_t term, OptionalTensors operands, std::vector<double> constants, int64_t forms,
-                                            int64_t batch_dims, int64_t reduction, double factor,
+std::vector<Tensor> term_sum_with_gradients(int64_t term, OptionalTensors operands, std::vector<double> constants,
+                                            int64_t forms, int64_t batch_dims, int64_t reduction, double factor,
                                             std::vector<bool> needs) {
   TermCall call(term, operands, constants, forms, batch_dims, reduction);
   ValueAndGradients result(call, reduction, factor, needs);
