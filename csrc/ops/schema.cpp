@@ -1,4 +1,4 @@
-// The operators, for every device. They know nothing of autograd: elbo_ext/autograd.py builds on them.
+// The operators, for every device. They know nothing of autograd: elbo_ext/autograd/ builds on them.
 //
 // Common arguments of the term_sum family:
 //   term        the number of the formula in csrc/terms/list.h
