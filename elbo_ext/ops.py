@@ -142,9 +142,10 @@ def value_dtype(*tensors: Tensor | None) -> torch.dtype:
 
 
 def sample_dtype(mu: Tensor | None, scale: Tensor | None) -> torch.dtype:
-    """The dtype of a sample: what mu and the scale promote to, by torch's rule."""
+    """The dtype of a sample: what mu and the scale promote to, as torch.result_type, which Dynamo does not trace."""
     given = [t for t in (mu, scale) if t is not None]
-    return torch.result_type(given[0], given[-1])
+    promoting = [t for t in given if t.dim() > 0] or given
+    return torch.promote_types(promoting[0].dtype, promoting[-1].dtype)
 
 
 def _first(tensors: Sequence[Tensor | None]) -> Tensor:

@@ -65,8 +65,10 @@ NOISE_ERROR = {torch.float32: 1.5e-6, torch.float64: 6e-15}
 
 
 def computed_in(arguments: dict[str, Any]) -> torch.dtype:
-    """float64 if any operand is, else float32: the dtype of values, and the accuracy of everything."""
+    """float64 if any operand is, else float32: the dtype of values, and the accuracy of everything. A tensor without
+    dimensions does not promote those that have some."""
     tensors = [value for value in arguments.values() if isinstance(value, Tensor)]
+    tensors = [t for t in tensors if t.dim() > 0] or tensors
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 

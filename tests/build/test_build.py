@@ -546,7 +546,8 @@ def test_a_wheel_holds_every_module_and_no_other_file(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
     held = {path.relative_to(built) for path in built.rglob("*") if path.is_file()}
     modules = {path.relative_to(ROOT) for path in (ROOT / "elbo_ext").rglob("*.py")}
-    assert Path("elbo_ext/demo/__main__.py") in modules and held == modules
+    of_types = {Path("elbo_ext/py.typed"), Path("elbo_ext/_C.pyi")}
+    assert Path("elbo_ext/demo/__main__.py") in modules and held == modules | of_types
 
 
 # ---- when make builds ----

@@ -143,7 +143,7 @@ def terms() -> dict[str, tuple[int, int]]:
     """How many inputs each term has, and how many classes of forms, by its name in csrc/terms."""
     classes = {"OneForm": 1, "TwoForms": 2, "ScaleForms": 2}
     text = "".join(path.read_text() for path in (ROOT / "csrc" / "terms").glob("*.h"))
-    found = re.findall(r"struct (\w+) : (\w+)\S* {\s+static constexpr int kInputs = (\d);", text)
+    found = re.findall(r"struct (\w+) : (\w+)[^{]* {\s+static constexpr int kInputs = (\d);", text)
     return {name: (int(inputs), classes[forms]) for name, forms, inputs in found}
 
 

@@ -13,7 +13,7 @@ THE_DEMO_ALONE = ("elbo_ext.demo", "matplotlib", "sklearn", "tqdm")
 LIBRARY = [
     module.name
     for module in pkgutil.walk_packages(elbo_ext.__path__, "elbo_ext.")
-    if not f"{module.name}.".startswith("elbo_ext.demo.")
+    if not f"{module.name}.".startswith("elbo_ext.demo.") and module.name != "elbo_ext._cuda"  # which is no module
 ]
 
 # torch itself imports tqdm where there is one, so that the names are not looked for but taken away.

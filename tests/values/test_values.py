@@ -154,9 +154,7 @@ def test_shapes_and_dtypes(sample: Sample) -> None:
             if name == "z":
                 samples = arguments.get("num_samples")
                 scale = next(arguments[form] for form in FORMS if form in arguments)
-                promoted = torch.promote_types(
-                    *((t if isinstance(t, Tensor) else arguments["mu"]).dtype for t in (arguments["mu"], scale))
-                )
+                promoted = torch.result_type(arguments["mu"], scale if isinstance(scale, Tensor) else arguments["mu"])
                 assert tuple(result.shape) == (*(() if samples is None else (samples,)), *shape)
                 assert result.dtype == promoted
             else:
