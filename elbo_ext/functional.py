@@ -61,10 +61,14 @@ _POSTERIOR_AND_PRIOR = (*SCALES, "prior_mu", *PRIOR_SCALES)
 
 def _operands(values: Iterable[Any]) -> tuple[tuple[Tensor | None, ...], tuple[float, ...]]:
     """Tensors, with None where a number stands, and the numbers, with 0 where a tensor stands."""
-    tensors, constants = [], []
+    tensors: list[Tensor | None] = []
+    constants: list[float] = []
     eager = not torch.compiler.is_compiling()
     for value in values:
         is_tensor = isinstance(value, Tensor)
+        # Dynamo refuses a Function that is given one tensor twice, a scale that posterior and prior share, say.
+        if not eager and is_tensor and any(value is other for other in tensors):
+            value = value.view_as(value)
         # A view such as z.conj().imag keeps its minus sign beside the memory; in a list of operands torch leaves it there.
         if is_tensor and eager and value.is_neg():
             value = value.resolve_neg()
@@ -503,7 +507,11 @@ def elbo_loss(
         assert recon is not None and x is not None  # _recon_and_x has refused them
         batch, sample_axes, first = shape[: spec.batch_dims], max(len(shape) - x.dim(), 0), {"recon": recon}
     else:
-        _no_use_beside("log_likelihood", {"recon": recon, "x": x, **recon_scales, "weight": weight})
+        named_likelihood = (
+            None if isinstance(likelihood, str) and likelihood == "gaussian" else likelihood
+        )  # the default
+        others = {"recon": recon, "x": x, "likelihood": named_likelihood, **recon_scales, "weight": weight}
+        _no_use_beside("log_likelihood", others)
         sample_axes, first = 0, {"log_likelihood": arguments.tensor("log_likelihood", log_likelihood)}
         operands, batch = (log_likelihood,), log_likelihood.shape
 
@@ -522,6 +530,8 @@ def elbo_loss(
         arguments.broadcasts_to_batch("the KL of mu and its scale has shape {}, which", kl, batch)
     else:
         arguments.tensor("kl", kl)
+        if spec is None and (type(batch_dims) is not int or batch_dims != 1):  # all dimensions are of the batch
+            arguments.batch_dims(batch_dims, batch)
         given = dict(zip(_POSTERIOR_AND_PRIOR, (*scales, prior_mu, *prior_scales), strict=True))
         _no_use_beside("kl", given)
         arguments.broadcasts_to_batch("kl of shape {}", kl, batch)

@@ -85,12 +85,6 @@ class Likelihood(Term):
     decoder: str = ""
 
     def __call__(self, **parameters: Any) -> "LikelihoodWithParameters":
-        known = [form for name, forms in zip(self.inputs, self.forms_of_inputs, strict=True)
-                 if name not in ("x", self.decoder) for form in forms]  # fmt: skip
-        for name in parameters:
-            if name not in known:
-                takes = f"takes {', '.join(known)}" if known else "takes no parameters"
-                raise TypeError(f"{name} is no parameter of the {self.name} likelihood, which {takes}")
         return LikelihoodWithParameters(self, parameters)
 
     @property
@@ -108,6 +102,28 @@ class LikelihoodWithParameters:
 
     likelihood: Likelihood
     parameters: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        term = self.likelihood
+        inputs = [
+            names
+            for names, input in zip(term.forms_of_inputs, term.inputs, strict=True)
+            if input not in ("x", term.decoder)
+        ]
+        known = [form for names in inputs for form in names]
+        for name, value in self.parameters.items():
+            if name not in known:
+                takes = f"takes {', '.join(known)}" if known else "takes no parameters"
+                raise TypeError(f"{name} is no parameter of the {term.name} likelihood, which {takes}")
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not is_number and not isinstance(value, Tensor):
+                raise TypeError(f"{name} must be a torch.Tensor or a number, got {type(value).__name__}")
+            if is_number and name in term.positive and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        for names in inputs:
+            given = [name for name in names if name in self.parameters]
+            if len(given) > 1:
+                raise ValueError(f"exactly one of {', '.join(names)} must be given, got {' and '.join(given)}")
 
     def __repr__(self) -> str:
         shown = (

@@ -14,7 +14,8 @@ class ELBOLoss(torch.nn.Module):
     """:func:`elbo_ext.elbo_loss` with its options fixed.
 
     Args:
-        likelihood: a name or an object, as in :func:`elbo_ext.elbo_loss`.
+        likelihood: a name or an object, as in :func:`elbo_ext.elbo_loss`. The parameters of an object become attributes of
+            the module, ``recon_scale`` for a ``scale``: saved and moved with it, and learned if they are parameters.
         beta: factor of the KL; a tensor or a ``torch.nn.Parameter`` is moved and saved with the module.
         batch_dims, reduction: as in :func:`elbo_ext.elbo_loss`.
         recon_logvar: scale of the Gaussian likelihood: a number, a tensor, or a ``torch.nn.Parameter``, which is then
@@ -68,17 +69,28 @@ class ELBOLoss(torch.nn.Module):
         """The scale of the likelihood, in the form that it was given in; None if it has none of its own."""
         return None if self.scale_name is None else getattr(self, self.scale_name)
 
-    def forward(self, recon: Tensor, x: Tensor, mu: Tensor | None = None, logvar: Any = None, **options: Any) -> ELBO:
+    def forward(
+        self,
+        recon: Tensor | None = None,
+        x: Tensor | None = None,
+        mu: Tensor | None = None,
+        logvar: Any = None,
+        **options: Any,
+    ) -> ELBO:
         fixed: dict[str, Any] = {"beta": self.beta, "batch_dims": self.batch_dims, "reduction": self.reduction}
         if self.scale_name is not None:
             fixed[self.scale_name] = self.scale
-        likelihood, names = self.likelihood, by_name(self.likelihood).parameters
-        if names:  # as the module has them now, moved, loaded or learned
-            likelihood = by_name(likelihood).likelihood(**{name: getattr(self, f"recon_{name}") for name in names})
-        return elbo_loss(recon, x, mu, logvar, likelihood=likelihood, **{**fixed, **options})
+        return elbo_loss(recon, x, mu, logvar, **{"likelihood": self._likelihood_now(), **fixed, **options})
+
+    def _likelihood_now(self) -> str | Likelihood | LikelihoodWithParameters:
+        """With the parameters as the module has them now, moved, loaded or learned."""
+        names = by_name(self.likelihood).parameters
+        if not names:
+            return self.likelihood
+        return by_name(self.likelihood).likelihood(**{name: getattr(self, f"recon_{name}") for name in names})
 
     def extra_repr(self) -> str:
-        options: dict[str, Any] = {"likelihood": self.likelihood}
+        options: dict[str, Any] = {"likelihood": self._likelihood_now()}
         if self.scale_name is not None:
             scale = self.scale
             options[self.scale_name] = f"tensor of shape {tuple(scale.shape)}" if isinstance(scale, Tensor) else scale

@@ -20,7 +20,13 @@ from .modes import (
     needed_gradients,
 )
 from .term_sum import TermSpec, TermSum
-from .vmap import in_shape_of_operands, reduce_examples, unreduced_gradient, with_mapped_axis_first
+from .vmap import (
+    as_a_slice_sees_them,
+    in_shape_of_operands,
+    reduce_examples,
+    unreduced_gradient,
+    with_mapped_axis_first,
+)
 
 _ops = torch.ops.elbo_ext
 _LOG_PROB_NAMES = {number: name for name, number in WITH_LOG_PROB.items()}
@@ -243,12 +249,14 @@ class Latent(ValueFunction):
         aligned = with_mapped_axis_first(inputs, dims, size, expand=True)
         noise = _mapped_noise(seed, noise, in_dims[1:3], spec, size, inputs, aligned)
         result = apply_under_transforms(Latent)(spec.under_vmap(), None, noise, *aligned)
-        axis = spec.sample_axes
+        axis, seen = spec.sample_axes, as_a_slice_sees_them(inputs, dims)
+        dtype, dtype_of_z = value_dtype(*seen), sample_dtype(*seen[:2])
         if spec.results == Z_ALONE:
-            return result, axis
+            return result.to(dtype_of_z), axis
+        z, *others = result[0].to(dtype_of_z), *(t.to(dtype) for t in result[1:])
         if spec.results == WITH_KL:
-            return (result[0], reduce_examples(result[1], spec.reduction)), (axis, 0)
-        return result, (axis,) * 3
+            return (z, reduce_examples(others[0], spec.reduction)), (axis, 0)
+        return (z, *others), (axis,) * 3
 
 
 def _same_layout(a: Tensor, b: Tensor) -> bool:

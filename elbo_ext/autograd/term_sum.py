@@ -17,7 +17,14 @@ from .modes import (
     in_every_mode,
     needed_gradients,
 )
-from .vmap import MEAN, in_shape_of_operands, reduce_examples, unreduced_gradient, with_mapped_axis_first
+from .vmap import (
+    MEAN,
+    as_a_slice_sees_them,
+    in_shape_of_operands,
+    reduce_examples,
+    unreduced_gradient,
+    with_mapped_axis_first,
+)
 
 _ops = torch.ops.elbo_ext
 
@@ -104,7 +111,8 @@ class TermSum(ValueFunction):
     def vmap(info: Any, in_dims: Sequence[Any], spec: TermSpec, *operands: Tensor | None) -> tuple[Tensor, int]:
         aligned = with_mapped_axis_first(operands, in_dims[1:], info.batch_size, expand=False)
         examples = apply_under_transforms(TermSum)(spec.under_vmap(), *aligned)
-        return reduce_examples(examples, spec.reduction), 0
+        dtype = value_dtype(*as_a_slice_sees_them(operands, in_dims[1:]))
+        return reduce_examples(examples.to(dtype), spec.reduction), 0
 
 
 def term_sum(spec: TermSpec, operands: Operands) -> Tensor:

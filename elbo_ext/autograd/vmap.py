@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor
 
 from ..ops import NONE, REDUCTIONS
@@ -13,6 +14,15 @@ MEAN = REDUCTIONS["mean"]
 
 def _rank(t: Tensor, dim: int | None) -> int:
     return t.dim() - (dim is not None)
+
+
+def as_a_slice_sees_them(operands: Operands, dims: Sequence[int | None]) -> list[Tensor | None]:
+    """Tensors without data, of the operands' dtypes and of the ranks that they have without the mapped axis: what decides
+    the dtype of a result (ops.value_dtype), which the mapped axis must not change."""
+    return [
+        None if t is None else torch.empty((1,) * _rank(t, dim), dtype=t.dtype, device="meta")
+        for t, dim in zip(operands, dims, strict=True)
+    ]
 
 
 def with_mapped_axis_first(

@@ -1051,3 +1051,32 @@ def test_left_out_elements_stay_out_of_second_derivatives() -> None:
         (first,) = torch.autograd.grad(value, shared, create_graph=True)
         (second,) = torch.autograd.grad(first, shared)
         assert (first.item(), second.item()) == pytest.approx((1.0, -7.0))
+
+
+# ---- dtypes of 0-dim tensors under vmap ----
+
+NUMBER_IN_A_TENSOR = {
+    "rsample": lambda module, a, s: module.rsample(a, s, noise=torch.ones_like(a)),
+    "rsample_kl": lambda module, a, s: module.rsample_kl(a, log_std=s, noise=torch.ones_like(a), batch_dims=0),
+    "gaussian_kl": lambda module, a, s: module.gaussian_kl(a, s, batch_dims=0),
+    "laplace_log_prob": lambda module, a, s: module.laplace_log_prob(a, a + 1, s, batch_dims=0),
+}
+
+
+@pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0)], ids=str)
+@pytest.mark.parametrize("name", NUMBER_IN_A_TENSOR)
+def test_a_mapped_number_does_not_promote(name: str, in_dims: tuple[int | None, int | None]) -> None:
+    """The mapped axis gives a 0-dim scale a dimension in memory, which must not decide the dtype of the result."""
+    function = NUMBER_IN_A_TENSOR[name]
+    a = torch.linspace(-1, 1, 12).reshape(*(2,) * (in_dims[0] is not None), -1)
+    s = (
+        torch.tensor([0.2, 0.5], dtype=torch.float64)
+        if in_dims[1] is not None
+        else torch.tensor(0.2, dtype=torch.float64)
+    )
+    actual = torch.vmap(partial(function, elbo_ext), in_dims)(a, s)
+    for i in range(2):
+        one = function(elbo_ext, a if in_dims[0] is None else a[i], s if in_dims[1] is None else s[i])
+        for mapped, expected in zip(as_tuple(actual), as_tuple(one), strict=True):
+            assert mapped.dtype == expected.dtype == torch.float32
+            torch.testing.assert_close(mapped[i], expected, rtol=1e-6, atol=1e-6)

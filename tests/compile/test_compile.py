@@ -604,3 +604,26 @@ def test_a_checkpoint_with_results_and_schedules() -> None:
     loaded = torch.load(file, weights_only=True)
     assert loaded["schedules"] == saved["schedules"] and torch.equal(loaded["active"], saved["active"])
     assert isinstance(loaded["loss"], elbo_ext.ELBO) and loaded["loss"] == saved["loss"]
+
+
+TWICE = {
+    "kl": lambda t, s: gaussian_kl(t, s, 0.5 * t, s),
+    "log_prob": lambda t, s: gaussian_log_prob(t, t, s),
+    "rsample_kl": lambda t, s: rsample_kl(t, s, t, s, noise=torch.ones_like(t)),
+    "weight": lambda t, s: gaussian_kl(t, std=s, weight=s),
+    "elbo": lambda t, s: tuple(elbo_loss(t, t, kl=t.sum(1), recon_std=s)),
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_one_tensor_as_two_arguments(name: str) -> None:
+    """A scale that posterior and prior share: its gradient is the sum of both."""
+    leaves = [torch.linspace(-1, 1, 12).reshape(3, 4).requires_grad_(), torch.full((4,), 0.7, requires_grad=True)]
+
+    def gradients(function: Callable[..., Any]) -> tuple[Tensor, ...]:
+        result = function(*leaves)
+        total = sum(t.sum() for t in (result if isinstance(result, tuple) else (result,)))
+        return torch.autograd.grad(total, leaves)
+
+    compiled = torch.compile(TWICE[name], backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(gradients(compiled), gradients(TWICE[name]))

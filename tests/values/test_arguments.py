@@ -18,6 +18,7 @@ from elbo_ext import (
     gaussian_kl,
     gaussian_log_prob,
     laplace_log_prob,
+    likelihoods,
     rsample,
     rsample_kl,
     rsample_with_log_prob,
@@ -605,3 +606,43 @@ def test_results_are_no_views_of_the_arguments() -> None:
     result = elbo_loss(A, A, kl=kl, reduction="none")
     result.kl.fill_(5.0)
     assert kl.tolist() == [0.0, 0.0]
+
+
+# ---- likelihood objects ----
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error", "message"),
+    [
+        (dict(std=1.0), TypeError, "std is no parameter of the laplace likelihood, which takes log_scale, scale"),
+        (dict(scale=None), TypeError, "scale must be a torch.Tensor or a number, got NoneType"),
+        (dict(scale="a"), TypeError, "scale must be a torch.Tensor or a number, got str"),
+        (dict(scale=-1.0), ValueError, "scale must be positive, got -1.0"),
+        (
+            dict(log_scale=0.0, scale=A),
+            ValueError,
+            "exactly one of log_scale, scale must be given, got log_scale and scale",
+        ),
+    ],
+)
+def test_parameters_of_a_likelihood(parameters: dict[str, Any], error: type[Exception], message: str) -> None:
+    """Refused where the object is made, by either way."""
+    assert_error(error, message, likelihoods.Laplace, **parameters)
+    assert_error(error, message, likelihoods.LikelihoodWithParameters, likelihoods.Laplace, parameters)
+
+
+def test_a_scale_beside_a_likelihood_object() -> None:
+    message = "recon_std has no meaning for likelihood='laplace'; pass likelihoods.Laplace(log_scale=...) instead"
+    assert_error(ValueError, message, elbo_loss, A, A, kl=ROWS, likelihood="laplace", recon_std=1.0)
+    message = "recon_std has no use beside likelihoods.Gaussian(var=2.0), which has its parameters already"
+    assert_error(ValueError, message, elbo_loss, A, A, kl=ROWS, likelihood=likelihoods.Gaussian(var=2.0), recon_std=1.0)
+
+
+def test_what_has_no_use_beside_a_log_likelihood() -> None:
+    computed = "has no use beside log_likelihood, which is computed already"
+    for name, value in {"recon": A, "x": A, "weight": A, "recon_std": 1.0, "likelihood": "laplace"}.items():
+        assert_error(ValueError, f"{name} {computed}", elbo_loss, log_likelihood=ROWS, kl=ROWS, **{name: value})
+    message = "batch_dims must be between 0 and 1, the number of dimensions of (2,), got 2"
+    assert_error(ValueError, message, elbo_loss, log_likelihood=ROWS, kl=ROWS, batch_dims=2)
+    message = "batch_dims must be an int, got str"
+    assert_error(TypeError, message, elbo_loss, log_likelihood=ROWS, kl=ROWS, batch_dims="1")
