@@ -55,7 +55,7 @@ def install(python: Path, *words: str) -> None:
 
 
 def stage(folder: Path) -> Path:
-    """A copy of the sources without anything that was built."""
+    """A copy of the sources as they are now, without libraries."""
     files = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -63,8 +63,9 @@ def stage(folder: Path) -> Path:
         text=True,
         check=True,
     ).stdout.split("\0")
-    for binary in (path for pattern in BINARIES for path in folder.glob(pattern)):
-        binary.unlink()
+    for old in folder.glob("*"):  # but what has been compiled, whose objects may serve again
+        if old.name != "build":
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
     for name in filter(None, files):
         source, target = ROOT / name, folder / name
         if source.is_file():
