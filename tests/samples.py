@@ -225,7 +225,7 @@ def seeds_of_the_cpu() -> Iterator[None]:
     def draw_on_cpu(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         return draw(torch.device("cpu"), generator).to(device)
 
-    with mock.patch.object(elbo_ext.functional, "draw_seed", draw_on_cpu):
+    with mock.patch.object(elbo_ext.functional.latent, "draw_seed", draw_on_cpu):
         yield
 
 

@@ -1,0 +1,164 @@
+"""The loss."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import arguments, autograd, likelihoods
+from ..arguments import PRIOR_SCALES, RECON_SCALES, SCALES
+from ..autograd import TermSpec
+from ..likelihoods import GAUSSIAN_KL, Likelihood, LikelihoodWithParameters
+from ..ops import NONE, REDUCTIONS, value_dtype
+from ..reference import ELBO
+from .operands import Scale, named_inputs, no_use_beside, posterior_and_prior, sum_of_term, term_call
+
+__all__ = [
+    "elbo_loss",
+]
+
+_POSTERIOR_AND_PRIOR = (*SCALES, "prior_mu", *PRIOR_SCALES)
+
+
+def elbo_loss(
+    recon: Tensor | None = None,
+    x: Tensor | None = None,
+    mu: Tensor | None = None,
+    logvar: Scale = None,
+    *,
+    kl: Tensor | None = None,
+    log_likelihood: Tensor | None = None,
+    log_std: Scale = None,
+    std: Scale = None,
+    var: Scale = None,
+    prior_mu: Tensor | float | None = None,
+    prior_logvar: Scale = None,
+    prior_log_std: Scale = None,
+    prior_std: Scale = None,
+    prior_var: Scale = None,
+    likelihood: str | Likelihood | LikelihoodWithParameters = "gaussian",
+    recon_logvar: Scale = None,
+    recon_log_std: Scale = None,
+    recon_std: Scale = None,
+    recon_var: Scale = None,
+    beta: Tensor | float = 1.0,
+    weight: Tensor | None = None,
+    batch_dims: int = 1,
+    reduction: str = "mean",
+) -> ELBO:
+    """Minus the evidence lower bound: loss = -(log_likelihood - beta * kl).
+
+    ELBO(x) = E_q(z|x)[ln p(x|z)] - KL(q(z|x) || p(z)) <= ln p(x) (Kingma & Welling 2014, equation 3); beta other than 1
+    as in Higgins et al. 2017 ("beta-VAE"). The expectation is over the samples of z that recon was decoded from. On the
+    first backward pass after a reduced result, the gradients are ready: the forward pass made them.
+
+    Args:
+        recon: the decoder's output: the mean of a Gaussian or Laplace likelihood, the logits of a Bernoulli. With K samples
+            it has a leading axis K that x lacks, which counts among ``batch_dims`` (K samples of B examples:
+            ``batch_dims=2``).
+        x: data; broadcasts to recon without a copy.
+        mu, logvar: of the posterior, whose KL to the prior is computed (:func:`gaussian_kl`); or
+        kl: the KL of each example, as :func:`rsample_kl` returns it. Broadcasts to the batch shape.
+        log_likelihood: ln p(x|z) of each example, ``[*batch]``, computed by the caller, in place of recon and x;
+            ``batch_dims`` are then those of mu.
+        likelihood: "gaussian", "bernoulli" or "laplace"; or an object of :mod:`elbo_ext.likelihoods` with the parameters
+            that the decoder does not give, ``likelihoods.Laplace(scale=0.5)``.
+        recon_logvar: scale of the Gaussian likelihood, ln sigma^2 = 0 by default; or ``recon_log_std=``, ...
+        beta: factor of the KL, a number or a tensor that broadcasts to the batch shape.
+        weight: multiplies each element's log-likelihood.
+        batch_dims, reduction: see the module's conventions.
+
+    Returns:
+        ``ELBO(loss, log_likelihood, kl)`` in nats, each of the batch shape, or scalars if reduced; kl is without beta.
+
+    Raises:
+        ValueError, TypeError: see the module's conventions; also for an unknown likelihood, a scale with another likelihood
+            than the Gaussian, if recon and x repeat against each other, and if neither or both of kl and mu are given.
+    """
+    spec: TermSpec | None = None
+    operands: tuple[Tensor | None, ...]
+    recon_scales = dict(zip(RECON_SCALES, (recon_logvar, recon_log_std, recon_std, recon_var), strict=True))
+    if log_likelihood is None:
+        named, forms, term = _recon_and_x(likelihood, recon, x, recon_scales)
+        spec, operands, shape = term_call(term, named, forms, weight, batch_dims, reduction)
+        assert recon is not None and x is not None  # _recon_and_x has refused them
+        batch, sample_axes, first = shape[: spec.batch_dims], max(len(shape) - x.dim(), 0), {"recon": recon}
+    else:
+        named_likelihood = (
+            None if isinstance(likelihood, str) and likelihood == "gaussian" else likelihood
+        )  # the default
+        others = {"recon": recon, "x": x, "likelihood": named_likelihood, **recon_scales, "weight": weight}
+        no_use_beside("log_likelihood", others)
+        sample_axes, first = 0, {"log_likelihood": arguments.tensor("log_likelihood", log_likelihood)}
+        operands, batch = (log_likelihood,), log_likelihood.shape
+
+    if (kl is None) == (mu is None):
+        raise ValueError(f"exactly one of kl and mu must be given, got {'neither' if kl is None else 'both'}")
+    scales, prior_scales = (logvar, log_std, std, var), (prior_logvar, prior_log_std, prior_std, prior_var)
+    if kl is None:
+        named, forms = posterior_and_prior(mu, scales, prior_mu, prior_scales)
+        arguments.broadcast(named)  # a posterior at odds with itself comes before one at odds with recon
+        arguments.on_one_device(first, named)
+        if spec is not None:
+            assert x is not None and mu is not None  # _recon_and_x and _posterior_and_prior have refused them
+            _check_batch(spec.batch_dims, sample_axes, x, mu, batch)
+            batch_dims = spec.batch_dims - sample_axes
+        kl = sum_of_term(GAUSSIAN_KL, named, forms, None, batch_dims, "none")
+        arguments.broadcasts_to_batch("the KL of mu and its scale has shape {}, which", kl, batch)
+    else:
+        arguments.tensor("kl", kl)
+        if spec is None and (type(batch_dims) is not int or batch_dims != 1):  # all dimensions are of the batch
+            arguments.batch_dims(batch_dims, batch)
+        given = dict(zip(_POSTERIOR_AND_PRIOR, (*scales, prior_mu, *prior_scales), strict=True))
+        no_use_beside("kl", given)
+        arguments.broadcasts_to_batch("kl of shape {}", kl, batch)
+    beta = arguments.tensor_or_number("beta", beta)
+    arguments.on_one_device(first, {"kl": kl, "beta": beta})
+    arguments.broadcasts_to_batch("beta of shape {}", beta, batch)
+
+    dtype = value_dtype(*operands, kl, beta if isinstance(beta, Tensor) else None)
+    if spec is not None:
+        if isinstance(beta, float) and dtype is value_dtype(*operands):
+            reduced = autograd.elbo(spec, beta, kl, operands)
+            if reduced is not None:
+                return ELBO(*reduced)
+        log_likelihood = autograd.term_sum(spec._replace(reduction=NONE), operands)
+    assert log_likelihood is not None  # given, where there is no spec
+    log_likelihood, kl = log_likelihood.to(dtype), kl.to(dtype).expand(batch)
+    parts = ELBO(beta * kl - log_likelihood, log_likelihood, kl)
+    number = arguments.reduction(reduction)
+    if number == NONE:  # copies of what the caller has, so that a change in place of one does not reach the other
+        return parts._replace(log_likelihood=log_likelihood.clone() if spec is None else log_likelihood, kl=kl.clone())
+    return ELBO(*(part.sum() if number == REDUCTIONS["sum"] else part.mean() for part in parts))
+
+
+def _recon_and_x(
+    likelihood: Any, recon: Any, x: Any, recon_scales: Mapping[str, Any]
+) -> tuple[dict[str, Any], int, Likelihood]:
+    """The inputs of a likelihood by name, their forms, and the likelihood."""
+    chosen = likelihoods.by_name(likelihood)
+    term = chosen.likelihood
+    scales = arguments.recon_scales(chosen, recon_scales)
+    arguments.tensor("x", x)
+    arguments.tensor("recon", recon)
+    arguments.at_most_one_broadcasts(recon, x)
+    shown = {term.decoder: "recon"}
+    if not chosen.parameters:
+        shown |= {name.removeprefix("recon_"): name for name in recon_scales}
+    named, forms = named_inputs(term, {"x": x, term.decoder: recon, **scales, **chosen.parameters}, shown)
+    return named, forms, term
+
+
+def _check_batch(batch_dims: int, sample_axes: int, x: Tensor, mu: Tensor, batch: torch.Size) -> None:
+    """That mu's examples are those of recon, without its axes of samples."""
+    if batch_dims < sample_axes:
+        raise ValueError(
+            f"batch_dims must be at least {sample_axes}, the number of axes of samples that recon has beyond x, "
+            f"got {batch_dims}"
+        )
+    if sample_axes == batch_dims > 0 and arguments.same_shape(mu.shape[:sample_axes], batch):
+        raise ValueError(
+            f"x of shape {tuple(x.shape)} has no batch dimension, so that those of mu, of shape {tuple(mu.shape)}, "
+            "are taken for latent ones; expand x to the batch, or pass kl"
+        )
