@@ -17,6 +17,7 @@ RECON_SCALES = tuple(f"recon_{name}" for name in SCALES)
 _DIRECT_SCALES = (SCALES.index("std"), SCALES.index("var"))
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+DATA_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)  # of data, besides those
 
 
 def tensor(name: str, value: Any) -> Tensor:
@@ -29,6 +30,13 @@ def tensor(name: str, value: Any) -> Tensor:
             f"convert it first, for example with {name}.{'dequantize' if value.is_quantized else 'float'}()"
         )
     return dense(name, value)
+
+
+def data(name: str, value: Any) -> Tensor:
+    """A floating-point tensor, or one of counts or pixels as they come: integers or bool."""
+    if isinstance(value, Tensor) and value.dtype in DATA_DTYPES:
+        return dense(name, value)
+    return tensor(name, value)
 
 
 def dense(name: str, value: Tensor) -> Tensor:
@@ -168,7 +176,8 @@ def recon_scales(likelihood: LikelihoodWithParameters, scales: Mapping[str, Any]
     known = {form for forms in of_term.forms_of_inputs for form in forms}
     for name in given:
         if name not in known:
-            others = [form for form in known if form not in ("x", of_term.decoder)]
+            given_by_decoder = ("x", *of_term.forms.get(of_term.decoder, (of_term.decoder,)))
+            others = [form for form in known if form not in given_by_decoder]
             reason = (
                 f"; pass likelihoods.{of_term.class_name}({min(others)}=...) instead"
                 if others

@@ -95,6 +95,83 @@ def laplace(x: Tensor, mean: Tensor, scale: Tensor, form: str) -> Tensor:
     return -(_standardize(x - mean, 2 * log_scale).abs() + log_scale + math.log(2))
 
 
+def _in_double(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """The function in float64, in the dtype of the tensors: where what it adds up cancels, float32 would keep no digit."""
+    return function(*(t.double() for t in tensors)).to(tensors[0].dtype)
+
+
+def _log_gamma_ratio(x: Tensor, t: Tensor) -> Tensor:
+    """ln Gamma(x + t) - ln Gamma(t)."""
+    return _in_double(lambda x, t: torch.lgamma(x + t) - torch.lgamma(t), x, t)
+
+
+def _of_counts(x: Tensor, log_prob: Callable[[Tensor], Tensor]) -> Tensor:
+    """A log-probability of counts, -inf with derivative 0 outside of the support, x < 0."""
+    outside = x < 0
+    return torch.where(outside, -math.inf, log_prob(torch.where(outside, 0.0, x)))
+
+
+def _times_log(x: Tensor, number: Tensor) -> Tensor:
+    """x ln(number), 0 where x is, for number = 0 too."""
+    return x * torch.where((x == 0) & (number == 0), 1.0, number).log()
+
+
+def poisson(x: Tensor, rate: Tensor, form: str) -> Tensor:
+    """ln Poisson(x; r) = x ln r - r - ln Gamma(x + 1), in nats; rate is ln r or r, as form says."""
+    r = rate.exp() if form == "log_rate" else rate
+
+    def log_prob(x: Tensor) -> Tensor:
+        of_rate = x * rate if form == "log_rate" else _times_log(x, rate)
+        return of_rate - r - torch.lgamma(x + 1)
+
+    return _of_counts(x, log_prob)
+
+
+def negative_binomial(x: Tensor, mean: Tensor, theta: Tensor, form: str, theta_form: str) -> Tensor:
+    """ln NB(x; m, t) = ln Gamma(x + t) - ln Gamma(t) - ln Gamma(x + 1) + t ln(t / (t + m)) + x ln(m / (t + m)), in nats.
+
+    mean is m, ln m or the logits ln(m / t), theta is t or ln t, as their forms say.
+    """
+    t = theta.exp() if theta_form == "log_theta" else theta
+    log_sigmoid = torch.nn.functional.logsigmoid
+
+    def log_prob(x: Tensor) -> Tensor:
+        if form == "mean":
+            of_mean = _times_log(x, mean / (t + mean)) - t * torch.log1p(mean / t)
+        else:
+            logits = mean if form == "logits" else mean - (theta if theta_form == "log_theta" else theta.log())
+            of_mean = x * log_sigmoid(logits) + t * log_sigmoid(-logits)
+        return _log_gamma_ratio(x, t) - torch.lgamma(x + 1) + of_mean
+
+    return _of_counts(x, log_prob)
+
+
+def zero_inflated_negative_binomial(
+    x: Tensor, mean: Tensor, theta: Tensor, gate_logits: Tensor, form: str, theta_form: str
+) -> Tensor:
+    """ln(g + (1 - g) NB(0)) for x = 0, else ln(1 - g) + ln NB(x), g = sigmoid(gate_logits), in nats."""
+    log_sigmoid = torch.nn.functional.logsigmoid
+
+    def log_prob(x: Tensor) -> Tensor:
+        def closed(x: Tensor) -> Tensor:
+            return negative_binomial(x, mean, theta, form, theta_form) + log_sigmoid(-gate_logits)
+
+        # x = 0 is a jump, where nothing depends on x.
+        at_zero = torch.logaddexp(log_sigmoid(gate_logits), closed(torch.zeros_like(x)))
+        return torch.where(x == 0, at_zero, closed(x))
+
+    return _of_counts(x, log_prob)
+
+
+def student_t(x: Tensor, df: Tensor, mean: Tensor, scale: Tensor, df_form: str, form: str) -> Tensor:
+    """ln Gamma((n + 1) / 2) - ln Gamma(n / 2) - 1/2 ln(n pi) - ln s - (n + 1) / 2 ln(1 + z^2 / n), z = (x - mean) / s."""
+    n = df.exp() if df_form == "log_df" else df
+    log_scale = scale if form == "log_scale" else scale.log()
+    z = _standardize(x - mean, 2 * log_scale)
+    normalizer = _in_double(lambda n: torch.lgamma((n + 1) / 2) - torch.lgamma(n / 2) - n.log() / 2, n)
+    return normalizer - math.log(math.pi) / 2 - log_scale - (n + 1) / 2 * torch.log1p(z.square() / n)
+
+
 def _log_var_ratio(scale: Tensor, prior_scale: Tensor, form: str, prior_form: str) -> Tensor:
     """d = ln(sigma^2 / sigma_p^2), to full relative precision for sigma -> sigma_p where the forms agree."""
     if form != prior_form or form == "logvar":

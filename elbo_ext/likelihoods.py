@@ -5,6 +5,7 @@ give, as one of the objects here called with them::
 
     elbo_loss(recon, x, kl=kl, likelihood="laplace")
     elbo_loss(recon, x, kl=kl, likelihood=likelihoods.Laplace(scale=0.5))
+    elbo_loss(recon, x, kl=kl, likelihood=likelihoods.NegativeBinomial(theta=theta, recon="log_mean"))
 
 Inputs and forms are declared here and by the C++ term of the same name (``kSignature``, csrc/terms); a test holds the two
 against each other.
@@ -19,7 +20,18 @@ from torch import Tensor
 from . import formulas
 from .ops import TERM_NUMBERS
 
-__all__ = ["Bernoulli", "Gaussian", "Laplace", "Likelihood", "LikelihoodWithParameters", "by_name"]
+__all__ = [
+    "Bernoulli",
+    "Gaussian",
+    "Laplace",
+    "Likelihood",
+    "LikelihoodWithParameters",
+    "NegativeBinomial",
+    "Poisson",
+    "StudentT",
+    "ZeroInflatedNegativeBinomial",
+    "by_name",
+]
 
 _SCALES = ("logvar", "log_std", "std", "var")
 
@@ -84,8 +96,8 @@ class Likelihood(Term):
 
     decoder: str = ""
 
-    def __call__(self, **parameters: Any) -> "LikelihoodWithParameters":
-        return LikelihoodWithParameters(self, parameters)
+    def __call__(self, *, recon: str = "", **parameters: Any) -> "LikelihoodWithParameters":
+        return LikelihoodWithParameters(self, parameters, recon)
 
     @property
     def class_name(self) -> str:
@@ -98,13 +110,22 @@ class Likelihood(Term):
 
 @dataclass(frozen=True, eq=False)
 class LikelihoodWithParameters:
-    """A likelihood and the parameters that the decoder does not give: tensors that broadcast to ``recon``, or numbers."""
+    """A likelihood and the parameters that the decoder does not give: tensors that broadcast to ``recon``, or numbers.
+
+    Attributes:
+        recon: what the decoder gives, one of the forms of the input ``likelihood.decoder``; the first by default.
+    """
 
     likelihood: Likelihood
     parameters: Mapping[str, Any]
+    recon: str = ""
 
     def __post_init__(self) -> None:
         term = self.likelihood
+        forms = term.forms.get(term.decoder, (term.decoder,))
+        if self.recon not in ("", *forms):
+            raise ValueError(f"recon must be {' or '.join(map(repr, forms))} for {term!r}, got {self.recon!r}")
+        object.__setattr__(self, "recon", self.recon or forms[0])
         inputs = [
             names
             for names, input in zip(term.forms_of_inputs, term.inputs, strict=True)
@@ -161,6 +182,46 @@ Laplace = _register(
     positive=("scale",),
     defaults={"log_scale": 0.0},
     formula=formulas.laplace,
+)
+
+Poisson = _register(
+    "poisson",
+    inputs=("x", "log_rate"),
+    decoder="log_rate",
+    forms={"log_rate": ("log_rate", "rate")},
+    positive=("rate",),
+    formula=formulas.poisson,
+)
+
+_MEANS = ("mean", "log_mean", "logits")
+_THETAS = ("theta", "log_theta")
+
+NegativeBinomial = _register(
+    "negative_binomial",
+    inputs=("x", "mean", "theta"),
+    decoder="mean",
+    forms={"mean": _MEANS, "theta": _THETAS},
+    positive=("mean", "theta"),
+    formula=formulas.negative_binomial,
+)
+
+ZeroInflatedNegativeBinomial = _register(
+    "zero_inflated_negative_binomial",
+    inputs=("x", "mean", "theta", "gate_logits"),
+    decoder="mean",
+    forms={"mean": _MEANS, "theta": _THETAS},
+    positive=("mean", "theta"),
+    formula=formulas.zero_inflated_negative_binomial,
+)
+
+StudentT = _register(
+    "student_t",
+    inputs=("x", "df", "mean", "log_scale"),
+    decoder="mean",
+    forms={"df": ("df", "log_df"), "log_scale": ("log_scale", "scale")},
+    positive=("df", "scale"),
+    defaults={"mean": 0.0, "log_scale": 0.0},
+    formula=formulas.student_t,
 )
 
 # Not a likelihood, but a term like them.

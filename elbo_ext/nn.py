@@ -87,7 +87,8 @@ class ELBOLoss(torch.nn.Module):
         names = by_name(self.likelihood).parameters
         if not names:
             return self.likelihood
-        return by_name(self.likelihood).likelihood(**{name: getattr(self, f"recon_{name}") for name in names})
+        chosen = by_name(self.likelihood)
+        return chosen.likelihood(recon=chosen.recon, **{name: getattr(self, f"recon_{name}") for name in names})
 
     def extra_repr(self) -> str:
         options: dict[str, Any] = {"likelihood": self._likelihood_now()}

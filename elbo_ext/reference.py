@@ -31,11 +31,15 @@ __all__ = [
     "gaussian_kl",
     "gaussian_log_prob",
     "laplace_log_prob",
+    "negative_binomial_log_prob",
     "normal_noise",
     "philox4x32_10",
+    "poisson_log_prob",
     "rsample",
     "rsample_kl",
     "rsample_with_log_prob",
+    "student_t_log_prob",
+    "zero_inflated_negative_binomial_log_prob",
 ]
 
 
@@ -145,7 +149,8 @@ def _tensors(*values: Tensor | float | None) -> list[Any]:
     """All values as tensors of one dtype, float64 if any of the tensors is, else float32; None stays None. As in torch,
     tensors with dimensions decide, if there are any."""
     given = [v for v in values if isinstance(v, Tensor)]
-    deciding = [v for v in given if v.dim() > 0] or given
+    floating = [v for v in given if v.is_floating_point()]
+    deciding = [v for v in floating if v.dim() > 0] or floating
     dtype = torch.float64 if any(v.dtype == torch.float64 for v in deciding) else torch.float32
     device = given[0].device
     return [v if v is None else torch.as_tensor(v, dtype=dtype, device=device) for v in values]
@@ -401,6 +406,59 @@ def laplace_log_prob(
     return _log_prob("laplace", {"x": x, "mean": mean, "log_scale": log_scale, "scale": scale}, **rows)
 
 
+def poisson_log_prob(
+    x: Tensor, log_rate: Tensor | float | None = None, *, rate: Tensor | float | None = None, **rows: Any
+) -> Tensor:
+    """ln p(x) = sum_j (x_j ln r_j - r_j - ln x_j!), in nats; rows: as for :func:`gaussian_log_prob`."""
+    return _log_prob("poisson", {"x": x, "log_rate": log_rate, "rate": rate}, **rows)
+
+
+def negative_binomial_log_prob(
+    x: Tensor,
+    mean: Any = None,
+    theta: Any = None,
+    *,
+    log_mean: Any = None,
+    logits: Any = None,
+    log_theta: Any = None,
+    **rows: Any,
+) -> Tensor:
+    """ln p(x) of negative binomials of mean m and variance m + m^2 / theta; rows: as for :func:`gaussian_log_prob`."""
+    given = {"x": x, "mean": mean, "log_mean": log_mean, "logits": logits, "theta": theta, "log_theta": log_theta}
+    return _log_prob("negative_binomial", given, **rows)
+
+
+def zero_inflated_negative_binomial_log_prob(
+    x: Tensor,
+    mean: Any = None,
+    theta: Any = None,
+    gate_logits: Any = None,
+    *,
+    log_mean: Any = None,
+    logits: Any = None,
+    log_theta: Any = None,
+    **rows: Any,
+) -> Tensor:
+    """The same behind gates that make zeros of their own; rows: as for :func:`gaussian_log_prob`."""
+    given = {"x": x, "mean": mean, "log_mean": log_mean, "logits": logits, "theta": theta, "log_theta": log_theta}
+    return _log_prob("zero_inflated_negative_binomial", {**given, "gate_logits": gate_logits}, **rows)
+
+
+def student_t_log_prob(
+    x: Tensor,
+    df: Any = None,
+    mean: Any = 0.0,
+    log_scale: Any = 0.0,
+    *,
+    log_df: Any = None,
+    scale: Any = None,
+    **rows: Any,
+) -> Tensor:
+    """ln p(x) of t distributions with df degrees of freedom; rows: as for :func:`gaussian_log_prob`."""
+    given = {"x": x, "df": df, "log_df": log_df, "mean": mean, "log_scale": log_scale, "scale": scale}
+    return _log_prob("student_t", given, **rows)
+
+
 def elbo_loss(
     recon: Tensor | None = None,
     x: Tensor | None = None,
@@ -448,7 +506,7 @@ def elbo_loss(
     scales = {"logvar": recon_logvar, "log_std": recon_log_std, "std": recon_std, "var": recon_var}
     if log_likelihood is None:
         chosen = by_name(likelihood)
-        given = {"x": x, chosen.likelihood.decoder: recon, **chosen.parameters}
+        given = {"x": x, chosen.recon: recon, **chosen.parameters}
         if chosen.likelihood.name == "gaussian":
             given = {**scales, **given}
         log_likelihood = _log_prob(chosen.likelihood.name, given, weight, batch_dims)

@@ -59,6 +59,28 @@ TOLERANCES = {
 }
 
 
+# Where parts cancel that are of this size, not 1: the derivatives of gamma functions by a dispersion, at 1/4 and less.
+_SIZE_OF_PARTS = {
+    "negative_binomial_log_prob": 4.0,
+    "zero_inflated_negative_binomial_log_prob": 4.0,
+    "student_t_log_prob": 4.0,
+}
+
+
+def tolerance_of(function: str, dtype: torch.dtype) -> Tolerance:
+    """Of a public function computed in float32 or float64."""
+    size, tolerance = _SIZE_OF_PARTS.get(function, 1.0), TOLERANCES[dtype]
+    return replace(tolerance, value_atol=size * tolerance.value_atol, gradient_atol=size * tolerance.gradient_atol)
+
+
+# Of counts, beside operands of each dtype.
+INTEGERS = {
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+    torch.bfloat16: torch.uint8,
+    torch.float16: torch.int16,
+}
+
 # The noise itself, of size up to 6.66, by the dtype it is computed in. In float64 it is the reference that is less
 # exact: it rounds the angle of Box-Muller to 4e-16.
 NOISE_ERROR = {torch.float32: 1.5e-6, torch.float64: 6e-15}
@@ -67,7 +89,7 @@ NOISE_ERROR = {torch.float32: 1.5e-6, torch.float64: 6e-15}
 def computed_in(arguments: dict[str, Any]) -> torch.dtype:
     """float64 if any operand is, else float32: the dtype of values, and the accuracy of everything. A tensor without
     dimensions does not promote those that have some."""
-    tensors = [value for value in arguments.values() if isinstance(value, Tensor)]
+    tensors = [value for value in arguments.values() if isinstance(value, Tensor) and value.is_floating_point()]
     tensors = [t for t in tensors if t.dim() > 0] or tensors
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
@@ -108,6 +130,18 @@ class Maker:
 
     def bits(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return self._to(self.unit(*shape, dtype=torch.float64).round(), dtype)
+
+    def positive(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """About 1: rates, dispersions, degrees of freedom."""
+        return self._to((0.7 * self.normal(*shape, dtype=torch.float64).cpu()).exp(), dtype)
+
+    def counts(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Counts as they come, half of them 0, in an integer dtype for each dtype of the others. With a dtype of their own
+        they have gradients, and then none is 0, where log-probabilities of counts jump."""
+        counts = (5 * self.unit(*shape, dtype=torch.float64).cpu().square() ** 2 * 4).floor()
+        if dtype is not None and dtype.is_floating_point:
+            return self._to(counts + 1, dtype)
+        return self._to(counts, dtype or INTEGERS[self.dtype])
 
     def mask(self, *shape: int) -> Tensor:
         return self.unit(*shape, dtype=torch.float64) < 0.6
@@ -648,6 +682,57 @@ BERNOULLI = [
         core=True,
     ),
     _bernoulli("empty-batch", lambda m: dict(x=m.unit(0, 4), logits=m.normal(0, 4), reduction="sum"), "no example"),
+]
+
+COUNTS = [
+    *(
+        Sample(
+            f"{prefix}-{form}-{theta_form}",
+            function,
+            lambda m, form=form, theta_form=theta_form, more=more: {
+                "x": m.counts(5, 70),
+                form: m.scale(form, 5, 70) if form == "mean" else m.normal(5, 70),
+                theta_form: m.scale(theta_form, 70),
+                **{name: m.normal(5, 70) for name in more},
+            },
+            "the mean and the dispersion in each form, one dispersion for a gene",
+            core=form == "logits",
+        )
+        for prefix, function, more in (
+            ("negative_binomial", "negative_binomial_log_prob", ()),
+            ("zinb", "zero_inflated_negative_binomial_log_prob", ("gate_logits",)),
+        )
+        for form in ("mean", "log_mean", "logits")
+        for theta_form in ("theta", "log_theta")
+    ),
+    *(
+        Sample(
+            f"poisson-{dtype}".replace("torch.", ""),
+            "poisson_log_prob",
+            lambda m, dtype=dtype: dict(x=m.counts(5, 70, dtype=dtype), rate=m.positive(70)),
+            "counts as they come, without a cast",
+        )
+        for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
+    ),
+    Sample(
+        "poisson-number",
+        "poisson_log_prob",
+        lambda m: dict(x=m.counts(5, 70, dtype=torch.float32), rate=2.5, weight=m.unit(5, 70)),
+        "one rate for all; counts above 0 that have a gradient",
+    ),
+    Sample(
+        "poisson-zeros",
+        "poisson_log_prob",
+        lambda m: dict(x=0 * m.counts(5, 70), log_rate=m.normal(5, 70)),
+        "no count at all",
+    ),
+    Sample(
+        "student_t-log_df",
+        "student_t_log_prob",
+        lambda m: dict(x=m.normal(5, 9), log_df=m.normal(9), scale=m.scale("scale", 5, 1)),
+        "degrees of freedom by their logarithm, mean 0",
+        core=True,
+    ),
 ]
 
 KL = [
@@ -1219,6 +1304,37 @@ STANDARD = [
     ),
     *standard("laplace", "laplace_log_prob", _gaussian_row, rows=2, forms_of_scale=("log_scale", "scale")),
     *standard(
+        "poisson",
+        "poisson_log_prob",
+        lambda c: dict(x=c.draw(c.m.counts), **c.scale()),
+        rows=2,
+        forms_of_scale=("log_rate", "rate"),
+        without=("layout-all-*", "*-number"),  # nothing would have a gradient
+    ),
+    *standard(
+        "negative_binomial",
+        "negative_binomial_log_prob",
+        lambda c: dict(x=c.draw(c.m.counts), mean=c.draw(c.m.positive, beside=True), **c.scale()),
+        rows=2,
+        forms_of_scale=("theta", "log_theta"),
+    ),
+    *standard(
+        "zinb",
+        "zero_inflated_negative_binomial_log_prob",
+        lambda c: dict(x=c.draw(c.m.counts), mean=c.draw(c.m.positive), gate_logits=c.normal(beside=True), **c.scale()),
+        rows=2,
+        forms_of_scale=("theta", "log_theta"),
+        without=("layout-all-*", "row-*[3-9]", "sum-*", "rows-*"),
+    ),
+    *standard(
+        "student_t",
+        "student_t_log_prob",
+        lambda c: dict(x=c.normal(), df=c.draw(c.m.positive), mean=c.normal(beside=True), **c.scale()),
+        rows=2,
+        forms_of_scale=("log_scale", "scale"),
+        without=("layout-all-*", "row-*[3-9]", "sum-*", "rows-*"),
+    ),
+    *standard(
         "kl",
         "gaussian_kl",
         _latent_row,
@@ -1267,7 +1383,7 @@ STANDARD = [
         row=lambda c: dict(recon=c.normal(), x=c.normal(), **_latent(c.m), **c.scale("recon_")),
     ),
 ]
-BY_HAND = [*GAUSSIAN, *BERNOULLI, *KL, *RSAMPLE, *RSAMPLE_KL, *LOG_PROB, *ELBO]
+BY_HAND = [*GAUSSIAN, *BERNOULLI, *COUNTS, *KL, *RSAMPLE, *RSAMPLE_KL, *LOG_PROB, *ELBO]
 # A case of the standard set that is written by hand as well is the one written by hand.
 SAMPLES = [*BY_HAND, *(sample for sample in STANDARD if sample.id not in {by_hand.id for by_hand in BY_HAND})]
 assert len({sample.id for sample in SAMPLES}) == len(SAMPLES)

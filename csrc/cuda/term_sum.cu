@@ -75,6 +75,7 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>::kInputs, kGr
   using S = Slots<kInputs>;
   constexpr int kUpstream = S::kUpstream, kFirstSink = S::kFirstSink, kElement = S::kElement, kValueSum = S::kValueSum;
   constexpr unsigned used = kUsed<kInputs, kGradient>;
+  constexpr bool kInParts = HasParts<Term>::value;  // terms/count.h
   const int forms = Term::template within<kFormClass>(p.forms);
   T uniform[kInputs];
   bool vectors[kInputs], recompute = false;
@@ -102,15 +103,20 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>::kInputs, kGr
       Raw<R, V> raw[kInputs];  // later the gradients
       ELBO_UNROLL
       for (int k = 0; k < kInputs; ++k)
-        if (vectors[k]) raw[k] = load<R, V>(p.layout.array[k], p.layout.vector_offset(p.layout.place[k], n));
+        if (vectors[k]) {
+          const int64_t offset = p.layout.vector_offset(p.layout.place[k], n);
+          raw[k] = kInParts && k == 0 ? load_data<R, V>(p.layout.array[k], offset) : load<R, V>(p.layout.array[k], offset);
+        }
       R total = R(0), sink_sum[kInputs] = {};
       const auto part = [&](auto at) {
         constexpr int kAt = decltype(at)::value;
         T in[kInputs], value;
         ELBO_UNROLL
         for (int k = 0; k < kInputs; ++k) {
-          if (vectors[k]) convert<R, V, kAt, kPart>(raw[k], p.layout.array[k].dtype, in[k].x);
-          else in[k] = uniform[k];
+          if (vectors[k]) {
+            const DType dtype = p.layout.array[k].dtype;
+            convert<R, V, kAt, kPart>(raw[k], kInParts && k == 0 ? dtype_in_registers<R>(dtype) : dtype, in[k].x);
+          } else in[k] = uniform[k];
         }
         typename Term::Precomputed precomputed = precomputed_once;
         if (recompute) precomputed = Term::precompute(in, forms);
@@ -177,6 +183,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(R) == 8 || TermOf<R>::kInputs
       reader[kUpstream].finish(p.layout, kUpstream, mask, grad.x, R(1));
 
       T d[kOperands], value = Term::gradient(Term::precompute(in, p.forms), in, d);
+      if constexpr (HasParts<Term>::value)
+        if (p.layout.place[kFirstSink] != kAbsent || p.sums.kind[0] != kNoSum) d[0] = Term::data_gradient(in, p.forms);
       const T& weight = in[kWeight];
       ELBO_UNROLL
       for (int i = 0; i < kWidth; ++i) {
@@ -220,6 +228,8 @@ struct GatherTerm {
     ELBO_UNROLL
     for (int k = 0; k < kInputs; ++k) x[k] = element.number(k, p.constant[k]);
     const R value = Term::gradient(Term::precompute(x, p.forms), x, d);
+    if constexpr (HasParts<Term>::value)
+      if (p.gather.out[0].data != nullptr) d[0] = Term::data_gradient(x, p.forms);
     const R weight = element.number(kWeight, p.constant[kWeight]);
     const R grad = element.upstream(kUpstream, p.constant[kUpstream], p.upstream_factor);
     ELBO_UNROLL
@@ -236,19 +246,21 @@ template <template <class> class TermOf, class R, int kCount>
 int lay_out(Layout<kCount>& layout, const TermSumProblem& p, const Dimensions& dims, int64_t segment) {
   using S = Slots<TermOf<R>::kInputs>;
   constexpr int kUpstream = S::kUpstream, kFirstSink = S::kFirstSink, kElement = S::kElement;
-  const auto for_width = [&](int width) {
+  constexpr bool kInParts = HasParts<TermOf<R>>::value;
+  const auto for_width = [&](int width, bool dense = true) {
     layout = {};
     LayoutBuilder<kCount> builder(layout, dims, segment, width, p.compute_double);
     for (int k = 0; k < S::kOperands; ++k) {
-      builder.set(k, p.operand[k]);
+      builder.set(k, p.operand[k], /*written=*/false, /*base_step=*/0, /*integer_vectors=*/dense && kInParts && k == 0);
       if (!p.gradient[k].summed) builder.set(kFirstSink + k, p.gradient[k], /*written=*/true);
     }
     builder.set(kUpstream, p.upstream);
     builder.set(kElement, dense_view(p.values.element, compute_type(p.compute_double)), /*written=*/true);
   };
-  // Each of these would double the kernels there are to compile: weights, float64, and forms of several classes.
-  const bool may_be_dense =
-      !p.operand[S::kWeight].present() && !p.compute_double && TermOf<R>::form_class(p.forms) != kAnyForms;
+  // Each of these would double the kernels there are to compile: weights, float64, forms of several classes, and the
+  // derivative by data of terms in parts.
+  const bool may_be_dense = !p.operand[S::kWeight].present() && !p.compute_double &&
+                            TermOf<R>::form_class(p.forms) != kAnyForms && !(kInParts && p.gradient[0].wanted());
   for (int width = 8; may_be_dense && width >= 4; width /= 2) {
     for_width(width);
     bool fits = segment % width == 0 && !reads_vectors(layout.place[kUpstream]);
@@ -256,11 +268,12 @@ int lay_out(Layout<kCount>& layout, const TermSumProblem& p, const Dimensions& d
       const Place place = layout.place[slot];
       fits = fits && is_dense(place) && (place != kPerUnit || slot == kUpstream || TermOf<R>::kPrecomputedFrom >> slot & 1);
       // Eight elements are 16 bytes where all that is read or written element by element is of half precision.
-      if (width == 8 && reads_vectors(place) && bytes_of(layout.array[slot].dtype) != 2) fits = false;
+      const DType dtype = layout.array[slot].dtype;
+      if (width == 8 && reads_vectors(place) && (bytes_of(dtype) != 2 || is_integer(dtype))) fits = false;
     }
     if (fits) return width;
   }
-  for_width(kGroup<R>);
+  for_width(kGroup<R>, /*dense=*/false);
   return 0;
 }
 

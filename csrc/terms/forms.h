@@ -37,5 +37,15 @@ struct TwoForms {
   }
 };
 
+// Inputs whose forms are looked at while a kernel runs, all in one class: what they differ by is little beside the rest.
+struct ManyForms {
+  static constexpr int kFormClasses = 1;
+  ELBO_INLINE static constexpr int form_class(int /*forms*/) { return 0; }
+  template <int kClass>
+  ELBO_INLINE static constexpr int within(int forms) {
+    return forms;
+  }
+};
+
 }  // namespace
 }  // namespace elbo_ext

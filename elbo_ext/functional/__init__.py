@@ -29,7 +29,16 @@ All values are natural logarithms (nats).
 """
 
 from ..reference import ELBO
-from .densities import bernoulli_log_prob, gaussian_kl, gaussian_log_prob, laplace_log_prob
+from .densities import (
+    bernoulli_log_prob,
+    gaussian_kl,
+    gaussian_log_prob,
+    laplace_log_prob,
+    negative_binomial_log_prob,
+    poisson_log_prob,
+    student_t_log_prob,
+    zero_inflated_negative_binomial_log_prob,
+)
 from .elbo import elbo_loss
 from .latent import rsample, rsample_kl, rsample_with_log_prob
 from .operands import Scale as Scale
@@ -41,7 +50,11 @@ __all__ = [
     "gaussian_kl",
     "gaussian_log_prob",
     "laplace_log_prob",
+    "negative_binomial_log_prob",
+    "poisson_log_prob",
     "rsample",
     "rsample_kl",
     "rsample_with_log_prob",
+    "student_t_log_prob",
+    "zero_inflated_negative_binomial_log_prob",
 ]

@@ -11,6 +11,10 @@ __all__ = [
     "gaussian_kl",
     "gaussian_log_prob",
     "laplace_log_prob",
+    "negative_binomial_log_prob",
+    "poisson_log_prob",
+    "student_t_log_prob",
+    "zero_inflated_negative_binomial_log_prob",
 ]
 
 
@@ -141,3 +145,137 @@ def laplace_log_prob(
     """
     given = {"x": x, "mean": mean, "log_scale": log_scale, "scale": scale}
     return sum_of_log_prob(likelihoods.Laplace, given, weight, batch_dims, reduction)
+
+
+def poisson_log_prob(
+    x: Tensor,
+    log_rate: Scale = None,
+    *,
+    rate: Scale = None,
+    weight: Tensor | None = None,
+    batch_dims: int = 1,
+    reduction: str = "none",
+) -> Tensor:
+    """ln Poisson(x; r) = x ln r - r - ln x!, counts x with rate r, their mean and variance.
+
+    Keeps its digits for large counts close to the rate, where the three parts cancel (Loader 2000, "Fast and accurate
+    computation of binomial probabilities"). r = 0 with x = 0 gives 0.
+
+    Args:
+        x: counts, of an integer dtype as well, which is read as it is. Below 0 the value is -inf with gradient 0; where x is
+            no integer, x! is the gamma function of x + 1.
+        log_rate: ln r, a tensor or a number; or ``rate=``, r itself, in its place.
+        weight, batch_dims, reduction: see the conventions of :mod:`elbo_ext.functional`.
+
+    Returns:
+        The log-probability in nats: the batch shape, or a scalar if reduced; float64 if any operand is, else float32.
+
+    Raises:
+        ValueError, TypeError: see the conventions of :mod:`elbo_ext.functional`.
+    """
+    given = {"x": x, "log_rate": log_rate, "rate": rate}
+    return sum_of_log_prob(likelihoods.Poisson, given, weight, batch_dims, reduction)
+
+
+def negative_binomial_log_prob(
+    x: Tensor,
+    mean: Scale = None,
+    theta: Scale = None,
+    *,
+    log_mean: Scale = None,
+    logits: Scale = None,
+    log_theta: Scale = None,
+    weight: Tensor | None = None,
+    batch_dims: int = 1,
+    reduction: str = "none",
+) -> Tensor:
+    """ln NB(x; m, theta), counts x of mean m and variance m + m^2 / theta.
+
+    ln NB = ln Gamma(x + theta) - ln Gamma(theta) - ln x! + theta ln(theta / (theta + m)) + x ln(m / (theta + m)): Poisson
+    counts whose rate is gamma distributed with shape theta. In single-cell biology theta is the inverse dispersion (Lopez
+    et al. 2018, "Deep generative modeling for single-cell transcriptomics"). For theta -> inf it is the Poisson, to full
+    precision: nothing in it is a difference of large numbers.
+
+    Args:
+        x: counts, as for :func:`poisson_log_prob`.
+        mean: m, a tensor or a number; or ``log_mean=``, ln m; or ``logits=``, ln(m / theta), which torch.distributions
+            and Pyro take beside ``total_count``, their name for theta.
+        theta: a tensor, of one number for a gene say, or a number; or ``log_theta=``, ln theta.
+        weight, batch_dims, reduction: see the conventions of :mod:`elbo_ext.functional`.
+
+    Returns:
+        The log-probability in nats: the batch shape, or a scalar if reduced; float64 if any operand is, else float32.
+
+    Raises:
+        ValueError, TypeError: see the conventions of :mod:`elbo_ext.functional`.
+    """
+    given = {"x": x, "mean": mean, "log_mean": log_mean, "logits": logits, "theta": theta, "log_theta": log_theta}
+    return sum_of_log_prob(likelihoods.NegativeBinomial, given, weight, batch_dims, reduction)
+
+
+def zero_inflated_negative_binomial_log_prob(
+    x: Tensor,
+    mean: Scale = None,
+    theta: Scale = None,
+    gate_logits: Scale = None,
+    *,
+    log_mean: Scale = None,
+    logits: Scale = None,
+    log_theta: Scale = None,
+    weight: Tensor | None = None,
+    batch_dims: int = 1,
+    reduction: str = "none",
+) -> Tensor:
+    """ln of a negative binomial behind a gate that makes zeros of its own with probability g = sigmoid(gate_logits).
+
+    ln(g + (1 - g) NB(0)) for x = 0, else ln(1 - g) + ln NB(x): scVI's default likelihood (Lopez et al. 2018, "Deep
+    generative modeling for single-cell transcriptomics"), whose dropout logits the gate's are.
+
+    Args:
+        x, mean, theta: as for :func:`negative_binomial_log_prob`; or ``log_mean=``, ``logits=``, ``log_theta=``.
+        gate_logits: ln(g / (1 - g)), a tensor or a number.
+        weight, batch_dims, reduction: see the conventions of :mod:`elbo_ext.functional`.
+
+    Returns:
+        The log-probability in nats: the batch shape, or a scalar if reduced; float64 if any operand is, else float32.
+
+    Raises:
+        ValueError, TypeError: see the conventions of :mod:`elbo_ext.functional`.
+    """
+    given = {"x": x, "mean": mean, "log_mean": log_mean, "logits": logits, "theta": theta, "log_theta": log_theta}
+    given["gate_logits"] = gate_logits
+    return sum_of_log_prob(likelihoods.ZeroInflatedNegativeBinomial, given, weight, batch_dims, reduction)
+
+
+def student_t_log_prob(
+    x: Tensor,
+    df: Scale = None,
+    mean: Tensor | float = 0.0,
+    log_scale: Scale = None,
+    *,
+    log_df: Scale = None,
+    scale: Scale = None,
+    weight: Tensor | None = None,
+    batch_dims: int = 1,
+    reduction: str = "none",
+) -> Tensor:
+    """ln t(x; df, mean, s), the constant included; s = 1 if no scale is given: a Gaussian with heavy tails.
+
+    ln p = ln Gamma((n + 1) / 2) - ln Gamma(n / 2) - 1/2 ln(n pi) - ln s - (n + 1) / 2 ln(1 + z^2 / n), n = df and
+    z = (x - mean) / s ("Student" 1908). For n -> inf it is the Gaussian, to full precision.
+
+    Args:
+        x: data.
+        df: degrees of freedom n, a tensor or a number; or ``log_df=``, ln n.
+        mean: mean, a tensor or a number.
+        log_scale: ln s; or ``scale=``, s itself, in its place.
+        weight, batch_dims, reduction: see the conventions of :mod:`elbo_ext.functional`.
+
+    Returns:
+        The log-density in nats: the batch shape, or a scalar if reduced; float64 if any operand is, else float32.
+
+    Raises:
+        ValueError, TypeError: see the conventions of :mod:`elbo_ext.functional`.
+    """
+    given = {"x": x, "df": df, "log_df": log_df, "mean": mean, "log_scale": log_scale, "scale": scale}
+    return sum_of_log_prob(likelihoods.StudentT, given, weight, batch_dims, reduction)

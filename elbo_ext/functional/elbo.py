@@ -54,16 +54,16 @@ def elbo_loss(
     first backward pass after a reduced result, the gradients are ready: the forward pass made them.
 
     Args:
-        recon: the decoder's output: the mean of a Gaussian or Laplace likelihood, the logits of a Bernoulli. With K samples
-            it has a leading axis K that x lacks, which counts among ``batch_dims`` (K samples of B examples:
-            ``batch_dims=2``).
+        recon: the decoder's output: the mean, the logits of a Bernoulli, the logarithm of a Poisson's rate; or what an object
+            says it is, ``likelihoods.NegativeBinomial(theta=theta, recon="logits")``. With K samples it has a leading axis K
+            that x lacks, which counts among ``batch_dims`` (K samples of B examples: ``batch_dims=2``).
         x: data; broadcasts to recon without a copy.
         mu, logvar: of the posterior, whose KL to the prior is computed (:func:`gaussian_kl`); or
         kl: the KL of each example, as :func:`rsample_kl` returns it. Broadcasts to the batch shape.
         log_likelihood: ln p(x|z) of each example, ``[*batch]``, computed by the caller, in place of recon and x;
             ``batch_dims`` are then those of mu.
-        likelihood: "gaussian", "bernoulli" or "laplace"; or an object of :mod:`elbo_ext.likelihoods` with the parameters
-            that the decoder does not give, ``likelihoods.Laplace(scale=0.5)``.
+        likelihood: the name of a function without ``_log_prob``; or an object of :mod:`elbo_ext.likelihoods` with the
+            parameters that the decoder does not give, ``likelihoods.Laplace(scale=0.5)``.
         recon_logvar: scale of the Gaussian likelihood, ln sigma^2 = 0 by default; or ``recon_log_std=``, ...
         beta: factor of the KL, a number or a tensor that broadcasts to the batch shape.
         weight: multiplies each element's log-likelihood.
@@ -140,13 +140,13 @@ def _recon_and_x(
     chosen = likelihoods.by_name(likelihood)
     term = chosen.likelihood
     scales = arguments.recon_scales(chosen, recon_scales)
-    arguments.tensor("x", x)
+    arguments.data("x", x)
     arguments.tensor("recon", recon)
     arguments.at_most_one_broadcasts(recon, x)
-    shown = {term.decoder: "recon"}
+    shown = {chosen.recon: "recon"}
     if not chosen.parameters:
         shown |= {name.removeprefix("recon_"): name for name in recon_scales}
-    named, forms = named_inputs(term, {"x": x, term.decoder: recon, **scales, **chosen.parameters}, shown)
+    named, forms = named_inputs(term, {"x": x, chosen.recon: recon, **scales, **chosen.parameters}, shown)
     return named, forms, term
 
 

@@ -58,8 +58,10 @@ def named_inputs(term: Term, given: Mapping[str, Any], shown: Mapping[str, str])
     chosen = []
     for name, forms, positive in zip(term.inputs, term.forms_of_inputs, term.positive_of_inputs, strict=True):
         if len(forms) == 1 and name not in term.defaults:
-            check = arguments.tensor if name == "x" else arguments.tensor_or_number
             label, form = shown.get(name, name), 0
+            if name not in given:
+                raise ValueError(f"{name} must be given for the {term.name} likelihood, got none")
+            check = arguments.data if name == "x" else arguments.tensor_or_number
             value = check(label, given[name])
         else:
             names = [shown.get(form, form) for form in forms] if shown else forms

@@ -16,7 +16,6 @@ from samples import (
     LAYOUTS,
     NOISE_ERROR,
     SAMPLES,
-    TOLERANCES,
     Maker,
     Sample,
     computed_in,
@@ -27,6 +26,7 @@ from samples import (
     parametrize,
     rounding,
     run,
+    tolerance_of,
 )
 
 Arguments = dict[str, Any]
@@ -102,7 +102,8 @@ def compare(
     truth: dict[str, tuple[Tensor, Tensor, Tensor]],
 ) -> None:
     dtype = computed_in(arguments)
-    tolerance, atol = TOLERANCES[dtype], TOLERANCES[dtype].gradient_atol
+    tolerance = tolerance_of(sample.function, dtype)
+    atol = tolerance.gradient_atol
     if sample.function.startswith("rsample") and "noise" not in arguments:
         # A sample's derivative by its scale is the noise; ln q's may be its square, with twice the relative error.
         atol += NOISE_ERROR[dtype] * (2 if sample.function == "rsample_with_log_prob" else 1)

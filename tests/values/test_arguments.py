@@ -13,16 +13,22 @@ from torch import Tensor
 import elbo_ext
 from elbo_ext import (
     ELBOLoss,
+    arguments,
     bernoulli_log_prob,
     elbo_loss,
     gaussian_kl,
     gaussian_log_prob,
     laplace_log_prob,
     likelihoods,
+    negative_binomial_log_prob,
+    poisson_log_prob,
     rsample,
     rsample_kl,
     rsample_with_log_prob,
+    student_t_log_prob,
+    zero_inflated_negative_binomial_log_prob,
 )
+from elbo_ext.likelihoods import LIKELIHOODS
 
 A = torch.full((2, 3), 0.5)  # valid as anything: data, mean, logits, each form of a scale
 ROWS = torch.full((2,), 0.5)  # one number per example
@@ -51,6 +57,13 @@ VALID: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "gaussian_log_prob": (gaussian_log_prob, dict(x=A, mean=A, logvar=A, weight=A)),
     "bernoulli_log_prob": (bernoulli_log_prob, dict(x=A, logits=A, weight=A)),
     "laplace_log_prob": (laplace_log_prob, dict(x=A, mean=A, log_scale=A, weight=A)),
+    "poisson_log_prob": (poisson_log_prob, dict(x=A, log_rate=A, weight=A)),
+    "negative_binomial_log_prob": (negative_binomial_log_prob, dict(x=A, mean=A, theta=A, weight=A)),
+    "zero_inflated_negative_binomial_log_prob": (
+        zero_inflated_negative_binomial_log_prob,
+        dict(x=A, mean=A, theta=A, gate_logits=A, weight=A),
+    ),
+    "student_t_log_prob": (student_t_log_prob, dict(x=A, df=A, mean=A, log_scale=A, weight=A)),
     "elbo_loss-computed": (elbo_loss, dict(log_likelihood=ROWS, mu=A, logvar=A)),
     "elbo_loss-likelihood": (elbo_loss, dict(x=A, recon=A, recon_logvar=A, weight=A, kl=ROWS)),
     "elbo_loss-bernoulli": (elbo_loss, dict(x=A, recon=A, weight=A, kl=ROWS, likelihood="bernoulli")),
@@ -59,6 +72,7 @@ VALID: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 }
 # Operands that a number may stand for.
 NUMBERS = {"logvar", "prior_mu", "prior_logvar", "mean", "logits", "log_scale", "recon_logvar", "beta"}
+NUMBERS |= {"log_rate", "theta", "gate_logits", "df"}
 # Arguments that are no operands of the joint shape.
 APART = {"kl", "likelihood", "log_likelihood"}
 
@@ -95,6 +109,7 @@ def test_every_tensor_argument_is_tested() -> None:
         *FORMS,
         *(f"prior_{form}" for form in FORMS),
         *(f"recon_{form}" for form in FORMS),
+        *(form for likelihood in LIKELIHOODS.values() for forms in likelihood.forms_of_inputs for form in forms[1:]),
     }
     for name in elbo_ext.__all__:
         function = getattr(elbo_ext, name)
@@ -114,6 +129,9 @@ def test_dtype(case: str, name: str, dtype: torch.dtype) -> None:
     value = VALID[case][1][name].to(dtype)
     if name == "weight" and dtype == torch.bool:
         call(case, weight=value)  # a mask is welcome
+        return
+    if name == "x" and dtype in arguments.DATA_DTYPES:
+        call(case, x=value)  # so are counts and pixels as they come; their values are tested in test_values.py
         return
     message = DTYPE_MESSAGE.format(name=name, dtype=str(dtype).removeprefix("torch."))
     assert_error(TypeError, message, call, case, **{name: value})
@@ -385,9 +403,10 @@ def test_gradient(value: Any) -> None:
     assert_error(ValueError, message, rsample_with_log_prob, A, A, gradient=value)
 
 
-@pytest.mark.parametrize("value", ["poisson", "Gaussian", "", None, 0, ["gaussian"], {}], ids=repr)
+@pytest.mark.parametrize("value", ["weibull", "Gaussian", "", None, 0, ["gaussian"], {}], ids=repr)
 def test_likelihood(value: Any) -> None:
-    names = "'gaussian', 'bernoulli' or 'laplace', or an object of elbo_ext.likelihoods"
+    *names, last = map(repr, LIKELIHOODS)
+    names = f"{', '.join(names)} or {last}, or an object of elbo_ext.likelihoods"
     message = f"likelihood must be {names}, got {value!r}"
     assert_error(ValueError, message, elbo_loss, A, A, kl=ROWS, likelihood=value)
     assert_error(ValueError, message, ELBOLoss, value)

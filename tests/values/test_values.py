@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 import elbo_ext
-from elbo_ext import formulas, likelihoods, reference
+from elbo_ext import arguments, formulas, likelihoods, reference
 from samples import (
     CORE,
     DTYPES,
     FORMS,
     LAYOUTS,
     NOISE_ERROR,
-    TOLERANCES,
     Maker,
     Sample,
     Tolerance,
@@ -28,6 +27,7 @@ from samples import (
     parametrize,
     rounding,
     run,
+    tolerance_of,
 )
 
 Arguments = dict[str, Any]
@@ -56,7 +56,7 @@ def error_of_examples(term: Callable[..., Tensor], arguments: Arguments, toleran
 def error_of_elbo(arguments: Arguments, tolerance: Tolerance) -> dict[str, Tensor]:
     dims = arguments.get("batch_dims", 1)
     chosen = likelihoods.by_name(arguments.get("likelihood", "gaussian"))
-    names = {"x": "x", chosen.likelihood.decoder: "recon", "weight": "weight", "batch_dims": "batch_dims"}
+    names = {"x": "x", chosen.recon: "recon", "weight": "weight", "batch_dims": "batch_dims"}
     if chosen.likelihood is likelihoods.Gaussian:
         names |= {form: "recon_" + form for form in FORMS}
     term = getattr(reference, chosen.likelihood.name + "_log_prob")
@@ -101,7 +101,7 @@ def allowed_errors(
 
     Arguments and truth are in float64.
     """
-    tolerance = TOLERANCES[dtype]
+    tolerance = tolerance_of(sample.function, dtype)
     reduce = REDUCE[arguments.get("reduction", "none")]
     if sample.function == "elbo_loss":
         return error_of_elbo(arguments, tolerance)
@@ -335,3 +335,23 @@ def test_the_weight_of_a_term_that_is_not_finite(shape: tuple[int, ...], device:
             gradients.append(torch.autograd.grad(value.sum(), leaf)[0].cpu())
         assert bool(gradients[0].isfinite().all())
         torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", arguments.DATA_DTYPES, ids=str)
+@pytest.mark.parametrize("name", likelihoods.LIKELIHOODS)
+def test_data_as_it_comes(name: str, dtype: torch.dtype) -> None:
+    """Data of an integer type gives what the same numbers in float give, bit for bit, in any layout."""
+    x = torch.arange(60).reshape(4, 15).remainder(7).to(dtype)
+    parameters = {
+        input: torch.full((15,), 0.4, requires_grad=True)
+        for input in likelihoods.LIKELIHOODS[name].inputs
+        if input != "x"
+    }
+    function = getattr(elbo_ext, f"{name}_log_prob")
+    for data in (x, x.t().contiguous().t(), x[:, ::1], x[0].expand(4, 15)):
+        results = []
+        for given in (data, data.float()):
+            value = function(given, **parameters)
+            results.append((value, *torch.autograd.grad(value.sum(), list(parameters.values()))))
+        for actual, expected in zip(*results, strict=True):
+            assert torch.equal(actual, expected)
