@@ -10,7 +10,7 @@ Inputs and forms are declared here and by the C++ term of the same name (``kSign
 against each other.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +67,11 @@ class Term:
     def form_names(self, forms: int) -> list[str]:
         """Of the inputs that have several forms, which is what the formula takes after its inputs."""
         return [names[forms >> 4 * k & 15] for k, names in enumerate(self.forms_of_inputs) if len(names) > 1]
+
+    def by_form(self, inputs: Iterable[Any], forms: int) -> dict[str, Any]:
+        """The inputs by the names of the forms that they are in."""
+        return {names[forms >> 4 * k & 15]: value for k, (names, value) in
+                enumerate(zip(self.forms_of_inputs, inputs, strict=True))}  # fmt: skip
 
     def in_torch(self, forms: int, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
         """The formula, times the weight."""

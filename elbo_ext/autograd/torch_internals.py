@@ -14,6 +14,7 @@ from torch.autograd import Function, forward_ad
 _functorch = torch._C._functorch
 _is_legacy_batched: Callable[[Tensor], bool] = _functorch.is_legacy_batchedtensor
 _torch_func_is_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+_DYNAMO_HANDLES_OVERRIDES = torch.__version__ >= "2.13"
 
 
 def in_forward_mode() -> bool:
@@ -37,6 +38,17 @@ def any_batched(tensors: tuple[Tensor | None, ...]) -> bool:
         if t is not None and _is_legacy_batched(t):
             return True
     return False
+
+
+def any_overrides(values: tuple[Any, ...]) -> bool:
+    """Whether one of the values has a ``__torch_function__`` of its own: torch.overrides.has_torch_function, but for modes."""
+    return any(type(value) is not Tensor for value in torch.overrides._get_overloaded_args(values))
+
+
+def dynamo_knows_of_overrides() -> bool:
+    """False inside of Tensor.__torch_function__, where torch.overrides.has_torch_function says so only in eager code; and in
+    torch 2.11, whose Dynamo stops at torch.overrides.handle_torch_function (that of 2.13 and 2.15 does not)."""
+    return _DYNAMO_HANDLES_OVERRIDES and torch._C._is_torch_function_enabled()
 
 
 def apply_outside_torch_func(function: type[Function]) -> Callable[..., Any]:

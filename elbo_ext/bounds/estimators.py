@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .. import arguments
 from ..autograd import importance_bound, in_forward_mode, normalized_weights, weighted_once_more, with_gradient_of
+from ..dispatch import public, public_with_callback
 from ..functional import Scale, gaussian_log_prob, rsample_kl, rsample_with_log_prob
 from ..ops import REDUCTIONS, value_dtype
 
@@ -31,6 +32,7 @@ __all__ = ["dreg", "iwae", "iwae_bound", "score_function", "sgvb_a", "sgvb_b", "
 LogLikelihood = Callable[[Tensor], Tensor]
 
 
+@public
 def iwae_bound(log_weights: Tensor, *, dim: int = 0, reduction: str = "none") -> Tensor:
     """Importance-weighted bound, L_K = ln 1/K sum_k w_k, from log-weights ln w_k = ln p(x, z_k) - ln q(z_k|x).
 
@@ -64,6 +66,7 @@ def iwae_bound(log_weights: Tensor, *, dim: int = 0, reduction: str = "none") ->
 # ---- from a Gaussian q ----
 
 
+@public_with_callback
 def sgvb_a(
     log_likelihood: LogLikelihood,
     mu: Tensor,
@@ -84,6 +87,7 @@ def sgvb_a(
     return _mean_weight(_of_samples(log_likelihood, z, log_p) + log_p - log_q, reduction)
 
 
+@public_with_callback
 def sgvb_b(
     log_likelihood: LogLikelihood,
     mu: Tensor,
@@ -105,6 +109,7 @@ def sgvb_b(
     return _mean_weight(_of_samples(log_likelihood, z, samples) - samples, reduction)
 
 
+@public_with_callback
 def sticking_the_landing(
     log_likelihood: LogLikelihood,
     mu: Tensor,
@@ -125,6 +130,7 @@ def sticking_the_landing(
     return _mean_weight(_of_samples(log_likelihood, z, log_p) + log_p - log_q, reduction)
 
 
+@public_with_callback
 def iwae(
     log_likelihood: LogLikelihood,
     mu: Tensor,
@@ -144,6 +150,7 @@ def iwae(
     return iwae_bound(_of_samples(log_likelihood, z, log_p) + log_p - log_q, reduction=reduction)
 
 
+@public_with_callback
 def dreg(
     log_likelihood: LogLikelihood,
     mu: Tensor,
@@ -178,6 +185,7 @@ def dreg(
     return with_gradient_of(iwae_bound(log_weights, reduction=reduction), surrogate)
 
 
+@public_with_callback
 def score_function(
     log_likelihood: LogLikelihood,
     mu: Tensor,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import arguments, autograd
+from ..dispatch import public
 from ..functional import Scale, gaussian_kl
 from ..ops import value_dtype
 
@@ -143,6 +144,7 @@ def _between(start: float, end: float, fraction: float) -> float:
 # ---- penalties made of KLs ----
 
 
+@public
 def free_bits(kl: Tensor, nats: Tensor | float, *, per: str, batch_dims: int = 1) -> Tensor:
     """sum over groups g of max(nats, KL_g): a group's KL costs nothing until it exceeds ``nats``.
 
@@ -183,6 +185,7 @@ def free_bits(kl: Tensor, nats: Tensor | float, *, per: str, batch_dims: int = 1
     return floored.flatten(batch_dims).sum(-1) if groups else floored
 
 
+@public
 def capacity(kl: Tensor, nats: Tensor | float, *, per: str) -> Tensor:
     """|KL - C|, which draws the KL to a chosen capacity C = ``nats`` (Burgess et al. 2018).
 
@@ -224,6 +227,7 @@ def _nats(value: Any, kl: Tensor, shape: torch.Size, target: str) -> Tensor | fl
 # ---- balance ----
 
 
+@public
 def balanced_kl(
     mu: Tensor,
     logvar: Scale = None,

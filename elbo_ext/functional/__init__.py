@@ -25,6 +25,8 @@ dimensions does not promote those that have some); gradients have their operand'
 do not broadcast, tensors on different devices, no or several scales, a ``batch_dims`` or ``reduction`` that does not
 exist. The message names the argument, what came and what was expected.
 
+**Overriding.** ``__torch_function__`` of any argument is asked first, as by torch's own functions.
+
 All values are natural logarithms (nats).
 """
 

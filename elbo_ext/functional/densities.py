@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from .. import likelihoods
+from ..dispatch import public
 from ..likelihoods import GAUSSIAN_KL
 from .operands import Scale, posterior_and_prior, sum_of_log_prob, sum_of_term
 
@@ -14,6 +15,7 @@ __all__ = [
 ]
 
 
+@public
 def gaussian_kl(
     mu: Tensor,
     logvar: Scale = None,
@@ -52,6 +54,7 @@ def gaussian_kl(
     return sum_of_term(GAUSSIAN_KL, named, forms, weight, batch_dims, reduction)
 
 
+@public
 def gaussian_log_prob(
     x: Tensor,
     mean: Tensor | float,
@@ -85,6 +88,7 @@ def gaussian_log_prob(
     return sum_of_log_prob(likelihoods.Gaussian, given, weight, batch_dims, reduction)
 
 
+@public
 def bernoulli_log_prob(
     x: Tensor,
     logits: Tensor | float,
@@ -112,6 +116,7 @@ def bernoulli_log_prob(
     return sum_of_log_prob(likelihoods.Bernoulli, {"x": x, "logits": logits}, weight, batch_dims, reduction)
 
 
+@public
 def laplace_log_prob(
     x: Tensor,
     mean: Tensor | float,

@@ -9,9 +9,11 @@ from torch import Tensor
 from .. import arguments, autograd, likelihoods
 from ..arguments import PRIOR_SCALES, RECON_SCALES, SCALES
 from ..autograd import TermSpec
+from ..dispatch import overridden_by_arguments, public
 from ..likelihoods import GAUSSIAN_KL, Likelihood, LikelihoodWithParameters
 from ..ops import NONE, REDUCTIONS, value_dtype
 from ..reference import ELBO
+from . import densities
 from .operands import Scale, named_inputs, no_use_beside, posterior_and_prior, sum_of_term, term_call
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
 _POSTERIOR_AND_PRIOR = (*SCALES, "prior_mu", *PRIOR_SCALES)
 
 
+@public
 def elbo_loss(
     recon: Tensor | None = None,
     x: Tensor | None = None,
@@ -97,14 +100,14 @@ def elbo_loss(
         raise ValueError(f"exactly one of kl and mu must be given, got {'neither' if kl is None else 'both'}")
     scales, prior_scales = (logvar, log_std, std, var), (prior_logvar, prior_log_std, prior_std, prior_var)
     if kl is None:
-        named, forms = posterior_and_prior(mu, scales, prior_mu, prior_scales)
-        arguments.broadcast(named)  # a posterior at odds with itself comes before one at odds with recon
-        arguments.on_one_device(first, named)
+        of_kl, forms_of_kl = posterior_and_prior(mu, scales, prior_mu, prior_scales)
+        arguments.broadcast(of_kl)  # a posterior at odds with itself comes before one at odds with recon
+        arguments.on_one_device(first, of_kl)
         if spec is not None:
             assert x is not None and mu is not None  # _recon_and_x and _posterior_and_prior have refused them
             _check_batch(spec.batch_dims, sample_axes, x, mu, batch)
             batch_dims = spec.batch_dims - sample_axes
-        kl = sum_of_term(GAUSSIAN_KL, named, forms, None, batch_dims, "none")
+        kl = sum_of_term(GAUSSIAN_KL, of_kl, forms_of_kl, None, batch_dims, "none")
         arguments.broadcasts_to_batch("the KL of mu and its scale has shape {}, which", kl, batch)
     else:
         arguments.tensor("kl", kl)
@@ -119,11 +122,16 @@ def elbo_loss(
 
     dtype = value_dtype(*operands, kl, beta if isinstance(beta, Tensor) else None)
     if spec is not None:
-        if isinstance(beta, float) and dtype is value_dtype(*operands):
+        if isinstance(likelihood, LikelihoodWithParameters) and overridden_by_arguments(operands):
+            # A parameter inside of the object, which is an argument of the log-likelihood's function alone.
+            log_prob = getattr(densities, f"{term.name}_log_prob")
+            log_likelihood = log_prob(**term.by_form(named.values(), forms), weight=weight, batch_dims=spec.batch_dims)
+        elif isinstance(beta, float) and dtype is value_dtype(*operands):
             reduced = autograd.elbo(spec, beta, kl, operands)
             if reduced is not None:
                 return ELBO(*reduced)
-        log_likelihood = autograd.term_sum(spec._replace(reduction=NONE), operands)
+        if log_likelihood is None:
+            log_likelihood = autograd.term_sum(spec._replace(reduction=NONE), operands)
     assert log_likelihood is not None  # given, where there is no spec
     log_likelihood, kl = log_likelihood.to(dtype), kl.to(dtype).expand(batch)
     parts = ELBO(beta * kl - log_likelihood, log_likelihood, kl)

@@ -9,6 +9,7 @@ from torch import Tensor
 from .. import arguments, autograd
 from ..arguments import SCALES
 from ..autograd import LatentSpec
+from ..dispatch import public
 from ..likelihoods import GAUSSIAN_KL
 from ..ops import NONE, WITH_KL, WITH_LOG_PROB, Z_ALONE, draw_seed
 from .operands import Scale, operands_and_constants, posterior_and_prior
@@ -20,6 +21,7 @@ __all__ = [
 ]
 
 
+@public
 def rsample(
     mu: Tensor,
     logvar: Scale = None,
@@ -62,6 +64,7 @@ def rsample(
     return z
 
 
+@public
 def rsample_kl(
     mu: Tensor,
     logvar: Scale = None,
@@ -100,6 +103,7 @@ def rsample_kl(
     return z, kl
 
 
+@public
 def rsample_with_log_prob(
     mu: Tensor,
     logvar: Scale = None,
