@@ -60,13 +60,22 @@ def tensor_or_number(name: str, value: Any) -> Tensor | float:
     return tensor(name, value)
 
 
-def weight(value: Any) -> Tensor | None:
+def weight(value: Any, name: str = "weight") -> Tensor | None:
     """Weights, or a boolean mask."""
     if value is None:
         return None
     if isinstance(value, Tensor) and value.dtype == torch.bool:
-        return dense("weight", value)
-    return tensor("weight", value)
+        return dense(name, value)
+    return tensor(name, value)
+
+
+def kl_weight(value: Any, mu: Tensor, shape: torch.Size) -> Tensor | None:
+    """Weights of the elements of a KL, of which ``shape`` is the posterior's and the prior's joint one."""
+    checked = weight(value, "kl_weight")
+    if checked is not None:
+        on_one_device({"mu": mu}, {"kl_weight": checked})
+        broadcasts_to_batch("kl_weight of shape {}", checked, shape, "shape of posterior and prior,")
+    return checked
 
 
 def one_form(

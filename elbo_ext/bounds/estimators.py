@@ -9,7 +9,7 @@ They differ in what they leave to chance. All take the same arguments:
     num_samples: K >= 1, the number of samples z of each example, on axis 0.
     reduction: over the examples: "none", "sum" or "mean".
     options: ``prior_mu``, ``prior_logvar`` ... of p(z), N(0, I) by default; ``generator``, ``noise``; ``batch_dims``, the
-        number of dimensions of the batch: all as in :func:`elbo_ext.rsample_with_log_prob`.
+        number of dimensions of the batch; ``kl_weight``: all as in :func:`elbo_ext.rsample_with_log_prob`.
 
 and return an estimate of the bound in nats, ``[*batch]`` or a scalar, to be maximized: its value estimates the bound, its
 gradient the bound's gradient. Errors are those of :func:`elbo_ext.rsample_with_log_prob`; also ValueError if K < 1 or if
@@ -262,7 +262,8 @@ def _log_prior(z: Tensor, options: dict[str, Any]) -> Tensor | None:
     prior = {name.removeprefix("prior_"): v for name, v in options.items() if name in _PRIOR and v is not None}
     if not any(isinstance(v, Tensor) and v.requires_grad for v in prior.values()):
         return None
-    return gaussian_log_prob(z, prior.pop("mu", 0.0), **prior, batch_dims=options.get("batch_dims", 1) + 1)
+    rows = {"weight": options.get("kl_weight"), "batch_dims": options.get("batch_dims", 1) + 1}
+    return gaussian_log_prob(z, prior.pop("mu", 0.0), **prior, **rows)
 
 
 def _reduce(examples: Tensor, reduction: int) -> Tensor:

@@ -15,7 +15,7 @@ summed; ``batch_dims`` = number of dimensions means no sum: one value per elemen
 examples, never over elements.
 
 **Weight.** ``weight`` (weights, or a boolean mask) broadcasts to the joint shape and multiplies each element's term. An
-element of weight zero is left out, whatever stands there.
+element of weight zero is left out, whatever stands there. ``kl_weight`` does the same for the KL of functions that do more.
 
 **Dtypes.** float32, float64, bfloat16 and float16, also mixed, without a cast copy. Half precision is computed and
 accumulated in float32. Values are float64 if any operand is, else float32 (as in torch, one without

@@ -47,6 +47,7 @@ def elbo_loss(
     recon_var: Scale = None,
     beta: Tensor | float = 1.0,
     weight: Tensor | None = None,
+    kl_weight: Tensor | None = None,
     batch_dims: int = 1,
     reduction: str = "mean",
 ) -> ELBO:
@@ -70,6 +71,7 @@ def elbo_loss(
         recon_logvar: scale of the Gaussian likelihood, ln sigma^2 = 0 by default; or ``recon_log_std=``, ...
         beta: factor of the KL, a number or a tensor that broadcasts to the batch shape.
         weight: multiplies each element's log-likelihood.
+        kl_weight: multiplies the KL of each element of mu: the ``weight`` of :func:`gaussian_kl`.
         batch_dims, reduction: see the module's conventions.
 
     Returns:
@@ -101,20 +103,22 @@ def elbo_loss(
     scales, prior_scales = (logvar, log_std, std, var), (prior_logvar, prior_log_std, prior_std, prior_var)
     if kl is None:
         of_kl, forms_of_kl = posterior_and_prior(mu, scales, prior_mu, prior_scales)
-        arguments.broadcast(of_kl)  # a posterior at odds with itself comes before one at odds with recon
+        shape = arguments.broadcast(of_kl)  # a posterior at odds with itself comes before one at odds with recon
+        assert mu is not None  # posterior_and_prior has refused it
+        kl_weight = arguments.kl_weight(kl_weight, mu, shape)
         arguments.on_one_device(first, of_kl)
         if spec is not None:
             assert x is not None and mu is not None  # _recon_and_x and _posterior_and_prior have refused them
             _check_batch(spec.batch_dims, sample_axes, x, mu, batch)
             batch_dims = spec.batch_dims - sample_axes
-        kl = sum_of_term(GAUSSIAN_KL, of_kl, forms_of_kl, None, batch_dims, "none")
+        kl = sum_of_term(GAUSSIAN_KL, of_kl, forms_of_kl, kl_weight, batch_dims, "none")
         arguments.broadcasts_to_batch("the KL of mu and its scale has shape {}, which", kl, batch)
     else:
         arguments.tensor("kl", kl)
         if spec is None and (type(batch_dims) is not int or batch_dims != 1):  # all dimensions are of the batch
             arguments.batch_dims(batch_dims, batch)
         given = dict(zip(_POSTERIOR_AND_PRIOR, (*scales, prior_mu, *prior_scales), strict=True))
-        no_use_beside("kl", given)
+        no_use_beside("kl", {**given, "kl_weight": kl_weight})
         arguments.broadcasts_to_batch("kl of shape {}", kl, batch)
     beta = arguments.tensor_or_number("beta", beta)
     arguments.on_one_device(first, {"kl": kl, "beta": beta})

@@ -11,8 +11,8 @@ from ..arguments import SCALES
 from ..autograd import LatentSpec
 from ..dispatch import public
 from ..likelihoods import GAUSSIAN_KL
-from ..ops import NONE, WITH_KL, WITH_LOG_PROB, Z_ALONE, draw_seed
-from .operands import Scale, operands_and_constants, posterior_and_prior
+from ..ops import NONE, WITH_KL, WITH_LOG_PROB, Z_ALONE, draw_seed, sample_dtype, value_dtype
+from .operands import Scale, operands_and_constants, posterior_and_prior, sum_of_term
 
 __all__ = [
     "rsample",
@@ -80,6 +80,7 @@ def rsample_kl(
     num_samples: int | None = None,
     generator: torch.Generator | None = None,
     noise: Tensor | None = None,
+    kl_weight: Tensor | None = None,
     batch_dims: int = 1,
     reduction: str = "none",
 ) -> tuple[Tensor, Tensor]:
@@ -88,6 +89,8 @@ def rsample_kl(
     Args:
         mu, logvar, num_samples, generator, noise: as in :func:`rsample`.
         prior_mu, prior_logvar, batch_dims, reduction: as in :func:`gaussian_kl`.
+        kl_weight: the ``weight`` of :func:`gaussian_kl`, such as a mask of the steps of a sequence; it broadcasts to the joint
+            shape of the others. With it there are two kernels, one for z and one for the KL.
 
     Returns:
         ``(z, kl)``: z as from :func:`rsample`, with the joint shape of all four; kl as from :func:`gaussian_kl`, in nats.
@@ -98,7 +101,7 @@ def rsample_kl(
     """
     scales, prior_scales = (logvar, log_std, std, var), (prior_logvar, prior_log_std, prior_std, prior_var)
     z, kl = _sample_beside_prior(
-        WITH_KL, mu, scales, prior_mu, prior_scales, num_samples, generator, noise, batch_dims, reduction
+        WITH_KL, mu, scales, prior_mu, prior_scales, num_samples, generator, noise, kl_weight, batch_dims, reduction
     )
     return z, kl
 
@@ -119,6 +122,7 @@ def rsample_with_log_prob(
     num_samples: int | None = None,
     generator: torch.Generator | None = None,
     noise: Tensor | None = None,
+    kl_weight: Tensor | None = None,
     batch_dims: int = 1,
     gradient: str = "pathwise",
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,6 +135,9 @@ def rsample_with_log_prob(
     Args:
         mu, logvar, num_samples, generator, noise: as in :func:`rsample`.
         prior_mu, prior_logvar, batch_dims: as in :func:`gaussian_kl`.
+        kl_weight: weights, or a boolean mask, that broadcast to the joint shape of mu, the scale and the prior: of each
+            element's ln q and ln p. An element of weight zero is left out, whatever stands there; its z is drawn. With it
+            there are two kernels, and arrays of z's size for the elements.
         gradient: ln q depends on mu and sigma directly, and by way of z. What its gradient takes account of:
 
             - "pathwise": both, which leaves -1/2 d ln sigma^2 (Kingma & Welling 2014, section 2.4);
@@ -150,8 +157,9 @@ def rsample_with_log_prob(
     arguments.one_of("gradient", gradient, tuple(WITH_LOG_PROB))
     scales, prior_scales = (logvar, log_std, std, var), (prior_logvar, prior_log_std, prior_std, prior_var)
     z, log_q, log_p = _sample_beside_prior(
-        WITH_LOG_PROB[gradient], mu, scales, prior_mu, prior_scales, num_samples, generator, noise, batch_dims, "none"
-    )
+        WITH_LOG_PROB[gradient], mu, scales, prior_mu, prior_scales, num_samples, generator, noise, kl_weight, batch_dims,
+        "none",
+    )  # fmt: skip
     return z, log_q, log_p
 
 
@@ -164,12 +172,14 @@ def _sample_beside_prior(
     num_samples: Any,
     generator: Any,
     noise: Any,
+    kl_weight: Any,
     batch_dims: Any,
     reduction: Any,
 ) -> tuple[Tensor, ...]:
     """z and what else of ``results`` (ops.py) there is."""
     named, forms = posterior_and_prior(mu, scales, prior_mu, prior_scales)
     shape = arguments.broadcast(named)
+    weight = arguments.kl_weight(kl_weight, mu, shape)
     inputs, constants = operands_and_constants(named.values())
     spec = LatentSpec(
         constants,
@@ -179,8 +189,42 @@ def _sample_beside_prior(
         arguments.batch_dims(batch_dims, shape),
         arguments.reduction(reduction),
     )
-    sampled: tuple[Tensor, ...] = autograd.latent(spec, *_seed_or_noise(mu, shape, spec, generator, noise), inputs)
-    return sampled
+    seed, noise = _seed_or_noise(mu, shape, spec, generator, noise)
+    if weight is None:
+        sampled: tuple[Tensor, ...] = autograd.latent(spec, seed, noise, inputs)
+        return sampled
+    # Two kernels. In the dtype that they compute in, so that the gradients of both are added before they are rounded.
+    dtype = value_dtype(*inputs)
+    wide = {name: t.to(dtype) if isinstance(t, Tensor) else t for name, t in named.items()}
+    wide_inputs, _ = operands_and_constants(wide.values())
+    if results == WITH_KL:
+        z = autograd.latent(spec, seed, noise, wide_inputs)[0]
+        others = [sum_of_term(GAUSSIAN_KL, wide, forms, weight, batch_dims, reduction)]
+    else:
+        z, *others = _weighted_log_prob(spec, seed, noise, wide_inputs, weight, len(shape))
+    return z.to(sample_dtype(*inputs[:2])), *others
+
+
+def _weighted_log_prob(
+    spec: LatentSpec,
+    seed: Tensor | None,
+    noise: Tensor | None,
+    inputs: tuple[Tensor | None, ...],
+    weight: Tensor,
+    dims: int,
+) -> list[Tensor]:
+    """z, and ln q and ln p summed by hand. ``dims``: of one z. The inputs have one dtype."""
+    each = spec._replace(batch_dims=dims)
+    z, *log_probs = autograd.latent(each, seed, noise, inputs)
+    finite = log_probs[0].isfinite() & log_probs[1].isfinite()
+    out = (weight == 0) & ~(finite if spec.num_samples is None else finite.all(0))
+    # As in formulas.weighted: what is left out is computed of other numbers, since 0 * NaN would come back in the gradient.
+    masked = tuple(t if t is None else torch.where(out, 1.0, t) for t in inputs)
+    _, *log_probs = autograd.latent(each, seed, noise if noise is None else torch.where(out, 0.0, noise), masked)
+    weight = weight.to(value_dtype(*inputs, weight))
+    weighted = (torch.where(out, 0.0, t * weight) for t in log_probs)
+    batch_dims = spec.batch_dims + spec.sample_axes
+    return [z, *(t.flatten(batch_dims).sum(-1) if t.dim() > batch_dims else t for t in weighted)]
 
 
 def _seed_or_noise(

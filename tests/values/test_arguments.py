@@ -91,6 +91,7 @@ def test_every_tensor_argument_is_tested() -> None:
     elsewhere = {
         "noise",
         "beta",
+        "kl_weight",
         "scale",
         *FORMS,
         *(f"prior_{form}" for form in FORMS),
@@ -410,6 +411,22 @@ def test_kl_or_mu(function: Callable[..., Any]) -> None:
     assert_error(ValueError, message.format("neither"), function, A, A, logvar=A)
     assert_error(ValueError, message.format("both"), function, A, A, A, A, kl=ROWS)
     assert_error(ValueError, message.format("both"), function, A, A, mu=A, kl=ROWS)
+
+
+@pytest.mark.parametrize("function", [rsample_kl, rsample_with_log_prob, kl_of_elbo])
+def test_kl_weight(function: Callable[..., Any]) -> None:
+    function(mu=A, logvar=A, kl_weight=A > 0)
+    message = DTYPE_MESSAGE.format(name="kl_weight", dtype="complex64")
+    assert_error(TypeError, message, function, mu=A, logvar=A, kl_weight=A.to(torch.complex64))
+    message = "kl_weight must be a torch.Tensor, got float"
+    assert_error(TypeError, message, function, mu=A, logvar=A, kl_weight=0.5)
+    for shape in ((3, 2), (4, 2, 3)):  # z would have no shape, or more than its parameters
+        message = f"kl_weight of shape {shape} does not broadcast to the shape of posterior and prior, (2, 3)"
+        assert_error(ValueError, message, function, mu=A, logvar=A[0], kl_weight=torch.ones(shape))
+    message = "kl_weight has no use beside kl, which is computed already"
+    assert_error(ValueError, message, elbo_loss, A, A, kl=ROWS, kl_weight=A)
+    message = "all tensors must be on one device, got mu on cpu and kl_weight on meta"
+    assert_error(ValueError, message, function, mu=A, logvar=A, kl_weight=A.to("meta"))
 
 
 @pytest.mark.parametrize("name", [*FORMS, "prior_mu", *(f"prior_{form}" for form in FORMS)])
