@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ PRIOR_SCALES = GAUSSIAN_KL.forms["prior_logvar"]
 RECON_SCALES = tuple(f"recon_{name}" for name in SCALES)
 _DIRECT_SCALES = (SCALES.index("std"), SCALES.index("var"))
 
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -51,22 +53,54 @@ def dense(name: str, value: Tensor) -> Tensor:
     return value
 
 
+def is_number(value: Any) -> bool:
+    """Of Python or NumPy; True and False are none."""
+    if isinstance(value, (int, float)):
+        return not isinstance(value, bool)
+    return _is_numpy_number(value)
+
+
+def _is_numpy_number(value: Any) -> bool:
+    if not isinstance(value, (np.number, np.ndarray)) or value.ndim != 0:
+        return False
+    # To Dynamo it is an array, and the dtype of an array a secret; tensor() looks at it.
+    return torch.compiler.is_compiling() or value.dtype.kind in "iuf"
+
+
 def tensor_or_number(name: str, value: Any) -> Tensor | float:
-    """A floating-point tensor, or a Python number that stands for every element."""
+    """A floating-point tensor, or a number that stands for every element: of Python, of NumPy, or an integer or a bool in a
+    tensor without dimensions."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
+    if _is_numpy_number(value):
+        if not torch.compiler.is_compiling():
+            return float(value)
+        value = torch.as_tensor(value)  # may change from call to call
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor or a number, got {type(value).__name__}")
-    return tensor(name, value)
+    return tensor(name, _floating(value) if value.dim() == 0 else value)
+
+
+def _floating(value: Tensor) -> Tensor:
+    """Integers as float32, which does not promote others, as integers do not."""
+    return value.float() if value.dtype in _INTEGERS else value
 
 
 def weight(value: Any, name: str = "weight") -> Tensor | None:
-    """Weights, or a boolean mask."""
+    """Weights, which may be integers, or a boolean mask."""
     if value is None:
         return None
-    if isinstance(value, Tensor) and value.dtype == torch.bool:
-        return dense(name, value)
+    if isinstance(value, Tensor):
+        if value.dtype == torch.bool:
+            return dense(name, value)
+        value = _floating(value)
     return tensor(name, value)
+
+
+def beta(value: Any) -> Tensor | float:
+    """A factor of the KL: a tensor, whose values are not looked at, or a finite number."""
+    checked = tensor_or_number("beta", value)
+    return checked if isinstance(checked, Tensor) else number("beta", checked)
 
 
 def kl_weight(value: Any, mu: Tensor, shape: torch.Size) -> Tensor | None:
@@ -201,13 +235,18 @@ def broadcasts_to_batch(description: str, value: Any, batch: torch.Size, target:
 
 def batch_dims(value: Any, shape: torch.Size) -> int:
     """A number of leading dimensions of a shape."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"batch_dims must be an int, got {type(value).__name__}")
-    if not 0 <= value <= len(shape):
+    checked = _int("batch_dims", value)
+    if not 0 <= checked <= len(shape):
         raise ValueError(
-            f"batch_dims must be between 0 and {len(shape)}, the number of dimensions of {tuple(shape)}, got {value}"
+            f"batch_dims must be between 0 and {len(shape)}, the number of dimensions of {tuple(shape)}, got {checked}"
         )
-    return value
+    return checked
+
+
+def _int(name: str, value: Any, expected: str = "an int") -> int:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
+    return value if isinstance(value, int) else int(value)
 
 
 def reduction(value: Any) -> int:
@@ -226,31 +265,33 @@ def generator(value: Any) -> torch.Generator | None:
 def num_samples(value: Any) -> int | None:
     if value is None:
         return None
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"num_samples must be an int or None, got {type(value).__name__}")
-    if value < 0:
-        raise ValueError(f"num_samples must not be negative, got {value}")
-    return value
+    checked = _int("num_samples", value, "an int or None")
+    if checked < 0:
+        raise ValueError(f"num_samples must not be negative, got {checked}")
+    return checked
 
 
 def number(name: str, value: Any, *, low: float = -math.inf, above: bool = False) -> float:
-    """A finite Python number of at least ``low``, or ``above`` it."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+    """A finite number of at least ``low``, or ``above`` it, of Python or NumPy; or an integer in a tensor without
+    dimensions, for which the tensor's device is waited for."""
+    if isinstance(value, Tensor) and value.dim() == 0 and value.dtype in _INTEGERS:
+        value = int(value)
+    if not is_number(value):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    checked = float(value)
     # In arithmetic that Dynamo traces for a number that changes from call to call, where math.isfinite would stop it.
-    finite = value - value == 0
-    if not finite or (low > -math.inf and not (value > low if above else value >= low)):
+    finite = checked - checked == 0
+    if not finite or (low > -math.inf and not (checked > low if above else checked >= low)):
         bound = "" if low == -math.inf else f" {'above' if above else 'of at least'} {low:g}"
         raise ValueError(f"{name} must be a finite number{bound}, got {value}")
-    return float(value)
+    return checked
 
 
 def count(name: str, value: Any, low: int = 1) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < low:
-        raise ValueError(f"{name} must be at least {low}, got {value}")
-    return value
+    checked = _int(name, value)
+    if checked < low:
+        raise ValueError(f"{name} must be at least {low}, got {checked}")
+    return checked
 
 
 def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
@@ -268,8 +309,7 @@ def keywords(given: Mapping[str, Any], known: Sequence[str]) -> None:
 def samples(name: str, value: Any, dim: Any = 0) -> Tensor:
     """A floating-point tensor with at least one sample along ``dim``."""
     checked = tensor(name, value)
-    if not isinstance(dim, int) or isinstance(dim, bool):
-        raise TypeError(f"dim must be an int, got {type(dim).__name__}")
+    dim = _int("dim", dim)
     shape = tuple(checked.shape)
     if not -len(shape) <= dim < len(shape):
         raise ValueError(f"dim must be an axis of {name}, which has shape {shape}, got {dim}")

@@ -109,6 +109,8 @@ class LikelihoodWithParameters:
     parameters: Mapping[str, Any]
 
     def __post_init__(self) -> None:
+        from . import arguments  # which imports this module
+
         term = self.likelihood
         inputs = [
             names
@@ -120,7 +122,7 @@ class LikelihoodWithParameters:
             if name not in known:
                 takes = f"takes {', '.join(known)}" if known else "takes no parameters"
                 raise TypeError(f"{name} is no parameter of the {term.name} likelihood, which {takes}")
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            is_number = arguments.is_number(value)
             if not is_number and not isinstance(value, Tensor):
                 raise TypeError(f"{name} must be a torch.Tensor or a number, got {type(value).__name__}")
             if is_number and name in term.positive and not value > 0:

@@ -138,7 +138,8 @@ class CyclicalSchedule:
 
 
 def _between(start: float, end: float, fraction: float) -> float:
-    return (1 - fraction) * start + fraction * end  # exactly end at fraction 1
+    # Exactly end at fraction 1; of Python, also where a number of the schedule is NumPy's.
+    return float((1 - fraction) * start + fraction * end)
 
 
 # ---- penalties made of KLs ----
@@ -217,9 +218,10 @@ def _kls(kl: Any, per: Any) -> Tensor:
 
 
 def _nats(value: Any, kl: Tensor, shape: torch.Size, target: str) -> Tensor | float:
+    value = arguments.tensor_or_number("nats", value)
     if not isinstance(value, Tensor):
         return arguments.number("nats", value, low=0)
-    arguments.broadcasts_to_batch("nats of shape {}", arguments.tensor("nats", value), shape, target)
+    arguments.broadcasts_to_batch("nats of shape {}", value, shape, target)
     arguments.broadcast({"kl": kl, "nats": value})  # for the device
     return value
 

@@ -4,7 +4,8 @@ Conventions, the same in every function:
 
 **Scales.** The scale of a Gaussian is passed as ``logvar`` = ln sigma^2, or by exactly one of the keywords
 ``log_std``, ``std``, ``var`` in its place (``prior_...`` for the prior, ``recon_...`` for the likelihood). It is a
-tensor that broadcasts to the mean (one number, one per channel, one per element) or a Python number. The values of a
+tensor that broadcasts to the mean (one number, one per channel, one per element) or a number, of Python, of NumPy, or an
+integer in a tensor without dimensions, as wherever a number may stand. The values of a
 tensor are not looked at, which would have to wait for its device: where ``std`` or ``var`` is not above zero, NaN or
 numbers without a meaning come.
 
@@ -14,8 +15,9 @@ summed; ``batch_dims`` = number of dimensions means no sum: one value per elemen
 **Reduction.** Over the examples: "none" gives one value per example; "sum" adds them; "mean" = sum / number of
 examples, never over elements.
 
-**Weight.** ``weight`` (weights, or a boolean mask) broadcasts to the joint shape and multiplies each element's term. An
-element of weight zero is left out, whatever stands there. ``kl_weight`` does the same for the KL of functions that do more.
+**Weight.** ``weight`` (weights, also integers, or a boolean mask) broadcasts to the joint shape and multiplies each
+element's term. An element of weight zero is left out, whatever stands there. ``kl_weight`` does the same for the KL of
+functions that do more.
 
 **Dtypes.** float32, float64, bfloat16 and float16, also mixed, without a cast copy. Half precision is computed and
 accumulated in float32. Values are float64 if any operand is, else float32 (as in torch, one without

@@ -30,7 +30,7 @@ def elbo_loss(
     mu: Tensor | None = None,
     logvar: Scale = None,
     *,
-    kl: Tensor | None = None,
+    kl: Tensor | float | None = None,
     log_likelihood: Tensor | None = None,
     log_std: Scale = None,
     std: Scale = None,
@@ -63,13 +63,13 @@ def elbo_loss(
             ``batch_dims=2``).
         x: data; broadcasts to recon without a copy.
         mu, logvar: of the posterior, whose KL to the prior is computed (:func:`gaussian_kl`); or
-        kl: the KL of each example, as :func:`rsample_kl` returns it. Broadcasts to the batch shape.
+        kl: the KL of each example, as :func:`rsample_kl` returns it. Broadcasts to the batch shape; or a number, 0.0 for none.
         log_likelihood: ln p(x|z) of each example, ``[*batch]``, computed by the caller, in place of recon and x;
             ``batch_dims`` are then those of mu.
         likelihood: "gaussian", "bernoulli" or "laplace"; or an object of :mod:`elbo_ext.likelihoods` with the parameters
             that the decoder does not give, ``likelihoods.Laplace(scale=0.5)``.
         recon_logvar: scale of the Gaussian likelihood, ln sigma^2 = 0 by default; or ``recon_log_std=``, ...
-        beta: factor of the KL, a number or a tensor that broadcasts to the batch shape.
+        beta: factor of the KL, a finite number or a tensor that broadcasts to the batch shape.
         weight: multiplies each element's log-likelihood.
         kl_weight: multiplies the KL of each element of mu: the ``weight`` of :func:`gaussian_kl`.
         batch_dims, reduction: see the module's conventions.
@@ -114,13 +114,16 @@ def elbo_loss(
         kl = sum_of_term(GAUSSIAN_KL, of_kl, forms_of_kl, kl_weight, batch_dims, "none")
         arguments.broadcasts_to_batch("the KL of mu and its scale has shape {}, which", kl, batch)
     else:
-        arguments.tensor("kl", kl)
+        kl = arguments.tensor_or_number("kl", kl)
+        if not isinstance(kl, Tensor):
+            (like,) = first.values()
+            kl = torch.full((), kl, dtype=value_dtype(*operands), device=like.device)
         if spec is None and (type(batch_dims) is not int or batch_dims != 1):  # all dimensions are of the batch
             arguments.batch_dims(batch_dims, batch)
         given = dict(zip(_POSTERIOR_AND_PRIOR, (*scales, prior_mu, *prior_scales), strict=True))
         no_use_beside("kl", {**given, "kl_weight": kl_weight})
         arguments.broadcasts_to_batch("kl of shape {}", kl, batch)
-    beta = arguments.tensor_or_number("beta", beta)
+    beta = arguments.beta(beta)
     arguments.on_one_device(first, {"kl": kl, "beta": beta})
     arguments.broadcasts_to_batch("beta of shape {}", beta, batch)
 
