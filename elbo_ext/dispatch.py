@@ -1,4 +1,5 @@
-"""What every public function does before its own work: it gives way to arguments that take the call over.
+"""What every public function does before its own work: it gives way to arguments that take the call over, and checks values
+for those who ask (validation.py).
 
 ``__torch_function__`` is how torch's own functions let a subclass of torch.Tensor, or another class, do so (see
 :mod:`torch.overrides`). A subclass that keeps its tensor inside would otherwise be taken for the empty shell that it is, and
@@ -12,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
+from . import validation
 from .autograd.torch_internals import any_overrides, dynamo_knows_of_overrides
 
 Parameters = ParamSpec("Parameters")
@@ -38,6 +40,8 @@ def _dispatching(function: Callable[Parameters, Result], asks_modes: bool) -> Ca
         if has_torch_function(values) and overridden(values):  # the first alone costs next to nothing
             result: Result = handle_torch_function(dispatching, values, *args, **kwargs)
             return result
+        if validation.ever_requested and validation.requested():
+            return validation.call(function, args, kwargs)
         return function(*args, **kwargs)
 
     return dispatching

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from torch.distributions import constraints
 
 from . import formulas
 from .ops import TERM_NUMBERS
@@ -85,9 +86,11 @@ class Likelihood(Term):
 
     Attributes:
         decoder: the input that ``recon`` stands for in :func:`elbo_ext.elbo_loss`.
+        support: where x may be, which only :class:`elbo_ext.validate_values` looks at.
     """
 
     decoder: str = ""
+    support: constraints.Constraint = constraints.real
 
     def __call__(self, **parameters: Any) -> "LikelihoodWithParameters":
         return LikelihoodWithParameters(self, parameters)
@@ -158,7 +161,13 @@ Gaussian = _register(
     formula=formulas.gaussian,
 )
 
-Bernoulli = _register("bernoulli", inputs=("x", "logits"), decoder="logits", formula=formulas.bernoulli)
+Bernoulli = _register(
+    "bernoulli",
+    inputs=("x", "logits"),
+    decoder="logits",
+    support=constraints.unit_interval,
+    formula=formulas.bernoulli,
+)
 
 Laplace = _register(
     "laplace",

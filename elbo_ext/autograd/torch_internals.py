@@ -14,6 +14,7 @@ from torch.autograd import Function, forward_ad
 _functorch = torch._C._functorch
 _is_legacy_batched: Callable[[Tensor], bool] = _functorch.is_legacy_batchedtensor
 _torch_func_is_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+_is_tracing: Callable[[], bool] = torch._C._is_tracing
 _DYNAMO_HANDLES_OVERRIDES = torch.__version__ >= "2.13"
 
 
@@ -25,6 +26,11 @@ def in_forward_mode() -> bool:
 def in_transform() -> bool:
     """Under torch.func, or in forward mode."""
     return _torch_func_is_active() or forward_ad._current_level >= 0  # not by a call: it is asked often
+
+
+def in_trace() -> bool:
+    """Inside of torch.jit.trace or torch.onnx.export, which know no operators of ours (seen in 2.11.0, 2.13.0 and 2.15.0)."""
+    return _is_tracing() or torch.onnx.is_in_onnx_export()
 
 
 def count_nested_jvp() -> int:

@@ -5,9 +5,9 @@ Conventions, the same in every function:
 **Scales.** The scale of a Gaussian is passed as ``logvar`` = ln sigma^2, or by exactly one of the keywords
 ``log_std``, ``std``, ``var`` in its place (``prior_...`` for the prior, ``recon_...`` for the likelihood). It is a
 tensor that broadcasts to the mean (one number, one per channel, one per element) or a number, of Python, of NumPy, or an
-integer in a tensor without dimensions, as wherever a number may stand. The values of a
-tensor are not looked at, which would have to wait for its device: where ``std`` or ``var`` is not above zero, NaN or
-numbers without a meaning come.
+integer in a tensor without dimensions, as wherever a number may stand. The values of a tensor are not looked at, which
+would have to wait for its device (:class:`elbo_ext.validate_values` does): where ``std`` or ``var`` is not above zero, NaN
+or numbers without a meaning come.
 
 **Shapes.** Operands broadcast to a joint shape. Its ``batch_dims`` leading dimensions index examples, the others are
 summed; ``batch_dims`` = number of dimensions means no sum: one value per element.

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import arguments, autograd
+from .. import arguments, autograd, validation
 from ..arguments import SCALES
 from ..autograd import LatentSpec
 from ..dispatch import public
@@ -59,6 +59,7 @@ def rsample(
     inputs, constants = operands_and_constants(named.values())
     # The prior, which there is none of, is of the same form: kernels are compiled for pairs of forms.
     forms = GAUSSIAN_KL.pack((0, form, 0, form))
+    validation.operands(GAUSSIAN_KL, named, forms, None)
     spec = LatentSpec(constants, forms, arguments.num_samples(num_samples), Z_ALONE, len(shape), NONE)
     z: Tensor = autograd.latent(spec, *_seed_or_noise(mu, shape, spec, generator, noise), inputs)
     return z
@@ -180,6 +181,7 @@ def _sample_beside_prior(
     named, forms = posterior_and_prior(mu, scales, prior_mu, prior_scales)
     shape = arguments.broadcast(named)
     weight = arguments.kl_weight(kl_weight, mu, shape)
+    validation.operands(GAUSSIAN_KL, named, forms, weight)
     inputs, constants = operands_and_constants(named.values())
     spec = LatentSpec(
         constants,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import arguments, autograd
+from .. import arguments, autograd, validation
 from ..arguments import PRIOR_SCALES, SCALES
 from ..autograd import TermSpec
 from ..likelihoods import GAUSSIAN_KL, Likelihood, Term
@@ -76,6 +76,7 @@ def term_call(
     """Spec, operands (weight last) and joint shape of a term whose inputs are checked one by one."""
     weight = arguments.weight(weight)
     shape = arguments.broadcast(named if weight is None else {**named, "weight": weight})
+    validation.operands(term, named, forms, weight)
     operands, constants = operands_and_constants((*named.values(), 1.0 if weight is None else weight))
     spec = TermSpec(
         term.number, constants, forms, arguments.batch_dims(batch_dims, shape), arguments.reduction(reduction)
