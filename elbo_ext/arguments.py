@@ -256,10 +256,19 @@ def reduction(value: Any) -> int:
     return REDUCTIONS[value]
 
 
-def generator(value: Any) -> torch.Generator | None:
-    if value is not None and not isinstance(value, torch.Generator):
-        raise TypeError(f"generator must be a torch.Generator or None, got {type(value).__name__}")
-    return value
+def generator(value: Any, shape: torch.Size) -> None:
+    """None, a generator, or one for each example along the first dimension of a sample's ``shape``."""
+    if value is None or isinstance(value, torch.Generator):
+        return
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"generator must be a torch.Generator, a list of them, or None, got {type(value).__name__}")
+    for one in value:
+        if not isinstance(one, torch.Generator):
+            raise TypeError(f"generator must be a list of torch.Generator, got one of {type(one).__name__}")
+    if not shape or len(value) != shape[0]:
+        raise ValueError(
+            f"generator must be a list of one for each example of the joint shape {tuple(shape)}, got {len(value)} of them"
+        )
 
 
 def num_samples(value: Any) -> int | None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import arguments
 from .dispatch import public, public_with_callback
-from .functional import Scale, gaussian_kl, gaussian_log_prob, rsample
+from .functional import Generators, Scale, gaussian_kl, gaussian_log_prob, rsample
 from .ops import draw_seed
 
 __all__ = [
@@ -329,7 +329,7 @@ def aggregate_posterior(
     std: Scale = None,
     var: Scale = None,
     num_samples: int = 1,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     **prior: Any,
 ) -> AggregatePosterior:
     """Mean KL = I_q(n; z) + KL(q(z) || p(z)), the mutual information I by Monte Carlo.
@@ -343,7 +343,7 @@ def aggregate_posterior(
     Args:
         mu, logvar: of q, ``[N, *latent]``, N >= 1; or ``log_std=``, ``std=``, ``var=`` in place of ``logvar``.
         num_samples: draws of z from each q(z|x_n).
-        generator: where the seed of the draws comes from.
+        generator: where the seed of the draws comes from; or a list, one for each of the q(z|x_n).
         prior: ``prior_mu``, ``prior_logvar``, ... as in :func:`elbo_ext.gaussian_kl`, the same for all examples.
 
     Returns:

@@ -14,7 +14,7 @@ Sources:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -189,7 +189,7 @@ def rsample(
     std: Tensor | float | None = None,
     var: Tensor | float | None = None,
     num_samples: int | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     noise: Tensor | None = None,
 ) -> Tensor:
     """z = mu + sigma * eps, eps ~ N(0, I): the reparameterized sample.
@@ -201,7 +201,8 @@ def rsample(
         mu: tensor of any shape.
         logvar: ln sigma^2, broadcastable with mu; or one of ``log_std``, ``std``, ``var`` in its place.
         num_samples: K adds a leading axis of length K to z; None adds no axis.
-        generator: where the seed of eps is drawn from; None is torch's default generator.
+        generator: where the seed of eps is drawn from; None is torch's default generator. A list has one for each example
+            along the first dimension of S.
         noise: eps itself, of z's shape, instead of :func:`normal_noise` in row-major order of z.
 
     Returns:
@@ -216,8 +217,15 @@ def rsample(
     if noise is None:
         from .ops import draw_seed
 
-        seed = int(draw_seed(mu.device, generator))
-        noise = torch.from_numpy(normal_noise(seed, math.prod(shape))).reshape(shape).to(mean)
+        def draw(generator: torch.Generator | None, *shape: int) -> Tensor:
+            seed = int(draw_seed(mu.device, generator))
+            return torch.from_numpy(normal_noise(seed, math.prod(shape))).reshape(shape).to(mean)
+
+        if generator is None or isinstance(generator, torch.Generator):
+            noise = draw(generator, *shape)
+        else:
+            axis = 0 if num_samples is None else 1
+            noise = torch.stack([draw(one, *shape[:axis], *shape[axis + 1 :]) for one in generator], axis)
     z: Tensor = (mean + standard_deviation(scale, form) * noise).to(dtype)
     return z
 
@@ -273,7 +281,7 @@ def rsample_kl(
     prior_std: Tensor | float | None = None,
     prior_var: Tensor | float | None = None,
     num_samples: int | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     noise: Tensor | None = None,
     kl_weight: Tensor | None = None,
     batch_dims: int = 1,
@@ -308,7 +316,7 @@ def rsample_with_log_prob(
     prior_std: Tensor | float | None = None,
     prior_var: Tensor | float | None = None,
     num_samples: int | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     noise: Tensor | None = None,
     kl_weight: Tensor | None = None,
     batch_dims: int = 1,

@@ -9,7 +9,7 @@ by torch itself.
 
 from .elbo import elbo
 from .importance import importance_bound, normalized_weights
-from .latent import LatentSpec, latent
+from .latent import LatentSpec, explicit_noise, latent
 from .surrogates import weighted_gradient, weighted_once_more, with_gradient_of
 from .term_sum import TermSpec, term_sum
 from .torch_internals import in_forward_mode
@@ -18,6 +18,7 @@ __all__ = [
     "LatentSpec",
     "TermSpec",
     "elbo",
+    "explicit_noise",
     "importance_bound",
     "in_forward_mode",
     "latent",

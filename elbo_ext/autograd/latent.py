@@ -60,7 +60,7 @@ class LatentSpec(NamedTuple):
 # ---- noise ----
 
 
-def _explicit_noise(seed: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+def explicit_noise(seed: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """What the kernels make from the seeds ``[n]``: ``[n, *shape]``."""
     noise: Tensor = _ops.normal_noise(seed.reshape(-1), math.prod(shape), dtype == torch.float64)
     return noise.reshape(seed.numel(), *shape)  # no -1: there may be no element
@@ -79,7 +79,7 @@ def _mapped_noise(
     if noise is None:
         assert seed is not None
         seeds = seed if seed_dim is None else seed.movedim(seed_dim, 0)
-        noise = _explicit_noise(seeds, shape, value_dtype(*inputs))
+        noise = explicit_noise(seeds, shape, value_dtype(*inputs))
         if seed_dim is None:
             noise = noise.expand(size, *shape)
     else:
@@ -221,7 +221,7 @@ class Latent(ValueFunction):
         shape = spec.sample_shape(joint_shape(inputs))
         if noise is None:
             assert seed is not None
-            eps = _explicit_noise(seed, shape, dtype)[0]
+            eps = explicit_noise(seed, shape, dtype)[0]
         else:
             eps = noise.to(dtype)
         form, prior_form = GAUSSIAN_KL.form_names(spec.forms)

@@ -36,6 +36,7 @@ from ..reference import ELBO
 from .densities import bernoulli_log_prob, gaussian_kl, gaussian_log_prob, laplace_log_prob
 from .elbo import elbo_loss
 from .latent import rsample, rsample_kl, rsample_with_log_prob
+from .operands import Generators as Generators
 from .operands import Scale as Scale
 
 __all__ = [

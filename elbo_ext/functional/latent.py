@@ -12,7 +12,7 @@ from ..autograd import LatentSpec
 from ..dispatch import public
 from ..likelihoods import GAUSSIAN_KL
 from ..ops import NONE, WITH_KL, WITH_LOG_PROB, Z_ALONE, draw_seed, sample_dtype, value_dtype
-from .operands import Scale, operands_and_constants, posterior_and_prior, sum_of_term
+from .operands import Generators, Scale, operands_and_constants, posterior_and_prior, sum_of_term
 
 __all__ = [
     "rsample",
@@ -30,7 +30,7 @@ def rsample(
     std: Scale = None,
     var: Scale = None,
     num_samples: int | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     noise: Tensor | None = None,
 ) -> Tensor:
     """Reparameterized Gaussian sample, z = mu + sigma * eps, eps ~ N(0, I).
@@ -44,7 +44,8 @@ def rsample(
         mu: mean, any shape.
         logvar: ln sigma^2; or ``log_std=``, ``std=``, ``var=`` in its place.
         num_samples: K adds a leading axis of K samples; None adds no axis.
-        generator: where the seed is drawn from; by default torch's generator of mu's device.
+        generator: where the seed is drawn from; by default torch's generator of mu's device. A list has one for each example
+            along the first dimension, which then draws what a call on that example alone would; that stores the noise.
         noise: eps itself, of z's shape, instead of a draw; any dtype, taken in the precision of mu and the scale.
 
     Returns:
@@ -61,7 +62,7 @@ def rsample(
     forms = GAUSSIAN_KL.pack((0, form, 0, form))
     validation.operands(GAUSSIAN_KL, named, forms, None)
     spec = LatentSpec(constants, forms, arguments.num_samples(num_samples), Z_ALONE, len(shape), NONE)
-    z: Tensor = autograd.latent(spec, *_seed_or_noise(mu, shape, spec, generator, noise), inputs)
+    z: Tensor = autograd.latent(spec, *_seed_or_noise(mu, shape, spec, generator, noise, inputs), inputs)
     return z
 
 
@@ -79,7 +80,7 @@ def rsample_kl(
     prior_std: Scale = None,
     prior_var: Scale = None,
     num_samples: int | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     noise: Tensor | None = None,
     kl_weight: Tensor | None = None,
     batch_dims: int = 1,
@@ -121,7 +122,7 @@ def rsample_with_log_prob(
     prior_std: Scale = None,
     prior_var: Scale = None,
     num_samples: int | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     noise: Tensor | None = None,
     kl_weight: Tensor | None = None,
     batch_dims: int = 1,
@@ -191,7 +192,7 @@ def _sample_beside_prior(
         arguments.batch_dims(batch_dims, shape),
         arguments.reduction(reduction),
     )
-    seed, noise = _seed_or_noise(mu, shape, spec, generator, noise)
+    seed, noise = _seed_or_noise(mu, shape, spec, generator, noise, inputs)
     if weight is None:
         sampled: tuple[Tensor, ...] = autograd.latent(spec, seed, noise, inputs)
         return sampled
@@ -230,19 +231,37 @@ def _weighted_log_prob(
 
 
 def _seed_or_noise(
-    mu: Tensor, shape: torch.Size, spec: LatentSpec, generator: torch.Generator | None, noise: Tensor | None
+    mu: Tensor,
+    shape: torch.Size,
+    spec: LatentSpec,
+    generator: Generators,
+    noise: Tensor | None,
+    inputs: tuple[Tensor | None, ...],
 ) -> tuple[Tensor | None, Tensor | None]:
     """What the latent operators take: a fresh seed, or the caller's noise."""
-    arguments.generator(generator)
+    arguments.generator(generator, shape)
     if noise is None:
+        if generator is not None and not isinstance(generator, torch.Generator):
+            return None, _noise_of_each(mu, shape, spec, generator, value_dtype(*inputs))
         if torch.compiler.is_compiling() and generator is None:
             return torch.ops.elbo_ext.draw_seed(mu), None
         return draw_seed(mu.device, generator), None
     if generator is not None:
         raise ValueError("noise and generator were both given; noise leaves nothing to draw")
     arguments.tensor("noise", noise)
-    expected = shape if spec.num_samples is None else (spec.num_samples, *shape)
+    expected = spec.sample_shape(shape)
     if not arguments.same_shape(noise.shape, expected):
         raise ValueError(f"noise must have the shape of the sample, {tuple(expected)}, got {tuple(noise.shape)}")
     arguments.broadcast({"mu": mu, "noise": noise})  # for the device
     return None, noise
+
+
+def _noise_of_each(
+    mu: Tensor, shape: torch.Size, spec: LatentSpec, generators: Sequence[torch.Generator], dtype: torch.dtype
+) -> Tensor:
+    """For every example what the kernels would make from a seed of its own generator."""
+    seeds = [draw_seed(mu.device, generator) for generator in generators]
+    if not seeds:
+        return mu.new_empty(spec.sample_shape(shape), dtype=dtype)
+    noise = autograd.explicit_noise(torch.cat(seeds), spec.sample_shape(shape[1:]), dtype)
+    return noise.movedim(0, spec.sample_axes)

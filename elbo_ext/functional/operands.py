@@ -12,6 +12,7 @@ from ..autograd import TermSpec
 from ..likelihoods import GAUSSIAN_KL, Likelihood, Term
 
 Scale = Tensor | float | None
+Generators = torch.Generator | Sequence[torch.Generator] | None
 
 _UNIT_SCALE = (0.0, 0.0, 1.0, 1.0)  # sigma = 1 in each form, in the order of SCALES
 

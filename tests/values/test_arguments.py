@@ -608,8 +608,19 @@ def test_device_of_noise(function: Callable[..., Any]) -> None:
 @SAMPLERS
 @pytest.mark.parametrize("value", [3, "cpu", A], ids=["int", "str", "Tensor"])
 def test_generator_is_a_generator(function: Callable[..., Any], value: Any) -> None:
-    message = f"generator must be a torch.Generator or None, got {type(value).__name__}"
+    message = f"generator must be a torch.Generator, a list of them, or None, got {type(value).__name__}"
     assert_error(TypeError, message, function, A, A, generator=value)
+    message = f"generator must be a list of torch.Generator, got one of {type(value).__name__}"
+    assert_error(TypeError, message, function, A, A, generator=[torch.Generator(), value])
+
+
+@SAMPLERS
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_one_generator_for_each_example(function: Callable[..., Any], count: int) -> None:
+    message = f"generator must be a list of one for each example of the joint shape (2, 3), got {count} of them"
+    assert_error(ValueError, message, function, A[0], A, generator=[torch.Generator()] * count)
+    message = f"generator must be a list of one for each example of the joint shape (), got {count} of them"
+    assert_error(ValueError, message, rsample, A[0, 0], 0.0, generator=[torch.Generator()] * count)
 
 
 # ---- layouts that the kernels do not know ----
