@@ -1,6 +1,7 @@
 """Checks of arguments, each written once. Every error names the argument, what came, and what was expected."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .autograd.torch_internals import is_tracing
 from .likelihoods import GAUSSIAN_KL, LikelihoodWithParameters
 from .ops import REDUCTIONS
 
@@ -150,6 +152,8 @@ def broadcast(operands: Mapping[str, Any]) -> torch.Size:
             )
         if shape is not None and (torch.compiler.is_compiling() or not same_shape(t.shape, shape)):
             shape = _joint(shape, t.shape)
+    if shape is not None and is_tracing():  # sizes that the traced program computes
+        shape = torch.broadcast_tensors(*(t for t in operands.values() if isinstance(t, Tensor)))[0].shape
     if shape is None:
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in operands.items() if isinstance(t, Tensor))
         raise ValueError(f"shapes do not broadcast: {shapes}")
@@ -159,10 +163,20 @@ def broadcast(operands: Mapping[str, Any]) -> torch.Size:
 def same_shape(a: Sequence[int], b: Sequence[int]) -> bool:
     """Tuples of different lengths are compared by their first elements, too, which would ask whether a dynamic batch size
     equals a number of channels."""
-    return len(a) == len(b) and tuple(a) == tuple(b)
+    return len(a) == len(b) and tuple(known_shape(a)) == tuple(known_shape(b))
+
+
+def known_shape(shape: Sequence[int]) -> Sequence[int]:
+    """The sizes as they are in a trace, where they are tensors; without torch's warning, as they only decide upon errors."""
+    if not is_tracing():
+        return shape
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        return torch.Size(map(int, shape))
 
 
 def _joint(a: torch.Size, b: torch.Size) -> torch.Size | None:
+    a, b = torch.Size(known_shape(a)), torch.Size(known_shape(b))
     if len(a) < len(b):
         a, b = b, a
     lead = len(a) - len(b)
@@ -319,7 +333,7 @@ def samples(name: str, value: Any, dim: Any = 0) -> Tensor:
     """A floating-point tensor with at least one sample along ``dim``."""
     checked = tensor(name, value)
     dim = _int("dim", dim)
-    shape = tuple(checked.shape)
+    shape = tuple(known_shape(checked.shape))
     if not -len(shape) <= dim < len(shape):
         raise ValueError(f"dim must be an axis of {name}, which has shape {shape}, got {dim}")
     if shape[dim] < 1:
@@ -330,7 +344,7 @@ def samples(name: str, value: Any, dim: Any = 0) -> Tensor:
 def examples(name: str, value: Any, batch_dims: int, low: int = 1) -> Tensor:
     """A floating-point tensor with at least ``low`` examples in its leading ``batch_dims`` dimensions."""
     checked = tensor(name, value)
-    shape = tuple(checked.shape)
+    shape = tuple(known_shape(checked.shape))
     if math.prod(shape[:batch_dims]) < low:
         raise ValueError(f"{name} must have at least {low} example{'s' * (low > 1)}, got shape {shape}")
     return checked

@@ -241,7 +241,7 @@ def _of_samples(log_likelihood: LogLikelihood, z: Tensor, samples: Tensor) -> Te
     if not callable(log_likelihood):
         raise TypeError(f"log_likelihood must be a function of z, got {type(log_likelihood).__name__}")
     value = arguments.tensor("log_likelihood(z)", log_likelihood(z))
-    if value.shape != samples.shape:
+    if not arguments.same_shape(value.shape, samples.shape):
         raise ValueError(
             f"log_likelihood(z) must be one number for each sample and example, shape {tuple(samples.shape)}, "
             f"got {tuple(value.shape)}"

@@ -226,8 +226,7 @@ def _weighted_log_prob(
     _, *log_probs = autograd.latent(each, seed, noise if noise is None else torch.where(out, 0.0, noise), masked)
     weight = weight.to(value_dtype(*inputs, weight))
     weighted = (torch.where(out, 0.0, t * weight) for t in log_probs)
-    batch_dims = spec.batch_dims + spec.sample_axes
-    return [z, *(t.flatten(batch_dims).sum(-1) if t.dim() > batch_dims else t for t in weighted)]
+    return [z, *(autograd.sum_of_elements(t, spec.batch_dims + spec.sample_axes) for t in weighted)]
 
 
 def _seed_or_noise(
@@ -241,6 +240,8 @@ def _seed_or_noise(
     """What the latent operators take: a fresh seed, or the caller's noise."""
     arguments.generator(generator, shape)
     if noise is None:
+        if generator is None and autograd.in_trace():
+            return None, _noise_of_torch(spec, inputs)
         if generator is not None and not isinstance(generator, torch.Generator):
             return None, _noise_of_each(mu, shape, spec, generator, value_dtype(*inputs))
         if torch.compiler.is_compiling() and generator is None:
@@ -265,3 +266,11 @@ def _noise_of_each(
         return mu.new_empty(spec.sample_shape(shape), dtype=dtype)
     noise = autograd.explicit_noise(torch.cat(seeds), spec.sample_shape(shape[1:]), dtype)
     return noise.movedim(0, spec.sample_axes)
+
+
+def _noise_of_torch(spec: LatentSpec, inputs: tuple[Tensor | None, ...]) -> Tensor:
+    """By an operator that a traced program runs anew at every call."""
+    like = torch.broadcast_tensors(*(t for t in inputs if t is not None))[0]
+    if spec.num_samples is not None:
+        like = like.unsqueeze(0).expand(spec.num_samples, *(-1,) * like.dim())
+    return torch.randn_like(like, dtype=value_dtype(*inputs))
