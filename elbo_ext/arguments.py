@@ -237,14 +237,32 @@ def recon_scales(likelihood: LikelihoodWithParameters, scales: Mapping[str, Any]
     return given
 
 
-def broadcasts_to_batch(description: str, value: Any, batch: torch.Size, target: str = "batch shape") -> None:
-    """One number per example, or fewer; a Python number always is. ``{}`` in the description stands for the shape."""
+def broadcasts_to_batch(
+    description: str,
+    value: Any,
+    batch: torch.Size,
+    target: str = "batch shape",
+    operands: Mapping[str, Any] | None = None,
+) -> None:
+    """One number per example, or fewer; a Python number always is. ``{}`` in the description stands for the shape, and
+    ``operands`` have made the batch what it is."""
     if not isinstance(value, Tensor) or same_shape(value.shape, batch):
         return
     joint = _joint(batch, value.shape)
     if joint is None or not same_shape(joint, batch):
         described = description.format(tuple(value.shape))
-        raise ValueError(f"{described} does not broadcast to the {target} {tuple(batch)}")
+        of_operand = _larger_than_recon(operands or {})
+        raise ValueError(f"{described} does not broadcast to the {target} {tuple(batch)}{of_operand}")
+
+
+def _larger_than_recon(operands: Mapping[str, Any]) -> str:
+    """Names a parameter or a weight that has axes which recon and x lack: not the KL's shape is the mistake then."""
+    tensors = {name: t for name, t in operands.items() if isinstance(t, Tensor)}
+    dims = max((t.dim() for name, t in tensors.items() if name in ("recon", "x")), default=0)
+    for name, t in tensors.items():
+        if t.dim() > dims:
+            return f", the first axes of {name}, which has shape {tuple(t.shape)}, more axes than recon and x"
+    return ""
 
 
 def batch_dims(value: Any, shape: torch.Size) -> int:

@@ -72,13 +72,13 @@ def elbo_loss(
         beta: factor of the KL, a finite number or a tensor that broadcasts to the batch shape.
         weight: multiplies each element's log-likelihood.
         kl_weight: multiplies the KL of each element of mu: the ``weight`` of :func:`gaussian_kl`.
-        batch_dims, reduction: see the module's conventions.
+        batch_dims, reduction: see :mod:`elbo_ext.functional`.
 
     Returns:
         ``ELBO(loss, log_likelihood, kl)`` in nats, each of the batch shape, or scalars if reduced; kl is without beta.
 
     Raises:
-        ValueError, TypeError: see the module's conventions; also for an unknown likelihood, a scale with another likelihood
+        ValueError, TypeError: see :mod:`elbo_ext.functional`; also for an unknown likelihood, a scale with another likelihood
             than the Gaussian, if recon and x repeat against each other, and if neither or both of kl and mu are given.
     """
     spec: TermSpec | None = None
@@ -96,8 +96,9 @@ def elbo_loss(
         others = {"recon": recon, "x": x, "likelihood": named_likelihood, **recon_scales, "weight": weight}
         no_use_beside("log_likelihood", others)
         sample_axes, first = 0, {"log_likelihood": arguments.tensor("log_likelihood", log_likelihood)}
-        operands, batch = (log_likelihood,), log_likelihood.shape
+        operands, batch, named = (log_likelihood,), log_likelihood.shape, {}
 
+    of_batch = named if weight is None else {**named, "weight": weight}
     if (kl is None) == (mu is None):
         raise ValueError(f"exactly one of kl and mu must be given, got {'neither' if kl is None else 'both'}")
     scales, prior_scales = (logvar, log_std, std, var), (prior_logvar, prior_log_std, prior_std, prior_var)
@@ -112,7 +113,9 @@ def elbo_loss(
             _check_batch(spec.batch_dims, sample_axes, x, mu, batch)
             batch_dims = spec.batch_dims - sample_axes
         kl = sum_of_term(GAUSSIAN_KL, of_kl, forms_of_kl, kl_weight, batch_dims, "none")
-        arguments.broadcasts_to_batch("the KL of mu and its scale has shape {}, which", kl, batch)
+        arguments.broadcasts_to_batch(
+            "the KL of mu and its scale has shape {}, which", kl, batch, operands={**named, "weight": weight}
+        )
     else:
         kl = arguments.tensor_or_number("kl", kl)
         if not isinstance(kl, Tensor):
@@ -122,7 +125,7 @@ def elbo_loss(
             arguments.batch_dims(batch_dims, batch)
         given = dict(zip(_POSTERIOR_AND_PRIOR, (*scales, prior_mu, *prior_scales), strict=True))
         no_use_beside("kl", {**given, "kl_weight": kl_weight})
-        arguments.broadcasts_to_batch("kl of shape {}", kl, batch)
+        arguments.broadcasts_to_batch("kl of shape {}", kl, batch, operands=of_batch)
     beta = arguments.beta(beta)
     arguments.on_one_device(first, {"kl": kl, "beta": beta})
     arguments.broadcasts_to_batch("beta of shape {}", beta, batch)

@@ -38,7 +38,7 @@ def rsample(
     Kingma & Welling 2014 ("Auto-Encoding Variational Bayes"), section 2.4. Gradients: dz/dmu = 1, dz/dsigma = eps.
     The noise is Philox4x32-10 and Box-Muller, made in registers from one drawn seed and made again in the backward
     pass; element i of z in row-major order gets normal number i of the seed's stream, on every device, with any number
-    of threads and for any memory layout.
+    of threads and for any memory layout. Inside of torch.jit.trace and torch.onnx.export it is torch's own randn.
 
     Args:
         mu: mean, any shape.
@@ -52,7 +52,7 @@ def rsample(
         z of the joint shape S of mu and the scale, or ``[K, *S]``; its dtype is what the two promote to.
 
     Raises:
-        ValueError, TypeError: see the module's conventions; also if noise has not z's shape or a generator comes with it.
+        ValueError, TypeError: see :mod:`elbo_ext.functional`; also if noise has not z's shape or a generator comes with it.
     """
     name, scale, form = arguments.scale(SCALES, (logvar, log_std, std, var))
     named = {"mu": arguments.tensor("mu", mu), name: scale}
@@ -154,7 +154,7 @@ def rsample_with_log_prob(
         batch shape; float64 if any operand is, else float32. With K samples all have a leading axis K.
 
     Raises:
-        ValueError, TypeError: see the module's conventions; ValueError for an unknown ``gradient``.
+        ValueError, TypeError: see :mod:`elbo_ext.functional`; ValueError for an unknown ``gradient``.
     """
     arguments.one_of("gradient", gradient, tuple(WITH_LOG_PROB))
     scales, prior_scales = (logvar, log_std, std, var), (prior_logvar, prior_log_std, prior_std, prior_var)

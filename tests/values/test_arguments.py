@@ -318,6 +318,18 @@ def test_one_number_per_example(name: str, value: Tensor, reduction: str) -> Non
     assert_error(ValueError, message, ELBOLoss(), A, A, **arguments)
 
 
+@pytest.mark.parametrize("name", ["scale", "recon_std", "weight"])
+def test_a_parameter_that_is_larger_than_recon(name: str) -> None:
+    """Not the KL is at fault."""
+    larger = torch.ones(5, 2, 3)
+    message = (
+        f"kl of shape (2,) does not broadcast to the batch shape (5,), the first axes of {name}, "
+        "which has shape (5, 2, 3), more axes than recon and x"
+    )
+    options = {"likelihood": likelihoods.Laplace(scale=larger)} if name == "scale" else {name: larger}
+    assert_error(ValueError, message, elbo_loss, A, A, kl=ROWS, **options)
+
+
 def test_a_posterior_of_another_batch() -> None:
     """The KL is not the caller's argument: the message has to name what the caller passed."""
     message = "the KL of mu and its scale has shape {}, which does not broadcast to the batch shape {}"
