@@ -11,11 +11,12 @@ Inputs and forms are declared here and by the C++ term of the same name (``kSign
 against each other.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from torch.distributions import constraints
 
 from . import formulas
 from .ops import TERM_NUMBERS
@@ -80,6 +81,11 @@ class Term:
         """Of the inputs that have several forms, which is what the formula takes after its inputs."""
         return [names[forms >> 4 * k & 15] for k, names in enumerate(self.forms_of_inputs) if len(names) > 1]
 
+    def by_form(self, inputs: Iterable[Any], forms: int) -> dict[str, Any]:
+        """The inputs by the names of the forms that they are in."""
+        return {names[forms >> 4 * k & 15]: value for k, (names, value) in
+                enumerate(zip(self.forms_of_inputs, inputs, strict=True))}  # fmt: skip
+
     def in_torch(self, forms: int, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
         """The formula, times the weight."""
         names = self.form_names(forms)
@@ -92,9 +98,11 @@ class Likelihood(Term):
 
     Attributes:
         decoder: the input that ``recon`` stands for in :func:`elbo_ext.elbo_loss`.
+        support: where x may be, which only :class:`elbo_ext.validate_values` looks at.
     """
 
     decoder: str = ""
+    support: constraints.Constraint = constraints.real
 
     def __call__(self, *, recon: str = "", **parameters: Any) -> "LikelihoodWithParameters":
         return LikelihoodWithParameters(self, parameters, recon)
@@ -121,6 +129,8 @@ class LikelihoodWithParameters:
     recon: str = ""
 
     def __post_init__(self) -> None:
+        from . import arguments  # which imports this module
+
         term = self.likelihood
         forms = term.forms.get(term.decoder, (term.decoder,))
         if self.recon not in ("", *forms):
@@ -136,7 +146,7 @@ class LikelihoodWithParameters:
             if name not in known:
                 takes = f"takes {', '.join(known)}" if known else "takes no parameters"
                 raise TypeError(f"{name} is no parameter of the {term.name} likelihood, which {takes}")
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            is_number = arguments.is_number(value)
             if not is_number and not isinstance(value, Tensor):
                 raise TypeError(f"{name} must be a torch.Tensor or a number, got {type(value).__name__}")
             if is_number and name in term.positive and not value > 0:
@@ -172,7 +182,13 @@ Gaussian = _register(
     formula=formulas.gaussian,
 )
 
-Bernoulli = _register("bernoulli", inputs=("x", "logits"), decoder="logits", formula=formulas.bernoulli)
+Bernoulli = _register(
+    "bernoulli",
+    inputs=("x", "logits"),
+    decoder="logits",
+    support=constraints.unit_interval,
+    formula=formulas.bernoulli,
+)
 
 Laplace = _register(
     "laplace",

@@ -25,8 +25,8 @@ class ELBOLoss(torch.nn.Module):
     function takes (``kl``, the prior, ``weight``, another ``beta``) may be passed to the call.
 
     Raises:
-        ValueError, TypeError: on construction for an unknown likelihood or reduction, for two scales, or for a scale with
-            the Bernoulli; on the call as the function.
+        ValueError, TypeError: on construction for an unknown likelihood or reduction, a ``beta`` or ``batch_dims`` that is
+            none, for two scales, or for a scale with the Bernoulli; on the call as the function.
     """
 
     def __init__(
@@ -49,8 +49,8 @@ class ELBOLoss(torch.nn.Module):
         self.likelihood = likelihood
         for name, value in chosen.parameters.items():
             self._set(f"recon_{name}", value)
-        self._set("beta", beta)
-        self.batch_dims, self.reduction = batch_dims, reduction
+        self._set("beta", arguments.beta(beta))
+        self.batch_dims, self.reduction = arguments.count("batch_dims", batch_dims, low=0), reduction
         self.scale_name, scale = None, None
         if any(scale is not None for scale in scales.values()):
             self.scale_name, scale, _ = arguments.scale(arguments.RECON_SCALES, tuple(scales.values()))

@@ -14,7 +14,7 @@ Sources:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -194,7 +194,7 @@ def rsample(
     std: Tensor | float | None = None,
     var: Tensor | float | None = None,
     num_samples: int | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     noise: Tensor | None = None,
 ) -> Tensor:
     """z = mu + sigma * eps, eps ~ N(0, I): the reparameterized sample.
@@ -206,7 +206,8 @@ def rsample(
         mu: tensor of any shape.
         logvar: ln sigma^2, broadcastable with mu; or one of ``log_std``, ``std``, ``var`` in its place.
         num_samples: K adds a leading axis of length K to z; None adds no axis.
-        generator: where the seed of eps is drawn from; None is torch's default generator.
+        generator: where the seed of eps is drawn from; None is torch's default generator. A list has one for each example
+            along the first dimension of S.
         noise: eps itself, of z's shape, instead of :func:`normal_noise` in row-major order of z.
 
     Returns:
@@ -221,8 +222,15 @@ def rsample(
     if noise is None:
         from .ops import draw_seed
 
-        seed = int(draw_seed(mu.device, generator))
-        noise = torch.from_numpy(normal_noise(seed, math.prod(shape))).reshape(shape).to(mean)
+        def draw(generator: torch.Generator | None, *shape: int) -> Tensor:
+            seed = int(draw_seed(mu.device, generator))
+            return torch.from_numpy(normal_noise(seed, math.prod(shape))).reshape(shape).to(mean)
+
+        if generator is None or isinstance(generator, torch.Generator):
+            noise = draw(generator, *shape)
+        else:
+            axis = 0 if num_samples is None else 1
+            noise = torch.stack([draw(one, *shape[:axis], *shape[axis + 1 :]) for one in generator], axis)
     z: Tensor = (mean + standard_deviation(scale, form) * noise).to(dtype)
     return z
 
@@ -278,15 +286,16 @@ def rsample_kl(
     prior_std: Tensor | float | None = None,
     prior_var: Tensor | float | None = None,
     num_samples: int | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     noise: Tensor | None = None,
+    kl_weight: Tensor | None = None,
     batch_dims: int = 1,
     reduction: str = "none",
 ) -> tuple[Tensor, Tensor]:
     """:func:`rsample` and :func:`gaussian_kl` of the same distribution: (z, kl).
 
     z has the joint shape of posterior and prior. The KL is analytic, so it has no sample axis whatever
-    ``num_samples`` is.
+    ``num_samples`` is. ``kl_weight`` is a factor of each element's KL.
     """
     own: dict[str, Any] = {"log_std": log_std, "std": std, "var": var}
     prior: dict[str, Any] = {"prior_log_std": prior_log_std, "prior_std": prior_std, "prior_var": prior_var}
@@ -295,7 +304,7 @@ def rsample_kl(
     )
     z = rsample(joint[0], logvar, **own, num_samples=num_samples, generator=generator, noise=noise)
     rows: dict[str, Any] = {"batch_dims": batch_dims, "reduction": reduction}
-    kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, **own, **prior, **rows)
+    kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, **own, **prior, **rows, weight=kl_weight)
     return z, kl
 
 
@@ -312,15 +321,17 @@ def rsample_with_log_prob(
     prior_std: Tensor | float | None = None,
     prior_var: Tensor | float | None = None,
     num_samples: int | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     noise: Tensor | None = None,
+    kl_weight: Tensor | None = None,
     batch_dims: int = 1,
     gradient: str = "pathwise",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A sample z of q, ln q(z) and the prior's ln p(z), each summed over the elements of an example.
 
     ln q comes from the noise (:func:`sample_and_log_prob`), so that it is exact however small sigma is. With K samples
-    all three have a leading axis K.
+    all three have a leading axis K. ``kl_weight`` is a factor of each element's ln q and ln p, which a factor of zero leaves
+    out.
     """
     own = {"log_std": log_std, "std": std, "var": var}
     priors = (prior_mu, prior_logvar, prior_log_std, prior_std, prior_var)
@@ -337,11 +348,21 @@ def rsample_with_log_prob(
     if eps is None:  # the noise is what turns a standard normal into itself
         zeros = torch.zeros(joint, dtype=mean.dtype, device=mean.device)
         eps = rsample(zeros, 0.0, num_samples=num_samples, generator=generator)
-    z, log_q = sample_and_log_prob(mean, scale, form, eps, gradient)
-    log_p = gaussian(z, prior_mean, prior_scale, prior_form)
+
+    def elements(*operands: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean, scale, prior_mean, prior_scale, eps = operands
+        z, log_q = sample_and_log_prob(mean, scale, form, eps, gradient)
+        return z, log_q, gaussian(z, prior_mean, prior_scale, prior_form)
+
+    operands = (mean, scale, prior_mean, prior_scale, eps)
+    z, log_q, log_p = elements(*operands)
+    if kl_weight is not None:
+        out = (kl_weight == 0) & ~(log_q + log_p).isfinite()
+        _, log_q, log_p = elements(*(torch.where(out, 1.0, t) for t in operands))
+        log_q, log_p = (torch.where(out, 0.0, t * kl_weight) for t in (log_q, log_p))
     batch = shape[: batch_dims + (num_samples is not None)]
-    elements = math.prod(shape[len(batch) :])
-    log_q, log_p = (t.expand(shape).reshape(*batch, elements).sum(-1) for t in (log_q, log_p))
+    size = math.prod(shape[len(batch) :])
+    log_q, log_p = (t.expand(shape).reshape(*batch, size).sum(-1) for t in (log_q, log_p))
     return z.expand(shape).to(dtype), log_q, log_p
 
 
@@ -482,6 +503,7 @@ def elbo_loss(
     recon_var: Tensor | float | None = None,
     beta: Tensor | float = 1.0,
     weight: Tensor | None = None,
+    kl_weight: Tensor | None = None,
     batch_dims: int = 1,
     reduction: str = "mean",
 ) -> ELBO:
@@ -500,6 +522,7 @@ def elbo_loss(
         likelihood: a name or an object of :mod:`elbo_ext.likelihoods`; recon is what its ``decoder`` says, the mean of a
             Gaussian (scale: ``recon_logvar`` or another form), the logits of a Bernoulli.
         weight: factor of each element's log-likelihood, broadcastable to ``[*batch, *event]``.
+        kl_weight: factor of each element's KL, broadcastable to ``[*batch, *latent]``.
         batch_dims: number of recon's batch dimensions; the others are summed.
         reduction: over the batch: "none", "sum" or "mean" (sum / number of examples).
     """
@@ -516,7 +539,8 @@ def elbo_loss(
         prior: dict[str, Any] = {"prior_log_std": prior_log_std, "prior_std": prior_std, "prior_var": prior_var}
         operands = (x, recon, *scales.values(), weight)
         sample_axes = 0 if x is None else max(t.dim() for t in operands if isinstance(t, Tensor)) - x.dim()
-        kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, **own, **prior, batch_dims=batch_dims - sample_axes)
+        rows: dict[str, Any] = {"weight": kl_weight, "batch_dims": batch_dims - sample_axes}
+        kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, **own, **prior, **rows)
     log_likelihood, kl, beta = _tensors(log_likelihood, kl, beta)
     kl = kl.expand_as(log_likelihood)
     loss = -(log_likelihood - beta * kl)

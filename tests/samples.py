@@ -979,6 +979,14 @@ RSAMPLE_KL = [
         lambda m: dict(mu=m.normal(700, 20), logvar=m.scale("logvar", 700, 20), reduction="mean"),
         "a usual latent space",
     ),
+    _rsample_kl(
+        "kl_weight",
+        lambda m: dict(
+            mu=m.normal(4, 6), logvar=m.scale("logvar", 6), prior_mu=m.normal(4, 1), kl_weight=m.holes(4, 6)
+        ),
+        "weights of the KL, some of them zero",
+        core=True,
+    ),
     _rsample_kl("empty", lambda m: dict(mu=m.normal(0, 4), logvar=m.scale("logvar", 0, 4)), "no example"),
     _rsample_kl("0-dim", lambda m: dict(mu=m.normal(), logvar=m.scale("logvar"), batch_dims=0), "one number"),
 ]
@@ -1088,6 +1096,29 @@ LOG_PROB = [
             core=True,
         )
         for gradient in LOG_PROB_GRADIENTS[:2]
+    ),
+    *(
+        _log_prob(
+            f"kl_weight-{gradient}",
+            lambda m, gradient=gradient: dict(
+                mu=m.normal(4, 6),
+                logvar=m.scale("logvar", 6),
+                prior_mu=m.normal(4, 1),
+                num_samples=2,
+                kl_weight=m.holes(4, 6),
+                gradient=gradient,
+            ),
+            "weights of ln q and ln p, some of them zero",
+            core=gradient == "pathwise",
+        )
+        for gradient in LOG_PROB_GRADIENTS
+    ),
+    _log_prob(
+        "kl_weight-mask",
+        lambda m: dict(
+            mu=m.normal(4, 3, 6), std=m.scale("std", 6), prior_std=2.0, kl_weight=m.mask(4, 3, 1), batch_dims=2
+        ),
+        "a mask of steps",
     ),
     _log_prob(
         "number",
@@ -1210,6 +1241,14 @@ ELBO = [
             reduction="sum",
         ),
         "a mask",
+        core=True,
+    ),
+    _elbo(
+        "kl_weight",
+        lambda m: dict(
+            recon=m.normal(5, 4, 6), x=m.normal(4, 6), **_latent(m), kl_weight=m.mask(4, 1), beta=0.5, batch_dims=2
+        ),
+        "a mask of the KL alone",
         core=True,
     ),
     _elbo(

@@ -4,9 +4,10 @@ Conventions, the same in every function:
 
 **Scales.** The scale of a Gaussian is passed as ``logvar`` = ln sigma^2, or by exactly one of the keywords
 ``log_std``, ``std``, ``var`` in its place (``prior_...`` for the prior, ``recon_...`` for the likelihood). It is a
-tensor that broadcasts to the mean (one number, one per channel, one per element) or a Python number. The values of a
-tensor are not looked at, which would have to wait for its device: where ``std`` or ``var`` is not above zero, NaN or
-numbers without a meaning come.
+tensor that broadcasts to the mean (one number, one per channel, one per element) or a number, of Python, of NumPy, or an
+integer in a tensor without dimensions, as wherever a number may stand. The values of a tensor are not looked at, which
+would have to wait for its device (:class:`elbo_ext.validate_values` does): where ``std`` or ``var`` is not above zero, NaN
+or numbers without a meaning come.
 
 **Shapes.** Operands broadcast to a joint shape. Its ``batch_dims`` leading dimensions index examples, the others are
 summed; ``batch_dims`` = number of dimensions means no sum: one value per element.
@@ -14,8 +15,9 @@ summed; ``batch_dims`` = number of dimensions means no sum: one value per elemen
 **Reduction.** Over the examples: "none" gives one value per example; "sum" adds them; "mean" = sum / number of
 examples, never over elements.
 
-**Weight.** ``weight`` (weights, or a boolean mask) broadcasts to the joint shape and multiplies each element's term. An
-element of weight zero is left out, whatever stands there.
+**Weight.** ``weight`` (weights, also integers, or a boolean mask) broadcasts to the joint shape and multiplies each
+element's term. An element of weight zero is left out, whatever stands there. ``kl_weight`` does the same for the KL of
+functions that do more.
 
 **Dtypes.** float32, float64, bfloat16 and float16, also mixed, without a cast copy. Half precision is computed and
 accumulated in float32. Values are float64 if any operand is, else float32 (as in torch, one without
@@ -24,6 +26,8 @@ dimensions does not promote those that have some); gradients have their operand'
 **Errors.** TypeError for what is no floating-point tensor (or number, where one may stand), ValueError for shapes that
 do not broadcast, tensors on different devices, no or several scales, a ``batch_dims`` or ``reduction`` that does not
 exist. The message names the argument, what came and what was expected.
+
+**Overriding.** ``__torch_function__`` of any argument is asked first, as by torch's own functions.
 
 All values are natural logarithms (nats).
 """
@@ -41,6 +45,7 @@ from .densities import (
 )
 from .elbo import elbo_loss
 from .latent import rsample, rsample_kl, rsample_with_log_prob
+from .operands import Generators as Generators
 from .operands import Scale as Scale
 
 __all__ = [

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from .. import likelihoods
+from ..dispatch import public
 from ..likelihoods import GAUSSIAN_KL
 from .operands import Scale, posterior_and_prior, sum_of_log_prob, sum_of_term
 
@@ -18,6 +19,7 @@ __all__ = [
 ]
 
 
+@public
 def gaussian_kl(
     mu: Tensor,
     logvar: Scale = None,
@@ -42,13 +44,13 @@ def gaussian_kl(
     Args:
         mu, logvar: of the posterior; or ``log_std=``, ``std=``, ``var=`` in place of ``logvar``.
         prior_mu, prior_logvar: of the prior; or ``prior_log_std=``, ``prior_std=``, ``prior_var=``.
-        weight, batch_dims, reduction: see the module's conventions.
+        weight, batch_dims, reduction: see :mod:`elbo_ext.functional`.
 
     Returns:
         The KL in nats: the batch shape, or a scalar if reduced; float64 if any operand is, else float32.
 
     Raises:
-        ValueError, TypeError: see the module's conventions.
+        ValueError, TypeError: see :mod:`elbo_ext.functional`.
     """
     named, forms = posterior_and_prior(
         mu, (logvar, log_std, std, var), prior_mu, (prior_logvar, prior_log_std, prior_std, prior_var)
@@ -56,6 +58,7 @@ def gaussian_kl(
     return sum_of_term(GAUSSIAN_KL, named, forms, weight, batch_dims, reduction)
 
 
+@public
 def gaussian_log_prob(
     x: Tensor,
     mean: Tensor | float,
@@ -77,18 +80,19 @@ def gaussian_log_prob(
         x: data.
         mean: mean, a tensor or a number.
         logvar: ln sigma^2; or ``log_std=``, ``std=``, ``var=`` in its place.
-        weight, batch_dims, reduction: see the module's conventions.
+        weight, batch_dims, reduction: see :mod:`elbo_ext.functional`.
 
     Returns:
         The log-density in nats: the batch shape, or a scalar if reduced; float64 if any operand is, else float32.
 
     Raises:
-        ValueError, TypeError: see the module's conventions.
+        ValueError, TypeError: see :mod:`elbo_ext.functional`.
     """
     given = {"x": x, "mean": mean, "logvar": logvar, "log_std": log_std, "std": std, "var": var}
     return sum_of_log_prob(likelihoods.Gaussian, given, weight, batch_dims, reduction)
 
 
+@public
 def bernoulli_log_prob(
     x: Tensor,
     logits: Tensor | float,
@@ -105,17 +109,18 @@ def bernoulli_log_prob(
     Args:
         x: data in [0, 1].
         logits: log-odds, a tensor or a number.
-        weight, batch_dims, reduction: see the module's conventions.
+        weight, batch_dims, reduction: see :mod:`elbo_ext.functional`.
 
     Returns:
         The log-probability in nats: the batch shape, or a scalar if reduced; float64 if any operand is, else float32.
 
     Raises:
-        ValueError, TypeError: see the module's conventions.
+        ValueError, TypeError: see :mod:`elbo_ext.functional`.
     """
     return sum_of_log_prob(likelihoods.Bernoulli, {"x": x, "logits": logits}, weight, batch_dims, reduction)
 
 
+@public
 def laplace_log_prob(
     x: Tensor,
     mean: Tensor | float,
@@ -135,13 +140,13 @@ def laplace_log_prob(
         x: data.
         mean: mean, a tensor or a number.
         log_scale: ln b; or ``scale=``, b itself, in its place.
-        weight, batch_dims, reduction: see the module's conventions.
+        weight, batch_dims, reduction: see :mod:`elbo_ext.functional`.
 
     Returns:
         The log-density in nats: the batch shape, or a scalar if reduced; float64 if any operand is, else float32.
 
     Raises:
-        ValueError, TypeError: see the module's conventions.
+        ValueError, TypeError: see :mod:`elbo_ext.functional`.
     """
     given = {"x": x, "mean": mean, "log_scale": log_scale, "scale": scale}
     return sum_of_log_prob(likelihoods.Laplace, given, weight, batch_dims, reduction)

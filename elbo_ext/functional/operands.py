@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import arguments, autograd
+from .. import arguments, autograd, validation
 from ..arguments import PRIOR_SCALES, SCALES
 from ..autograd import TermSpec
 from ..likelihoods import GAUSSIAN_KL, Likelihood, Term
 
 Scale = Tensor | float | None
+Generators = torch.Generator | Sequence[torch.Generator] | None
 
 _UNIT_SCALE = (0.0, 0.0, 1.0, 1.0)  # sigma = 1 in each form, in the order of SCALES
 
@@ -78,6 +79,7 @@ def term_call(
     """Spec, operands (weight last) and joint shape of a term whose inputs are checked one by one."""
     weight = arguments.weight(weight)
     shape = arguments.broadcast(named if weight is None else {**named, "weight": weight})
+    validation.operands(term, named, forms, weight)
     operands, constants = operands_and_constants((*named.values(), 1.0 if weight is None else weight))
     spec = TermSpec(
         term.number, constants, forms, arguments.batch_dims(batch_dims, shape), arguments.reduction(reduction)

@@ -627,3 +627,19 @@ def test_one_tensor_as_two_arguments(name: str) -> None:
 
     compiled = torch.compile(TWICE[name], backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(gradients(compiled), gradients(TWICE[name]))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.array, lambda value: torch.tensor(int(10 * value))])
+def test_numbers_of_other_kinds(kind: Callable[[float], Any]) -> None:
+    """A NumPy number may change from call to call without another compilation."""
+
+    def loss(mu: Tensor, number: Any) -> Tensor:
+        kl = bounds.free_bits(gaussian_kl(mu, std=number), number, per="example")
+        return elbo_loss(mu, mu, kl=kl, beta=number).loss
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(loss, backend=counter, fullgraph=True)
+    mu = numbers(4, 3)
+    for value in (0.5, 0.7, 1.1, 1.3):
+        torch.testing.assert_close(compiled(mu, kind(value)), loss(mu, kind(value)))
+    assert counter.frame_count <= 2  # the first value may be a constant

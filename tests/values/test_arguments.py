@@ -15,6 +15,7 @@ from elbo_ext import (
     ELBOLoss,
     arguments,
     bernoulli_log_prob,
+    bounds,
     elbo_loss,
     gaussian_kl,
     gaussian_log_prob,
@@ -71,7 +72,7 @@ VALID: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "ELBOLoss": (module, dict(x=A, recon=A, recon_logvar=A, weight=A, kl=ROWS)),
 }
 # Operands that a number may stand for.
-NUMBERS = {"logvar", "prior_mu", "prior_logvar", "mean", "logits", "log_scale", "recon_logvar", "beta"}
+NUMBERS = {"logvar", "prior_mu", "prior_logvar", "mean", "logits", "log_scale", "recon_logvar", "beta", "kl"}
 NUMBERS |= {"log_rate", "theta", "gate_logits", "df"}
 # Arguments that are no operands of the joint shape.
 APART = {"kl", "likelihood", "log_likelihood"}
@@ -105,6 +106,7 @@ def test_every_tensor_argument_is_tested() -> None:
     elsewhere = {
         "noise",
         "beta",
+        "kl_weight",
         "scale",
         *FORMS,
         *(f"prior_{form}" for form in FORMS),
@@ -127,7 +129,7 @@ def test_every_tensor_argument_is_tested() -> None:
 @pytest.mark.parametrize(("case", "name"), OPERANDS)
 def test_dtype(case: str, name: str, dtype: torch.dtype) -> None:
     value = VALID[case][1][name].to(dtype)
-    if name == "weight" and dtype == torch.bool:
+    if name == "weight" and dtype in (torch.bool, torch.int64, torch.uint8):
         call(case, weight=value)  # a mask is welcome
         return
     if name == "x" and dtype in arguments.DATA_DTYPES:
@@ -140,7 +142,7 @@ def test_dtype(case: str, name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("value", [[0.5, 0.5], np.zeros(3), "0.5", True, 0.5, 1j, np.float32(0.5), A.shape], ids=repr)
 @pytest.mark.parametrize(("case", "name"), OPERANDS)
 def test_not_a_tensor(case: str, name: str, value: Any) -> None:
-    if name in NUMBERS and type(value) is float:
+    if name in NUMBERS and type(value) in (float, np.float32):
         call(case, **{name: value})
         return
     expected = "a torch.Tensor or a number" if name in NUMBERS else "a torch.Tensor"
@@ -187,8 +189,8 @@ def test_none_where_a_mean_is_needed() -> None:
 def test_value_of_a_scale(function: Callable[..., Any], arguments: dict[str, Any], prefix: str, form: str) -> None:
     """Each keyword of a scale is checked under its own name, and as a number > 0 where it says sigma or its square."""
     name = prefix + form
-    for value in (torch.ones(3, dtype=torch.int32), torch.ones((), dtype=torch.int32)):
-        assert_error(TypeError, DTYPE_MESSAGE.format(name=name, dtype="int32"), function, **{**arguments, name: value})
+    value: Any = torch.ones(3, dtype=torch.int32)
+    assert_error(TypeError, DTYPE_MESSAGE.format(name=name, dtype="int32"), function, **{**arguments, name: value})
     for value in ("1", True, [1.0]):
         message = f"{name} must be a torch.Tensor or a number, got {type(value).__name__}"
         assert_error(TypeError, message, function, **{**arguments, name: value})
@@ -334,6 +336,18 @@ def test_one_number_per_example(name: str, value: Tensor, reduction: str) -> Non
     assert_error(ValueError, message, ELBOLoss(), A, A, **arguments)
 
 
+@pytest.mark.parametrize("name", ["scale", "recon_std", "weight"])
+def test_a_parameter_that_is_larger_than_recon(name: str) -> None:
+    """Not the KL is at fault."""
+    larger = torch.ones(5, 2, 3)
+    message = (
+        f"kl of shape (2,) does not broadcast to the batch shape (5,), the first axes of {name}, "
+        "which has shape (5, 2, 3), more axes than recon and x"
+    )
+    options = {"likelihood": likelihoods.Laplace(scale=larger)} if name == "scale" else {name: larger}
+    assert_error(ValueError, message, elbo_loss, A, A, kl=ROWS, **options)
+
+
 def test_a_posterior_of_another_batch() -> None:
     """The KL is not the caller's argument: the message has to name what the caller passed."""
     message = "the KL of mu and its scale has shape {}, which does not broadcast to the batch shape {}"
@@ -365,7 +379,7 @@ OPTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("value", [1.0, "1", None, True, torch.tensor(1), np.int64(1), [1]], ids=repr)
+@pytest.mark.parametrize("value", [1.0, "1", None, True, torch.tensor(1), np.float64(1), [1]], ids=repr)
 @pytest.mark.parametrize("case", OPTIONS)
 def test_batch_dims_is_an_int(case: str, value: Any) -> None:
     assert_error(TypeError, f"batch_dims must be an int, got {type(value).__name__}", call, case, batch_dims=value)
@@ -375,6 +389,8 @@ def test_batch_dims_is_an_int(case: str, value: Any) -> None:
 @pytest.mark.parametrize("case", OPTIONS)
 def test_batch_dims_in_range(case: str, value: int) -> None:
     message = f"batch_dims must be between 0 and 2, the number of dimensions of (2, 3), got {value}"
+    if case == "ELBOLoss" and value < 0:  # where the module is made, which knows no shape
+        message = f"batch_dims must be at least 0, got {value}"
     assert_error(ValueError, message, call, case, batch_dims=value)
 
 
@@ -431,6 +447,22 @@ def test_kl_or_mu(function: Callable[..., Any]) -> None:
     assert_error(ValueError, message.format("both"), function, A, A, mu=A, kl=ROWS)
 
 
+@pytest.mark.parametrize("function", [rsample_kl, rsample_with_log_prob, kl_of_elbo])
+def test_kl_weight(function: Callable[..., Any]) -> None:
+    function(mu=A, logvar=A, kl_weight=A > 0)
+    message = DTYPE_MESSAGE.format(name="kl_weight", dtype="complex64")
+    assert_error(TypeError, message, function, mu=A, logvar=A, kl_weight=A.to(torch.complex64))
+    message = "kl_weight must be a torch.Tensor, got float"
+    assert_error(TypeError, message, function, mu=A, logvar=A, kl_weight=0.5)
+    for shape in ((3, 2), (4, 2, 3)):  # z would have no shape, or more than its parameters
+        message = f"kl_weight of shape {shape} does not broadcast to the shape of posterior and prior, (2, 3)"
+        assert_error(ValueError, message, function, mu=A, logvar=A[0], kl_weight=torch.ones(shape))
+    message = "kl_weight has no use beside kl, which is computed already"
+    assert_error(ValueError, message, elbo_loss, A, A, kl=ROWS, kl_weight=A)
+    message = "all tensors must be on one device, got mu on cpu and kl_weight on meta"
+    assert_error(ValueError, message, function, mu=A, logvar=A, kl_weight=A.to("meta"))
+
+
 @pytest.mark.parametrize("name", [*FORMS, "prior_mu", *(f"prior_{form}" for form in FORMS)])
 def test_what_has_no_use_beside_kl(name: str) -> None:
     message = f"{name} has no use beside kl, which is computed already"
@@ -449,10 +481,95 @@ def test_beta(value: Any) -> None:
     assert_error(TypeError, message, elbo_loss, A, A, kl=ROWS, beta=value)
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
-def test_dtype_of_beta(dtype: torch.dtype) -> None:
-    message = DTYPE_MESSAGE.format(name="beta", dtype=str(dtype).removeprefix("torch."))
-    assert_error(TypeError, message, elbo_loss, A, A, kl=ROWS, beta=torch.ones((), dtype=dtype))
+@pytest.mark.parametrize("value", [torch.ones(2, dtype=torch.int64), torch.ones((), dtype=torch.complex64)], ids=str)
+def test_dtype_of_beta(value: Tensor) -> None:
+    message = DTYPE_MESSAGE.format(name="beta", dtype=str(value.dtype).removeprefix("torch."))
+    assert_error(TypeError, message, elbo_loss, A, A, kl=ROWS, beta=value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), np.float32("nan")], ids=repr)
+def test_beta_is_finite(value: Any) -> None:
+    message = f"beta must be a finite number, got {float(value)}"
+    assert_error(ValueError, message, elbo_loss, A, A, kl=ROWS, beta=value)
+    assert_error(ValueError, message, ELBOLoss, beta=value)
+    elbo_loss(A, A, kl=ROWS, beta=torch.tensor(value))  # whose value is not looked at
+
+
+def test_options_of_the_module_when_it_is_made() -> None:
+    assert_error(TypeError, "beta must be a torch.Tensor or a number, got str", ELBOLoss, beta="1")
+    assert_error(TypeError, "batch_dims must be an int, got float", ELBOLoss, batch_dims=1.0)
+
+
+# ---- numbers of other kinds ----
+
+KINDS = [
+    np.float32,
+    np.float64,
+    np.float16,
+    np.int64,
+    np.uint8,
+    np.array,
+    torch.tensor,
+    lambda v: torch.tensor(bool(v)),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["float32", "float64", "float16", "int64", "uint8", "0-dim", "int", "bool"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_numbers_of_other_kinds(kind: Callable[[int], Any], dtype: torch.dtype) -> None:
+    """They are what the Python number is, in value and dtype."""
+    a, one = A.to(dtype), kind(1)
+    for function, arguments in (
+        (rsample, dict(mu=a, noise=a, logvar=1)),
+        (gaussian_kl, dict(mu=a, std=1, prior_mu=1, prior_var=1)),
+        (gaussian_log_prob, dict(x=a, mean=1, log_std=1)),
+        (laplace_log_prob, dict(x=a, mean=a, scale=1)),
+        (elbo_loss, dict(recon=a, x=a, mu=a, var=1, beta=1, recon_var=1)),
+        (elbo_loss, dict(recon=a, x=a, kl=1, beta=1, reduction="none")),
+        (elbo_loss, dict(log_likelihood=a[:, 0], kl=1)),
+        (bounds.free_bits, dict(kl=a, nats=1, per="example")),
+        (bounds.capacity, dict(kl=a, nats=1, per="batch")),
+        (bounds.LinearSchedule(4), dict(step=1)),
+        (bounds.balanced_kl, dict(mu=a, std=1, posterior_weight=1, prior_weight=0.5)),
+        (lambda beta: ELBOLoss(beta=beta)(a, a, kl=a[:, 0]), dict(beta=1)),
+        (lambda scale: elbo_loss(a, a, kl=0, likelihood=likelihoods.Laplace(scale=scale)), dict(scale=1)),
+    ):
+        expected = function(**arguments)
+        others = {name: one if isinstance(value, int) else value for name, value in arguments.items()}
+        torch.testing.assert_close(function(**others), expected, rtol=1e-6, atol=0)
+
+
+def test_schedules_of_numpy_numbers() -> None:
+    schedule = bounds.CyclicalSchedule(bounds.LinearSchedule(np.int64(10), np.float32(0.5)), np.float64(20))
+    for step in (np.int64(25), np.int32(25), torch.tensor(25)):
+        value = schedule(step)
+        assert type(value) is float and value == 0.75
+    assert_error(TypeError, "step must be a number, got Tensor", schedule, torch.tensor(2.5))
+
+
+def test_counts_of_numpy() -> None:
+    for kind in (np.int64, np.uint8):
+        z, kl = rsample_kl(A, A, num_samples=kind(3), batch_dims=kind(2))
+        assert z.shape == (3, 2, 3) and kl.shape == (2, 3)
+
+
+def test_a_kl_that_is_a_number() -> None:
+    recon = A.clone().requires_grad_()
+    for reduction in ("none", "sum", "mean"):
+        got = elbo_loss(recon, A, kl=0.25, beta=2.0, reduction=reduction)
+        expected = elbo_loss(recon, A, kl=torch.full((2,), 0.25), beta=2.0, reduction=reduction)
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+        assert torch.equal(*(torch.autograd.grad(e.loss.sum(), recon)[0] for e in (got, expected)))
+
+
+def test_integer_weights() -> None:
+    """Masks of 0 and 1, as tokenizers return them; NaN is left out by a zero."""
+    mask = torch.tensor([[1, 0, 1], [1, 1, 0]])
+    x = torch.where(mask == 1, A, float("nan"))
+    for kind in (torch.int64, torch.uint8):
+        assert torch.equal(gaussian_log_prob(x, A, weight=mask.to(kind)), gaussian_log_prob(x, A, weight=mask == 1))
+        assert gaussian_log_prob(A.double(), A, weight=mask.to(kind)).dtype == torch.float64
+        assert torch.equal(rsample_kl(x, 0.0, kl_weight=mask.to(kind))[1], gaussian_kl(x, 0.0, weight=mask == 1))
 
 
 # ---- sampling ----
@@ -462,7 +579,7 @@ SAMPLERS = pytest.mark.parametrize("function", [rsample, rsample_kl, rsample_wit
 
 
 @SAMPLERS
-@pytest.mark.parametrize("value", [2.0, "2", True, torch.tensor(2), np.int64(2)], ids=repr)
+@pytest.mark.parametrize("value", [2.0, "2", True, torch.tensor(2), np.float32(2)], ids=repr)
 def test_num_samples_is_an_int(function: Callable[..., Any], value: Any) -> None:
     message = f"num_samples must be an int or None, got {type(value).__name__}"
     assert_error(TypeError, message, function, A, A, num_samples=value)
@@ -522,8 +639,19 @@ def test_device_of_noise(function: Callable[..., Any]) -> None:
 @SAMPLERS
 @pytest.mark.parametrize("value", [3, "cpu", A], ids=["int", "str", "Tensor"])
 def test_generator_is_a_generator(function: Callable[..., Any], value: Any) -> None:
-    message = f"generator must be a torch.Generator or None, got {type(value).__name__}"
+    message = f"generator must be a torch.Generator, a list of them, or None, got {type(value).__name__}"
     assert_error(TypeError, message, function, A, A, generator=value)
+    message = f"generator must be a list of torch.Generator, got one of {type(value).__name__}"
+    assert_error(TypeError, message, function, A, A, generator=[torch.Generator(), value])
+
+
+@SAMPLERS
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_one_generator_for_each_example(function: Callable[..., Any], count: int) -> None:
+    message = f"generator must be a list of one for each example of the joint shape (2, 3), got {count} of them"
+    assert_error(ValueError, message, function, A[0], A, generator=[torch.Generator()] * count)
+    message = f"generator must be a list of one for each example of the joint shape (), got {count} of them"
+    assert_error(ValueError, message, rsample, A[0, 0], 0.0, generator=[torch.Generator()] * count)
 
 
 # ---- layouts that the kernels do not know ----

@@ -66,7 +66,8 @@ def error_of_elbo(arguments: Arguments, tolerance: Tolerance) -> dict[str, Tenso
     else:
         names = [prefix + name for prefix in ("", "prior_") for name in ("mu", *FORMS)]
         latent_dims = dims - max(arguments["recon"].dim() - arguments["x"].dim(), 0)
-        posterior = {**renamed(arguments, **{name: name for name in names}), "batch_dims": latent_dims}
+        names = {name: name for name in names} | {"weight": "kl_weight"}
+        posterior = {**renamed(arguments, **names), "batch_dims": latent_dims}
         kl = error_of_examples(reference.gaussian_kl, posterior, tolerance)
     beta = torch.as_tensor(arguments.get("beta", 1.0), dtype=torch.float64).abs()
     reduce = REDUCE[arguments.get("reduction", "mean")]
@@ -90,7 +91,9 @@ def errors_of_log_probs(
 
     eps, _, log_q = standardized("")
     u, prior_sigma, log_p = standardized("prior_")
+    weight = arguments.get("kl_weight", torch.ones(())).double()
     errors = {"log_q": log_q + eps.abs() * noise_error, "log_p": log_p + (u / prior_sigma).abs() * error_of_z}
+    errors = {name: error * weight for name, error in errors.items()}
     return {name: error.reshape(*z.shape[:dims], math.prod(z.shape[dims:])).sum(-1) for name, error in errors.items()}
 
 
@@ -114,7 +117,8 @@ def allowed_errors(
     if "log_q" in truth:
         errors |= errors_of_log_probs(arguments, truth["z"], errors["z"], noise_error, tolerance)
     if "kl" in truth:
-        posterior = {name: v for name, v in arguments.items() if name not in ("noise", "num_samples")}
+        posterior = {name: v for name, v in arguments.items() if name not in ("noise", "num_samples", "kl_weight")}
+        posterior |= renamed(arguments, weight="kl_weight")
         errors["kl"] = reduce(error_of_examples(reference.gaussian_kl, posterior, tolerance))
     return errors
 
