@@ -114,7 +114,7 @@ __device__ __forceinline__ int64_t read_integer(const Array& array, int64_t offs
 template <class R, int V>
 __device__ __forceinline__ Raw<R, V> load_data(const Array& array, int64_t offset) {
   if (V == 8 || !is_integer(array.dtype)) return load<R, V>(array, offset);
-  Raw<R, V> raw;
+  Raw<R, V> raw = {};
   if constexpr (V != 8) {
     const auto load_as = [&](auto integer) {
       using I = decltype(integer);
