@@ -29,7 +29,15 @@ All values are natural logarithms (nats).
 """
 
 from ..reference import ELBO
-from .densities import bernoulli_log_prob, gaussian_kl, gaussian_log_prob, laplace_log_prob
+from .densities import (
+    bernoulli_log_prob,
+    continuous_bernoulli_log_prob,
+    discretized_gaussian_log_prob,
+    discretized_logistic_log_prob,
+    gaussian_kl,
+    gaussian_log_prob,
+    laplace_log_prob,
+)
 from .elbo import elbo_loss
 from .latent import rsample, rsample_kl, rsample_with_log_prob
 from .operands import Scale as Scale
@@ -37,6 +45,9 @@ from .operands import Scale as Scale
 __all__ = [
     "ELBO",
     "bernoulli_log_prob",
+    "continuous_bernoulli_log_prob",
+    "discretized_gaussian_log_prob",
+    "discretized_logistic_log_prob",
     "elbo_loss",
     "gaussian_kl",
     "gaussian_log_prob",

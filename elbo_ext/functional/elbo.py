@@ -54,17 +54,18 @@ def elbo_loss(
     first backward pass after a reduced result, the gradients are ready: the forward pass made them.
 
     Args:
-        recon: the decoder's output: the mean of a Gaussian or Laplace likelihood, the logits of a Bernoulli. With K samples
-            it has a leading axis K that x lacks, which counts among ``batch_dims`` (K samples of B examples:
+        recon: the decoder's output: the logits of a Bernoulli or continuous Bernoulli likelihood, the mean of any other. With
+            K samples it has a leading axis K that x lacks, which counts among ``batch_dims`` (K samples of B examples:
             ``batch_dims=2``).
         x: data; broadcasts to recon without a copy.
         mu, logvar: of the posterior, whose KL to the prior is computed (:func:`gaussian_kl`); or
         kl: the KL of each example, as :func:`rsample_kl` returns it. Broadcasts to the batch shape.
         log_likelihood: ln p(x|z) of each example, ``[*batch]``, computed by the caller, in place of recon and x;
             ``batch_dims`` are then those of mu.
-        likelihood: "gaussian", "bernoulli" or "laplace"; or an object of :mod:`elbo_ext.likelihoods` with the parameters
-            that the decoder does not give, ``likelihoods.Laplace(scale=0.5)``.
-        recon_logvar: scale of the Gaussian likelihood, ln sigma^2 = 0 by default; or ``recon_log_std=``, ...
+        likelihood: "gaussian", "bernoulli", "laplace", "continuous_bernoulli", "discretized_logistic" or
+            "discretized_gaussian"; or an object of :mod:`elbo_ext.likelihoods` with the parameters that the decoder does not
+            give, ``likelihoods.DiscretizedLogistic(log_scale=-2.0, low=0.0, high=1.0, bins=256)``.
+        recon_logvar: scale of a Gaussian likelihood, discretized or not, ln sigma^2 = 0 by default; or ``recon_log_std=``, ...
         beta: factor of the KL, a number or a tensor that broadcasts to the batch shape.
         weight: multiplies each element's log-likelihood.
         batch_dims, reduction: see the module's conventions.
@@ -74,7 +75,7 @@ def elbo_loss(
 
     Raises:
         ValueError, TypeError: see the module's conventions; also for an unknown likelihood, a scale with another likelihood
-            than the Gaussian, if recon and x repeat against each other, and if neither or both of kl and mu are given.
+            than those two, if recon and x repeat against each other, and if neither or both of kl and mu are given.
     """
     spec: TermSpec | None = None
     operands: tuple[Tensor | None, ...]

@@ -56,8 +56,11 @@ def named_inputs(term: Term, given: Mapping[str, Any], shown: Mapping[str, str])
     the forms of the inputs; ``shown`` their names where they differ."""
     named: dict[str, Any] = {}
     chosen = []
+    given = term.with_numbers(given)
     for name, forms, positive in zip(term.inputs, term.forms_of_inputs, term.positive_of_inputs, strict=True):
-        if len(forms) == 1 and name not in term.defaults:
+        if name in term.numbers:
+            label, value, form = name, given[name], 0
+        elif len(forms) == 1 and name not in term.defaults:
             check = arguments.tensor if name == "x" else arguments.tensor_or_number
             label, form = shown.get(name, name), 0
             value = check(label, given[name])
