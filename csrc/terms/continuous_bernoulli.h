@@ -11,11 +11,11 @@ namespace {
 // B_2n / (2n)! of the Bernoulli numbers, n >= 1.
 struct BernoulliNumbers {
   static constexpr int kCount = 17;
-  static constexpr double kOverFactorial[kCount] = {8.33333333333333287e-02, -1.38888888888888894e-03, 3.30687830687830710e-05, -8.26719576719576754e-07,
-                                                    2.08767569878681002e-08, -5.28419013868749322e-10, 1.33825365306846789e-11, -3.38968029632258272e-13,
-                                                    8.58606205627784517e-15, -2.17486869855806192e-16, 5.50900282836022953e-18, -1.39544646858125223e-19,
-                                                    3.53470703962946728e-21, -8.95351742703754628e-23, 2.26795245233768293e-24, -5.74479066887220246e-26,
-                                                    1.45517247561486496e-27};
+  double over_factorial[kCount] = {8.33333333333333287e-02, -1.38888888888888894e-03, 3.30687830687830710e-05, -8.26719576719576754e-07,
+                                   2.08767569878681002e-08, -5.28419013868749322e-10, 1.33825365306846789e-11, -3.38968029632258272e-13,
+                                   8.58606205627784517e-15, -2.17486869855806192e-16, 5.50900282836022953e-18, -1.39544646858125223e-19,
+                                   3.53470703962946728e-21, -8.95351742703754628e-23, 2.26795245233768293e-24, -5.74479066887220246e-26,
+                                   1.45517247561486496e-27};
 };
 
 // Written around the middle, a (x - 1/2) - L(a), L(a) = log(sinh(a / 2) / (a / 2)), an even function. For |a| < 2 by Taylor
@@ -58,16 +58,18 @@ struct ContinuousBernoulli : OneForm {
 
   ELBO_INLINE static T near_zero(const T* in) {
     const T a = in[1], a2 = a * a;
+    constexpr BernoulliNumbers kOf{};
     T series = T(R(0));
     ELBO_UNROLL
-    for (int n = kTerms; n >= 1; --n) series = series * a2 + T(R(BernoulliNumbers::kOverFactorial[n - 1] / (2 * n)));
+    for (int n = kTerms; n >= 1; --n) series = series * a2 + T(R(kOf.over_factorial[n - 1] / (2 * n)));
     return a * (in[0] - T(R(0.5))) - a2 * series;
   }
   ELBO_INLINE static T slope_near_zero(T a) {
     const T a2 = a * a;
+    constexpr BernoulliNumbers kOf{};
     T series = T(R(0));
     ELBO_UNROLL
-    for (int n = kTerms; n >= 1; --n) series = series * a2 + T(R(BernoulliNumbers::kOverFactorial[n - 1]));
+    for (int n = kTerms; n >= 1; --n) series = series * a2 + T(R(kOf.over_factorial[n - 1]));
     return a * series;
   }
   // a (x - [a > 0]) + log(|a| / (1 - e^-|a|))

@@ -38,7 +38,7 @@ struct DiscretizedLogistic : TwoForms<2> {
     p.width = minimum(bin * p.factor, T(kLargest<T>));
     p.tail = fast_exp(zero - p.width);
     p.rest = zero - expm1_parts(zero - p.width, p.tail).value;
-    p.half_over_rest = select(p.width > zero, T(R(0.5)) * p.width / p.rest, T(R(0.5)));
+    p.half_over_rest = T(R(0.5)) * select(p.width > zero, p.width / p.rest, one);
     p.log_rest = zero;
     const auto is_flat = p.width < T(kFlat);
     p.flat = any(is_flat);

@@ -17,7 +17,7 @@ constexpr double kOverRootTwoPi = 0.398942280401432677939946059934;
 template <class R>
 struct MillsPolynomial {
   static constexpr int kCount = 25;
-  static constexpr double kCoefficient[kCount] = {
+  double coefficient[kCount] = {
       6.1630471986551671e-11, -9.5452158844568583e-10, -1.0770966817867951e-09, 1.1020770424653135e-08,
       1.0062736292034490e-08, -7.7556892823196662e-08, -6.7352467072358908e-08, 4.9195580079427622e-07,
       3.2194150125726876e-07, -3.2772513658038686e-06, -1.7721527238693433e-07, 2.2709591493592911e-05,
@@ -29,7 +29,7 @@ struct MillsPolynomial {
 template <>
 struct MillsPolynomial<float> {
   static constexpr int kCount = 12;
-  static constexpr double kCoefficient[kCount] = {
+  double coefficient[kCount] = {
       -8.124019626e-05, 3.837268672e-04, -3.532491340e-05, -4.119518884e-03,
       1.637554694e-02, -3.806878215e-02, 6.149877755e-02, -6.616774071e-02,
       2.507271113e-02, 7.778075493e-02, -2.294875456e-01, 1.156848640e+00};
@@ -40,12 +40,12 @@ struct MillsPolynomial<float> {
 template <class T>
 ELBO_INLINE T mills_ratio(T t) {
   using R = Real<T>;
-  using Polynomial = MillsPolynomial<R>;
+  constexpr MillsPolynomial<R> kOf{};
   const T five = T(R(5)), inside = minimum(t, T(kLargest<T>));  // so that s is no quotient of infinities
   const T s = (inside - five) / (inside + five);
-  T series = T(R(Polynomial::kCoefficient[0]));
+  T series = T(R(kOf.coefficient[0]));
   ELBO_UNROLL
-  for (int k = 1; k < Polynomial::kCount; ++k) series = series * s + T(R(Polynomial::kCoefficient[k]));
+  for (int k = 1; k < kOf.kCount; ++k) series = series * s + T(R(kOf.coefficient[k]));
   return series / (T(R(1)) + inside);
 }
 
