@@ -1213,9 +1213,12 @@ def _gaussian_row(c: Case) -> _X:
     return dict(x=c.normal(), mean=c.normal(beside=True), **c.scale())
 
 
-def _pixel_row(c: Case) -> _X:
-    """Bins so wide that some are narrow beside the scale and some are not; outermost ones among them."""
-    return dict(x=c.levels(), mean=c.normal(beside=True), **c.scale(), low=0.0, high=1.0, bins=8)
+def _pixel_row(c: Case, spread: int = 1) -> _X:
+    """Bins so wide that some are narrow beside the scale and some are not; outermost ones among them. The derivative by a
+    logistic scale is small, the difference of numbers of size 1, where the mean is about as far from x as the scale is large;
+    ``spread`` is what keeps most away from there."""
+    x, mean = c.levels(), c.draw(lambda *shape, dtype: spread * c.m.normal(*shape, dtype=dtype), beside=True)
+    return dict(x=x, mean=mean, **c.scale(), low=0.0, high=1.0, bins=8)
 
 
 def _latent_row(c: Case) -> _X:
@@ -1260,7 +1263,7 @@ STANDARD = [
     *standard(
         "discretized_logistic",
         "discretized_logistic_log_prob",
-        _pixel_row,
+        lambda c: _pixel_row(c, spread=4),
         rows=2,
         forms_of_scale=("log_scale", "scale"),
         row=lambda c: dict(x=(7 * c.unit()).round(), mean=3 * c.normal(), **c.scale(), low=None, high=None, width=1.0),
