@@ -102,7 +102,7 @@ def worst_error(actual: list[Tensor], inputs: list[Tensor], exact: Exact, eps: f
             assert math.isfinite(column[i]), f"{row}: {column[i]}, expected {mp.nstr(truth, 9)}"
             error = abs(column[i] - truth) - tiny
             if error > 0:
-                worst = max(worst, float(error / max(abs(truth), size)))
+                worst = max(worst, float(error / max(abs(truth), size, tiny)))
     return worst
 
 
