@@ -145,6 +145,24 @@ def scale(names: Sequence[str], values: Sequence[Any]) -> tuple[str, Tensor | fl
     return one_form(names, values, _DIRECT_SCALES)
 
 
+def bins(low: Any, high: Any, bins: Any, width: Any) -> dict[str, float]:
+    """The grid of a discretized likelihood, as its formula takes it: the values of the lowest and the highest bin and half
+    the width of all. Without outermost bins, they are infinitely far away."""
+    if low is None and high is None:
+        return {
+            "low": -math.inf,
+            "high": math.inf,
+            "half_bin": 0.5 if width is None else number("width", width, low=0.0, above=True) / 2,
+        }
+    if low is None or high is None:
+        raise ValueError(f"low and high must be given both, or be None both, got low={low} and high={high}")
+    if width is not None:
+        raise ValueError(f"width has no use beside low and high, between which bins says it, got {width}")
+    low = number("low", low)
+    high = number("high", high, low=low, above=True)
+    return {"low": low, "high": high, "half_bin": (high - low) / (2 * (count("bins", bins, 2) - 1))}
+
+
 def broadcast(operands: Mapping[str, Any]) -> torch.Size:
     """The shape that all tensors among the operands broadcast to; they must be on one device."""
     shape = device = None
@@ -233,8 +251,8 @@ def recon_scales(likelihood: LikelihoodWithParameters, scales: Mapping[str, Any]
     known = {form for forms in of_term.forms_of_inputs for form in forms}
     for name in given:
         if name not in known:
-            given_by_decoder = ("x", *of_term.forms.get(of_term.decoder, (of_term.decoder,)))
-            others = [form for form in known if form not in given_by_decoder]
+            of_decoder = of_term.forms.get(of_term.decoder, (of_term.decoder,))
+            others = [form for form in known if form not in ("x", *of_decoder, *of_term.numbers)]
             reason = (
                 f"; pass likelihoods.{of_term.class_name}({min(others)}=...) instead"
                 if others

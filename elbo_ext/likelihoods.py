@@ -23,6 +23,9 @@ from .ops import TERM_NUMBERS
 
 __all__ = [
     "Bernoulli",
+    "ContinuousBernoulli",
+    "DiscretizedGaussian",
+    "DiscretizedLogistic",
     "Gaussian",
     "Laplace",
     "Likelihood",
@@ -49,6 +52,8 @@ class Term:
         positive: forms whose Python numbers have to be above 0.
         defaults: numbers for inputs that need not be given.
         masked: for each input a number that the formula bears and that stands in for an element of weight 0.
+        numbers: inputs that are never tensors, but numbers made of ``options``, which are arguments with these defaults, by
+            ``numbers_from``, which checks them and returns the numbers by name.
         number: in the operator schema.
         forms_of_inputs: the names of the forms of each input.
         positive_of_inputs: the numbers of those whose Python numbers have to be above 0.
@@ -61,6 +66,9 @@ class Term:
     positive: tuple[str, ...] = ()
     defaults: Mapping[str, float] = field(default_factory=dict)
     masked: tuple[float, ...] = ()
+    numbers: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    numbers_from: Callable[..., Mapping[str, float]] = dict
     number: int = field(init=False)
     forms_of_inputs: tuple[tuple[str, ...], ...] = field(init=False)
     positive_of_inputs: tuple[tuple[int, ...], ...] = field(init=False)
@@ -85,6 +93,13 @@ class Term:
         """The inputs by the names of the forms that they are in."""
         return {names[forms >> 4 * k & 15]: value for k, (names, value) in
                 enumerate(zip(self.forms_of_inputs, inputs, strict=True))}  # fmt: skip
+
+    def with_numbers(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Arguments by name and, beside them, the numbers that their options stand for."""
+        if not self.numbers:
+            return given
+        options = {name: given.get(name, default) for name, default in self.options.items()}
+        return {**given, **self.numbers_from(**options)}
 
     def in_torch(self, forms: int, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
         """The formula, times the weight."""
@@ -139,13 +154,15 @@ class LikelihoodWithParameters:
         inputs = [
             names
             for names, input in zip(term.forms_of_inputs, term.inputs, strict=True)
-            if input not in ("x", term.decoder)
+            if input not in ("x", term.decoder, *term.numbers)
         ]
-        known = [form for names in inputs for form in names]
+        known = [form for names in inputs for form in names] + list(term.options)
         for name, value in self.parameters.items():
             if name not in known:
                 takes = f"takes {', '.join(known)}" if known else "takes no parameters"
                 raise TypeError(f"{name} is no parameter of the {term.name} likelihood, which {takes}")
+            if name in term.options:
+                continue
             is_number = arguments.is_number(value)
             if not is_number and not isinstance(value, Tensor):
                 raise TypeError(f"{name} must be a torch.Tensor or a number, got {type(value).__name__}")
@@ -155,6 +172,7 @@ class LikelihoodWithParameters:
             given = [name for name in names if name in self.parameters]
             if len(given) > 1:
                 raise ValueError(f"exactly one of {', '.join(names)} must be given, got {' and '.join(given)}")
+        term.with_numbers(self.parameters)
 
     def __repr__(self) -> str:
         shown = (
@@ -206,6 +224,7 @@ Poisson = _register(
     decoder="log_rate",
     forms={"log_rate": ("log_rate", "rate")},
     positive=("rate",),
+    support=constraints.nonnegative,
     formula=formulas.poisson,
 )
 
@@ -218,6 +237,7 @@ NegativeBinomial = _register(
     decoder="mean",
     forms={"mean": _MEANS, "theta": _THETAS},
     positive=("mean", "theta"),
+    support=constraints.nonnegative,
     formula=formulas.negative_binomial,
 )
 
@@ -227,6 +247,7 @@ ZeroInflatedNegativeBinomial = _register(
     decoder="mean",
     forms={"mean": _MEANS, "theta": _THETAS},
     positive=("mean", "theta"),
+    support=constraints.nonnegative,
     formula=formulas.zero_inflated_negative_binomial,
 )
 
@@ -238,6 +259,50 @@ StudentT = _register(
     positive=("df", "scale"),
     defaults={"mean": 0.0, "log_scale": 0.0},
     formula=formulas.student_t,
+)
+
+ContinuousBernoulli = _register(
+    "continuous_bernoulli",
+    inputs=("x", "logits"),
+    decoder="logits",
+    support=constraints.unit_interval,
+    formula=formulas.continuous_bernoulli,
+)
+
+
+def _bins(**options: Any) -> Mapping[str, float]:
+    from . import arguments  # which reads this registry
+
+    return arguments.bins(**options)
+
+
+_BINS: dict[str, Any] = dict(
+    numbers=("low", "high", "half_bin"),
+    options={"low": -1.0, "high": 1.0, "bins": 256, "width": None},
+    numbers_from=_bins,
+    masked=(0.0, 0.0, 1.0, -1.0, 1.0, 0.5),
+)
+
+DiscretizedLogistic = _register(
+    "discretized_logistic",
+    inputs=("x", "mean", "log_scale", "low", "high", "half_bin"),
+    decoder="mean",
+    forms={"log_scale": ("log_scale", "scale")},
+    positive=("scale",),
+    defaults={"log_scale": 0.0},
+    formula=formulas.discretized_logistic,
+    **_BINS,
+)
+
+DiscretizedGaussian = _register(
+    "discretized_gaussian",
+    inputs=("x", "mean", "logvar", "low", "high", "half_bin"),
+    decoder="mean",
+    forms={"logvar": _SCALES},
+    positive=("std", "var"),
+    defaults={"logvar": 0.0},
+    formula=formulas.discretized_gaussian,
+    **_BINS,
 )
 
 # Not a likelihood, but a term like them.

@@ -27,6 +27,9 @@ from .likelihoods import GAUSSIAN_KL, LIKELIHOODS, Term, by_name
 __all__ = [
     "ELBO",
     "bernoulli_log_prob",
+    "continuous_bernoulli_log_prob",
+    "discretized_gaussian_log_prob",
+    "discretized_logistic_log_prob",
     "elbo_loss",
     "gaussian_kl",
     "gaussian_log_prob",
@@ -178,6 +181,7 @@ def _log_prob(
     """ln p(x), summed over the event dimensions, of a likelihood of the registry; ``given`` has forms of its inputs."""
     likelihood = LIKELIHOODS[name]
     inputs, chosen = [], []
+    given = dict(likelihood.with_numbers(given))
     for input, forms in zip(likelihood.inputs, likelihood.forms_of_inputs, strict=True):
         # A keyword comes before the form by position, which may have a default.
         form = next((form for form in reversed(forms) if given.get(form) is not None), None)
@@ -480,6 +484,52 @@ def student_t_log_prob(
     return _log_prob("student_t", given, **rows)
 
 
+def continuous_bernoulli_log_prob(x: Tensor, logits: Tensor | float, **rows: Any) -> Tensor:
+    """ln p(x) = sum_j (a_j x_j - ln((e^a_j - 1) / a_j)), a the logits, in nats; rows: as for :func:`gaussian_log_prob`."""
+    return _log_prob("continuous_bernoulli", {"x": x, "logits": logits}, **rows)
+
+
+def discretized_logistic_log_prob(
+    x: Tensor,
+    mean: Tensor | float,
+    log_scale: Tensor | float = 0.0,
+    *,
+    scale: Tensor | float | None = None,
+    low: float | None = -1.0,
+    high: float | None = 1.0,
+    bins: int = 256,
+    width: float | None = None,
+    **rows: Any,
+) -> Tensor:
+    """ln p(x) = sum_j ln(S((x_j + h - mean_j) / b_j) - S((x_j - h - mean_j) / b_j)), S the logistic function, in nats.
+
+    h is half a bin, (high - low) / (bins - 1) / 2, or width / 2 where low and high are None. The lowest bin begins at
+    -infinity, the highest one ends at +infinity. rows: as for :func:`gaussian_log_prob`.
+    """
+    given = {"x": x, "mean": mean, "log_scale": log_scale, "scale": scale}
+    return _log_prob("discretized_logistic", {**given, "low": low, "high": high, "bins": bins, "width": width}, **rows)
+
+
+def discretized_gaussian_log_prob(
+    x: Tensor,
+    mean: Tensor | float,
+    logvar: Tensor | float = 0.0,
+    *,
+    log_std: Tensor | float | None = None,
+    std: Tensor | float | None = None,
+    var: Tensor | float | None = None,
+    low: float | None = -1.0,
+    high: float | None = 1.0,
+    bins: int = 256,
+    width: float | None = None,
+    **rows: Any,
+) -> Tensor:
+    """ln p(x) = sum_j ln(Phi((x_j + h - mean_j) / sigma_j) - Phi((x_j - h - mean_j) / sigma_j)), in nats; bins and rows as
+    for :func:`discretized_logistic_log_prob`."""
+    given = {"x": x, "mean": mean, "logvar": logvar, "log_std": log_std, "std": std, "var": var}
+    return _log_prob("discretized_gaussian", {**given, "low": low, "high": high, "bins": bins, "width": width}, **rows)
+
+
 def elbo_loss(
     recon: Tensor | None = None,
     x: Tensor | None = None,
@@ -530,7 +580,7 @@ def elbo_loss(
     if log_likelihood is None:
         chosen = by_name(likelihood)
         given = {"x": x, chosen.recon: recon, **chosen.parameters}
-        if chosen.likelihood.name == "gaussian":
+        if "logvar" in chosen.likelihood.forms:
             given = {**scales, **given}
         log_likelihood = _log_prob(chosen.likelihood.name, given, weight, batch_dims)
     if kl is None:

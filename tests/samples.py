@@ -128,6 +128,10 @@ class Maker:
         """In [0, 1): pixels, weights."""
         return self._to(torch.rand(shape, generator=self.generator, dtype=torch.float64), dtype)
 
+    def levels(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """On the grid of 8 values from 0 to 1."""
+        return self._to((7 * self.unit(*shape, dtype=torch.float64)).round() / 7, dtype)
+
     def bits(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return self._to(self.unit(*shape, dtype=torch.float64).round(), dtype)
 
@@ -349,6 +353,9 @@ class Case:
 
     def unit(self, beside: bool = False) -> Tensor:
         return self.draw(self.m.unit, beside)
+
+    def levels(self, beside: bool = False) -> Tensor:
+        return self.draw(self.m.levels, beside)
 
     def scale(self, prefix: str = "", beside: bool = False) -> _X:
         """The next operand: a scale under the name of its form."""
@@ -1270,6 +1277,26 @@ ELBO = [
         "a likelihood with a parameter",
         core=True,
     ),
+    *(
+        _elbo(
+            likelihood.name,
+            lambda m, likelihood=likelihood: dict(
+                recon=m.normal(4, 6),
+                x=m.levels(4, 6),
+                **_latent(m),
+                likelihood=likelihood(low=0.0, high=1.0, bins=8),
+            ),
+            "a likelihood with numbers",
+            core=True,
+        )
+        for likelihood in (likelihoods.DiscretizedLogistic, likelihoods.DiscretizedGaussian)
+    ),
+    _elbo(
+        "continuous_bernoulli",
+        lambda m: dict(recon=m.normal(4, 6), x=m.unit(4, 6), **_latent(m), likelihood="continuous_bernoulli"),
+        "a likelihood of one parameter",
+        core=True,
+    ),
     _elbo(
         "x-channel",
         lambda m: dict(recon=m.normal(4, 3, 5, 5), x=m.unit(1, 3, 1, 1), **_latent(m)),
@@ -1308,6 +1335,14 @@ def _latent(m: Maker) -> _X:
 
 def _gaussian_row(c: Case) -> _X:
     return dict(x=c.normal(), mean=c.normal(beside=True), **c.scale())
+
+
+def _pixel_row(c: Case, spread: int = 1) -> _X:
+    """Bins so wide that some are narrow beside the scale and some are not; outermost ones among them. The derivative by a
+    logistic scale is small, the difference of numbers of size 1, where the mean is about as far from x as the scale is large;
+    ``spread`` is what keeps most away from there."""
+    x, mean = c.levels(), c.draw(lambda *shape, dtype: spread * c.m.normal(*shape, dtype=dtype), beside=True)
+    return dict(x=x, mean=mean, **c.scale(), low=0.0, high=1.0, bins=8)
 
 
 def _latent_row(c: Case) -> _X:
@@ -1372,6 +1407,28 @@ STANDARD = [
         rows=2,
         forms_of_scale=("log_scale", "scale"),
         without=("layout-all-*", "row-*[3-9]", "sum-*", "rows-*"),
+    ),
+    *standard(
+        "continuous_bernoulli",
+        "continuous_bernoulli_log_prob",
+        lambda c: dict(x=c.unit(beside=True), logits=c.normal()),
+        rows=2,
+        row=lambda c: dict(x=c.unit(), logits=5 * c.normal()),
+    ),
+    *standard(
+        "discretized_logistic",
+        "discretized_logistic_log_prob",
+        lambda c: _pixel_row(c, spread=4),
+        rows=2,
+        forms_of_scale=("log_scale", "scale"),
+        row=lambda c: dict(x=(7 * c.unit()).round(), mean=3 * c.normal(), **c.scale(), low=None, high=None, width=1.0),
+    ),
+    *standard(
+        "discretized_gaussian",
+        "discretized_gaussian_log_prob",
+        _pixel_row,
+        rows=2,
+        row=lambda c: dict(x=(7 * c.unit()).round(), mean=3 * c.normal(), **c.scale(), low=None, high=None, width=1.0),
     ),
     *standard(
         "kl",

@@ -47,5 +47,20 @@ struct ManyForms {
   }
 };
 
+// How many of a term's inputs may be tensors. Where it declares kTensors, the inputs after those are numbers alone, and
+// kernels keep no room for their vectors and gradients.
+template <class Term>
+constexpr int tensors_of() {
+  if constexpr (requires { Term::kTensors; }) return Term::kTensors;
+  else return Term::kInputs;
+}
+
+// How many elements a CUDA thread works on at once. A formula that needs many registers declares kTogether, an even number.
+template <class Term>
+constexpr int together_of() {
+  if constexpr (requires { Term::kTogether; }) return Term::kTogether;
+  else return 4;
+}
+
 }  // namespace
 }  // namespace elbo_ext

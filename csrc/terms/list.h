@@ -3,6 +3,9 @@
 #pragma once
 
 #include "bernoulli.h"
+#include "continuous_bernoulli.h"
+#include "discretized_gaussian.h"
+#include "discretized_logistic.h"
 #include "gaussian.h"
 #include "gaussian_kl.h"
 #include "laplace.h"
@@ -20,4 +23,7 @@
   X(4, Poisson, "poisson")                                              \
   X(5, NegativeBinomial, "negative_binomial")                           \
   X(6, ZeroInflatedNegativeBinomial, "zero_inflated_negative_binomial") \
-  X(7, StudentT, "student_t")
+  X(7, StudentT, "student_t")                                           \
+  X(10, ContinuousBernoulli, "continuous_bernoulli")                    \
+  X(11, DiscretizedLogistic, "discretized_logistic")                    \
+  X(12, DiscretizedGaussian, "discretized_gaussian")

@@ -35,6 +35,9 @@ All values are natural logarithms (nats).
 from ..reference import ELBO
 from .densities import (
     bernoulli_log_prob,
+    continuous_bernoulli_log_prob,
+    discretized_gaussian_log_prob,
+    discretized_logistic_log_prob,
     gaussian_kl,
     gaussian_log_prob,
     laplace_log_prob,
@@ -51,6 +54,9 @@ from .operands import Scale as Scale
 __all__ = [
     "ELBO",
     "bernoulli_log_prob",
+    "continuous_bernoulli_log_prob",
+    "discretized_gaussian_log_prob",
+    "discretized_logistic_log_prob",
     "elbo_loss",
     "gaussian_kl",
     "gaussian_log_prob",

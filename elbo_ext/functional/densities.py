@@ -9,6 +9,9 @@ from .operands import Scale, posterior_and_prior, sum_of_log_prob, sum_of_term
 
 __all__ = [
     "bernoulli_log_prob",
+    "continuous_bernoulli_log_prob",
+    "discretized_gaussian_log_prob",
+    "discretized_logistic_log_prob",
     "gaussian_kl",
     "gaussian_log_prob",
     "laplace_log_prob",
@@ -152,6 +155,7 @@ def laplace_log_prob(
     return sum_of_log_prob(likelihoods.Laplace, given, weight, batch_dims, reduction)
 
 
+@public
 def poisson_log_prob(
     x: Tensor,
     log_rate: Scale = None,
@@ -182,6 +186,7 @@ def poisson_log_prob(
     return sum_of_log_prob(likelihoods.Poisson, given, weight, batch_dims, reduction)
 
 
+@public
 def negative_binomial_log_prob(
     x: Tensor,
     mean: Scale = None,
@@ -218,6 +223,7 @@ def negative_binomial_log_prob(
     return sum_of_log_prob(likelihoods.NegativeBinomial, given, weight, batch_dims, reduction)
 
 
+@public
 def zero_inflated_negative_binomial_log_prob(
     x: Tensor,
     mean: Scale = None,
@@ -252,6 +258,7 @@ def zero_inflated_negative_binomial_log_prob(
     return sum_of_log_prob(likelihoods.ZeroInflatedNegativeBinomial, given, weight, batch_dims, reduction)
 
 
+@public
 def student_t_log_prob(
     x: Tensor,
     df: Scale = None,
@@ -284,3 +291,118 @@ def student_t_log_prob(
     """
     given = {"x": x, "df": df, "log_df": log_df, "mean": mean, "log_scale": log_scale, "scale": scale}
     return sum_of_log_prob(likelihoods.StudentT, given, weight, batch_dims, reduction)
+
+
+@public
+def continuous_bernoulli_log_prob(
+    x: Tensor,
+    logits: Tensor | float,
+    *,
+    weight: Tensor | None = None,
+    batch_dims: int = 1,
+    reduction: str = "none",
+) -> Tensor:
+    """ln CB(x; a) = a x - ln((e^a - 1) / a), a = logits: a density on [0, 1], exponential in x.
+
+    What a Bernoulli with grey pixels lacks, the constant that makes it a density (Loaiza-Ganem & Cunningham 2019). Its
+    ``probs`` or lambda is sigmoid(a). Right for logits of any size; 0 for a = 0, where the usual formula divides 0 by 0.
+    The values of x are not checked.
+
+    Args:
+        x: data in [0, 1].
+        logits: the parameter a, a tensor or a number.
+        weight, batch_dims, reduction: see the conventions of :mod:`elbo_ext.functional`.
+
+    Returns:
+        The log-density in nats: the batch shape, or a scalar if reduced; float64 if any operand is, else float32.
+
+    Raises:
+        ValueError, TypeError: see the conventions of :mod:`elbo_ext.functional`.
+    """
+    return sum_of_log_prob(likelihoods.ContinuousBernoulli, {"x": x, "logits": logits}, weight, batch_dims, reduction)
+
+
+@public
+def discretized_logistic_log_prob(
+    x: Tensor,
+    mean: Tensor | float,
+    log_scale: Scale = None,
+    *,
+    scale: Scale = None,
+    low: float | None = -1.0,
+    high: float | None = 1.0,
+    bins: int = 256,
+    width: float | None = None,
+    weight: Tensor | None = None,
+    batch_dims: int = 1,
+    reduction: str = "none",
+) -> Tensor:
+    """ln P(x), P the mass of a logistic distribution in the bin of x; scale b = 1 if no scale is given.
+
+    ln P = sum ln(S((x + h - mean) / b) - S((x - h - mean) / b)), S the logistic function, h half a bin; the lowest bin
+    begins at -infinity, the highest one ends at +infinity (Salimans et al. 2017, "PixelCNN++"; without outermost bins the
+    rate of learned compression, whose bits are nats / ln 2). This is the mass however small, never the density in its place.
+
+    Args:
+        x: data, the values of the bins.
+        mean: mean before discretization, a tensor or a number.
+        log_scale: ln b; or ``scale=``, b itself, in its place. The standard deviation is b pi / sqrt(3).
+        low, high, bins: x lies on the grid of ``bins`` values from low to high (256 from -1 to 1 by default), each the middle
+            of its bin; at least 2. Where x is at most half a bin above low, it is of the lowest bin, likewise at high.
+        width: of a bin, where low and high are None: 1 by default, for whole numbers; all bins are alike then.
+        weight, batch_dims, reduction: see the conventions of :mod:`elbo_ext.functional`.
+
+    Returns:
+        The log-probability in nats: the batch shape, or a scalar if reduced; float64 if any operand is, else float32.
+
+    Raises:
+        ValueError, TypeError: see the conventions of :mod:`elbo_ext.functional`; also for low without high, high not above low,
+            less than 2 bins, a width not above 0, and a width beside low and high.
+    """
+    given = {"x": x, "mean": mean, "log_scale": log_scale, "scale": scale}
+    given |= {"low": low, "high": high, "bins": bins, "width": width}
+    return sum_of_log_prob(likelihoods.DiscretizedLogistic, given, weight, batch_dims, reduction)
+
+
+@public
+def discretized_gaussian_log_prob(
+    x: Tensor,
+    mean: Tensor | float,
+    logvar: Scale = None,
+    *,
+    log_std: Scale = None,
+    std: Scale = None,
+    var: Scale = None,
+    low: float | None = -1.0,
+    high: float | None = 1.0,
+    bins: int = 256,
+    width: float | None = None,
+    weight: Tensor | None = None,
+    batch_dims: int = 1,
+    reduction: str = "none",
+) -> Tensor:
+    """ln P(x), P the mass of N(mean, sigma^2) in the bin of x; sigma = 1 if no scale is given.
+
+    ln P = sum ln(Phi((x + h - mean) / sigma) - Phi((x - h - mean) / sigma)), Phi the normal distribution function, h half a
+    bin; the lowest bin begins at -infinity, the highest one ends at +infinity (Ho et al. 2020, DDPM; without outermost bins
+    the rate of learned compression, Ballé et al. 2018, whose bits are nats / ln 2). Exact for any mass: nothing is clamped.
+
+    Args:
+        x: data, the values of the bins.
+        mean: mean before discretization, a tensor or a number.
+        logvar: ln sigma^2; or ``log_std=``, ``std=``, ``var=`` in its place.
+        low, high, bins: x lies on the grid of ``bins`` values from low to high (256 from -1 to 1 by default), each the middle
+            of its bin; at least 2. Where x is at most half a bin above low, it is of the lowest bin, likewise at high.
+        width: of a bin, where low and high are None: 1 by default, for whole numbers; all bins are alike then.
+        weight, batch_dims, reduction: see the conventions of :mod:`elbo_ext.functional`.
+
+    Returns:
+        The log-probability in nats: the batch shape, or a scalar if reduced; float64 if any operand is, else float32.
+
+    Raises:
+        ValueError, TypeError: see the conventions of :mod:`elbo_ext.functional`; also for low without high, high not above low,
+            less than 2 bins, a width not above 0, and a width beside low and high.
+    """
+    given = {"x": x, "mean": mean, "logvar": logvar, "log_std": log_std, "std": std, "var": var}
+    given |= {"low": low, "high": high, "bins": bins, "width": width}
+    return sum_of_log_prob(likelihoods.DiscretizedGaussian, given, weight, batch_dims, reduction)

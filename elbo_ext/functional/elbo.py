@@ -67,8 +67,8 @@ def elbo_loss(
         log_likelihood: ln p(x|z) of each example, ``[*batch]``, computed by the caller, in place of recon and x;
             ``batch_dims`` are then those of mu.
         likelihood: the name of a function without ``_log_prob``; or an object of :mod:`elbo_ext.likelihoods` with the
-            parameters that the decoder does not give, ``likelihoods.Laplace(scale=0.5)``.
-        recon_logvar: scale of the Gaussian likelihood, ln sigma^2 = 0 by default; or ``recon_log_std=``, ...
+            parameters that the decoder does not give, ``likelihoods.DiscretizedLogistic(log_scale=-2.0, low=0.0, high=1.0)``.
+        recon_logvar: scale of a Gaussian likelihood, discretized or not, ln sigma^2 = 0 by default; or ``recon_log_std=``, ...
         beta: factor of the KL, a finite number or a tensor that broadcasts to the batch shape.
         weight: multiplies each element's log-likelihood.
         kl_weight: multiplies the KL of each element of mu: the ``weight`` of :func:`gaussian_kl`.
@@ -79,7 +79,7 @@ def elbo_loss(
 
     Raises:
         ValueError, TypeError: see :mod:`elbo_ext.functional`; also for an unknown likelihood, a scale with another likelihood
-            than the Gaussian, if recon and x repeat against each other, and if neither or both of kl and mu are given.
+            than those two, if recon and x repeat against each other, and if neither or both of kl and mu are given.
     """
     spec: TermSpec | None = None
     operands: tuple[Tensor | None, ...]

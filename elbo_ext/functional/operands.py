@@ -57,8 +57,11 @@ def named_inputs(term: Term, given: Mapping[str, Any], shown: Mapping[str, str])
     the forms of the inputs; ``shown`` their names where they differ."""
     named: dict[str, Any] = {}
     chosen = []
+    given = term.with_numbers(given)
     for name, forms, positive in zip(term.inputs, term.forms_of_inputs, term.positive_of_inputs, strict=True):
-        if len(forms) == 1 and name not in term.defaults:
+        if name in term.numbers:
+            label, value, form = name, given[name], 0
+        elif len(forms) == 1 and name not in term.defaults:
             label, form = shown.get(name, name), 0
             if name not in given:
                 raise ValueError(f"{name} must be given for the {term.name} likelihood, got none")

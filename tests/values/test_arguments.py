@@ -13,9 +13,11 @@ from torch import Tensor
 import elbo_ext
 from elbo_ext import (
     ELBOLoss,
-    arguments,
     bernoulli_log_prob,
     bounds,
+    continuous_bernoulli_log_prob,
+    discretized_gaussian_log_prob,
+    discretized_logistic_log_prob,
     elbo_loss,
     gaussian_kl,
     gaussian_log_prob,
@@ -29,6 +31,7 @@ from elbo_ext import (
     student_t_log_prob,
     zero_inflated_negative_binomial_log_prob,
 )
+from elbo_ext.arguments import DATA_DTYPES
 from elbo_ext.likelihoods import LIKELIHOODS
 
 A = torch.full((2, 3), 0.5)  # valid as anything: data, mean, logits, each form of a scale
@@ -65,6 +68,9 @@ VALID: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         dict(x=A, mean=A, theta=A, gate_logits=A, weight=A),
     ),
     "student_t_log_prob": (student_t_log_prob, dict(x=A, df=A, mean=A, log_scale=A, weight=A)),
+    "continuous_bernoulli_log_prob": (continuous_bernoulli_log_prob, dict(x=A, logits=A, weight=A)),
+    "discretized_logistic_log_prob": (discretized_logistic_log_prob, dict(x=A, mean=A, log_scale=A, weight=A)),
+    "discretized_gaussian_log_prob": (discretized_gaussian_log_prob, dict(x=A, mean=A, logvar=A, weight=A)),
     "elbo_loss-computed": (elbo_loss, dict(log_likelihood=ROWS, mu=A, logvar=A)),
     "elbo_loss-likelihood": (elbo_loss, dict(x=A, recon=A, recon_logvar=A, weight=A, kl=ROWS)),
     "elbo_loss-bernoulli": (elbo_loss, dict(x=A, recon=A, weight=A, kl=ROWS, likelihood="bernoulli")),
@@ -132,7 +138,7 @@ def test_dtype(case: str, name: str, dtype: torch.dtype) -> None:
     if name == "weight" and dtype in (torch.bool, torch.int64, torch.uint8):
         call(case, weight=value)  # a mask is welcome
         return
-    if name == "x" and dtype in arguments.DATA_DTYPES:
+    if name == "x" and dtype in DATA_DTYPES:
         call(case, x=value)  # so are counts and pixels as they come; their values are tested in test_values.py
         return
     message = DTYPE_MESSAGE.format(name=name, dtype=str(dtype).removeprefix("torch."))
@@ -776,6 +782,41 @@ def test_parameters_of_a_likelihood(parameters: dict[str, Any], error: type[Exce
     """Refused where the object is made, by either way."""
     assert_error(error, message, likelihoods.Laplace, **parameters)
     assert_error(error, message, likelihoods.LikelihoodWithParameters, likelihoods.Laplace, parameters)
+
+
+BINS = [
+    (dict(low=None), ValueError, "low and high must be given both, or be None both, got low=None and high=1.0"),
+    (dict(high=None), ValueError, "low and high must be given both, or be None both, got low=-1.0 and high=None"),
+    (dict(low="a"), TypeError, "low must be a number, got str"),
+    (dict(low=True), TypeError, "low must be a number, got bool"),
+    (dict(high=A), TypeError, "high must be a number, got Tensor"),
+    (dict(low=float("-inf")), ValueError, "low must be a finite number, got -inf"),
+    (dict(low=0.0, high=0.0), ValueError, "high must be a finite number above 0, got 0.0"),
+    (dict(bins=1), ValueError, "bins must be at least 2, got 1"),
+    (dict(bins=8.0), TypeError, "bins must be an int, got float"),
+    (dict(width=1.0), ValueError, "width has no use beside low and high, between which bins says it, got 1.0"),
+    (dict(low=None, high=None, width=0.0), ValueError, "width must be a finite number above 0, got 0.0"),
+    (dict(low=None, high=None, width="1"), TypeError, "width must be a number, got str"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), BINS)
+@pytest.mark.parametrize("family", ["logistic", "gaussian"])
+def test_bins(family: str, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    """In the functions, and where a likelihood object is made."""
+    assert_error(error, message, getattr(elbo_ext, f"discretized_{family}_log_prob"), A, A, **options)
+    assert_error(error, message, getattr(likelihoods, f"Discretized{family.title()}"), **options)
+
+
+def test_parameters_of_a_likelihood_with_bins() -> None:
+    known = "log_scale, scale, low, high, bins, width"
+    message = f"half_bin is no parameter of the discretized_logistic likelihood, which takes {known}"
+    assert_error(TypeError, message, likelihoods.DiscretizedLogistic, half_bin=0.5)
+    message = (
+        "recon_std has no meaning for likelihood='discretized_logistic'; "
+        "pass likelihoods.DiscretizedLogistic(log_scale=...) instead"
+    )
+    assert_error(ValueError, message, elbo_loss, A, A, kl=ROWS, likelihood="discretized_logistic", recon_std=1.0)
 
 
 def test_a_scale_beside_a_likelihood_object() -> None:
