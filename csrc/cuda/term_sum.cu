@@ -254,6 +254,10 @@ struct GatherTerm {
 
 // ---- on the host ----
 
+// The widest vectors of the dense kernel: 16 bytes of half precision, but for terms in parts, which would spill registers.
+template <class Term>
+constexpr int kWidest = HasParts<Term>::value ? 4 : 8;
+
 // Lays the tensors out, and returns the width of the dense kernel's vectors: 16 bytes of what all operands are, or of the
 // narrowest; 0 if it does not serve.
 template <template <class> class TermOf, class R, int kCount>
@@ -275,7 +279,7 @@ int lay_out(Layout<kCount>& layout, const TermSumProblem& p, const Dimensions& d
   // derivative by data of terms in parts.
   const bool may_be_dense = !p.operand[S::kWeight].present() && !p.compute_double &&
                             TermOf<R>::form_class(p.forms) != kAnyForms && !(kInParts && p.gradient[0].wanted());
-  for (int width = 8; may_be_dense && width >= 4; width /= 2) {
+  for (int width = kWidest<TermOf<R>>; may_be_dense && width >= 4; width /= 2) {
     for_width(width);
     bool fits = segment % width == 0 && !reads_vectors(layout.place[kUpstream]);
     for (int slot = 0; slot < kElement; ++slot) {
@@ -298,10 +302,12 @@ const char* launch_dense(const TermSumProblem& p, const TermParams<TermOf<R>::kI
   if constexpr (kFormClass + 1 < TermOf<R>::kFormClasses)
     if (TermOf<R>::form_class(p.forms) != kFormClass)
       return launch_dense<TermOf, R, kFormClass + 1>(p, params, width, grid, call);
+  constexpr int kWide = kWidest<TermOf<R>>;
   const auto kernel =
-      width == 8
-          ? (p.wants_gradient ? dense_kernel<TermOf, R, 8, true, kFormClass> : dense_kernel<TermOf, R, 8, false, kFormClass>)
-          : (p.wants_gradient ? dense_kernel<TermOf, R, 4, true, kFormClass> : dense_kernel<TermOf, R, 4, false, kFormClass>);
+      width == kWide ? (p.wants_gradient ? dense_kernel<TermOf, R, kWide, true, kFormClass>
+                                         : dense_kernel<TermOf, R, kWide, false, kFormClass>)
+                     : (p.wants_gradient ? dense_kernel<TermOf, R, 4, true, kFormClass>
+                                         : dense_kernel<TermOf, R, 4, false, kFormClass>);
   return launch(kernel, grid, kThreads, params, call);
 }
 

@@ -57,6 +57,7 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 
 X, MU, SCALE, KL = numbers(4, 3), numbers(4, 3, seed=1), numbers(3, seed=2) + 0.5, numbers(4, seed=3)
+COUNTS = (5 * X.abs()).ceil()
 WEIGHTS = numbers(5, 4, seed=4)
 POSTERIOR = {"mu": MU, "std": SCALE, "prior_mu": numbers(3, seed=5), "prior_logvar": numbers(3, seed=6)}
 
@@ -73,6 +74,16 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "gaussian_log_prob": (elbo_ext.gaussian_log_prob, {"x": X, "mean": MU, "std": SCALE, "weight": numbers(4, 1)}),
     "laplace_log_prob": (elbo_ext.laplace_log_prob, {"x": X, "mean": MU, "scale": SCALE}),
     "bernoulli_log_prob": (elbo_ext.bernoulli_log_prob, {"x": X, "logits": MU, "reduction": "mean"}),
+    "student_t_log_prob": (elbo_ext.student_t_log_prob, {"x": X, "df": SCALE, "mean": MU, "scale": SCALE}),
+    "poisson_log_prob": (elbo_ext.poisson_log_prob, {"x": COUNTS, "log_rate": MU}),
+    "negative_binomial_log_prob": (elbo_ext.negative_binomial_log_prob, {"x": COUNTS, "log_mean": MU, "theta": SCALE}),
+    "zero_inflated_negative_binomial_log_prob": (
+        elbo_ext.zero_inflated_negative_binomial_log_prob,
+        {"x": COUNTS, "log_mean": MU, "theta": SCALE, "gate_logits": X},
+    ),
+    "continuous_bernoulli_log_prob": (elbo_ext.continuous_bernoulli_log_prob, {"x": X, "logits": MU}),
+    "discretized_logistic_log_prob": (elbo_ext.discretized_logistic_log_prob, {"x": X, "mean": MU, "scale": SCALE}),
+    "discretized_gaussian_log_prob": (elbo_ext.discretized_gaussian_log_prob, {"x": X, "mean": MU, "std": SCALE}),
     "gaussian_kl": (elbo_ext.gaussian_kl, POSTERIOR),
     "rsample": (elbo_ext.rsample, {"mu": MU, "std": SCALE}),
     "rsample_kl": (elbo_ext.rsample_kl, POSTERIOR),
