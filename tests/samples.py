@@ -63,7 +63,8 @@ TOLERANCES = {
 _SIZE_OF_PARTS = {
     "negative_binomial_log_prob": 4.0,
     "zero_inflated_negative_binomial_log_prob": 4.0,
-    "student_t_log_prob": 4.0,
+    "student_t_log_prob": 6.0,
+    "continuous_bernoulli_log_prob": 2.0,  # a x beside ln((e^a - 1) / a)
 }
 
 
