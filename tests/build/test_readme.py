@@ -56,7 +56,7 @@ def test_examples_of_the_bound_run() -> None:
 
 
 def test_length() -> None:
-    assert README.count("\n") <= 190
+    assert README.count("\n") <= 180
 
 
 def test_public_names_are_listed() -> None:
