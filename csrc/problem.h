@@ -156,6 +156,7 @@ struct LatentProblem {
   Operand input[kLatentInputs];  // as the term gaussian_kl takes them
   int64_t samples = 1;        // K
   const int64_t* seed = nullptr;
+  bool seed_on_host = false;  // `seed` is not in the memory of the data's device, but in the CPU's
   Operand noise;  // where there is no seed
   int64_t noise_sample_stride = 0;
   // forward

@@ -29,6 +29,7 @@ __all__ = [
     "WITH_LOG_PROB",
     "Z_ALONE",
     "build_info",
+    "draw_on_cuda",
     "draw_seed",
 ]
 
@@ -96,6 +97,8 @@ def draw_seed(device: torch.device, generator: torch.Generator | None = None) ->
     """
     return torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, dtype=torch.int64, device=device)
 
+
+draw_on_cuda = _C.draw_on_cuda
 
 # inductor replaces torch.randint by its own generator, with other draws; inside this operator it cannot. The tag keeps a
 # recomputation from drawing anew.

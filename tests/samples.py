@@ -264,7 +264,7 @@ def seeds_of_the_cpu() -> Iterator[None]:
     def draw_on_cpu(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         return draw(torch.device("cpu"), generator).to(device)
 
-    with mock.patch.object(elbo_ext.functional.latent, "draw_seed", draw_on_cpu):
+    with mock.patch.object(elbo_ext.functional.latent, "_draw_seed", draw_on_cpu):
         yield
 
 
@@ -465,6 +465,9 @@ def standard(
     for shape in ((3000, 1), (1500, 7), (1025, 8), (300, 63), (140, 64), (40, 1000)):
         note = "many short rows: several in a tile, several tiles in a block"
         add(f"rows-{shape[0]}x{shape[1]}", "rows", note, shape, extent=shape[1:])
+    for (i, name), reduction in itertools.product(enumerate(names), ("none", "mean")):
+        note = "one operand is shared by all examples, as a dispersion of each gene is: its gradient is a sum over them"
+        add(f"shared-{name}-{reduction}", "shared", note, (37, 2, 132), dict(reduction=reduction), shapes={i: (2, 132)})
     note = "one operand [B, D] against K = 3 of the others: its gradient is summed over K"
     add(f"{names[0]}-over-samples", "over_samples", note, (3, 4, 6), dict(batch_dims=2), shapes={0: (4, 6)})
     note = "no operand has the joint shape: every gradient is summed"

@@ -1,9 +1,21 @@
 // Normal noise in bulk: Philox on registers of 32-bit words, Box-Muller in loops that the compiler vectorizes.
 #pragma once
 
+#include <cmath>
 #include <cstring>
 
 #include <ATen/cpu/vec/vec.h>
+
+#include "../terms/macros.h"
+
+namespace elbo_ext {
+namespace {
+
+ELBO_INLINE float root(float x) { return std::sqrt(x); }
+ELBO_INLINE double root(double x) { return std::sqrt(x); }
+
+}  // namespace
+}  // namespace elbo_ext
 
 #include "../terms/noise.h"
 

@@ -22,6 +22,13 @@ __device__ __forceinline__ float log1p(float x) { return ::log1pf(x); }
 __device__ __forceinline__ double log1p(double x) { return ::log1p(x); }
 __device__ __forceinline__ float sqrt(float x) { return ::sqrtf(x); }
 __device__ __forceinline__ double sqrt(double x) { return ::sqrt(x); }
+// For terms/noise.h: to 1 ulp, by an inverse root that is right to 2^-22 and one step of Newton's method, every operation
+// rounded as written, so that all kernels make the same normals.
+__device__ __forceinline__ float root(float x) {
+  const float inverse = ::rsqrtf(x), near = __fmul_rn(x, inverse);
+  return __fmaf_rn(__fmul_rn(0.5f, inverse), __fmaf_rn(-near, near, x), near);
+}
+__device__ __forceinline__ double root(double x) { return ::sqrt(x); }
 __device__ __forceinline__ float abs(float x) { return ::fabsf(x); }
 __device__ __forceinline__ double abs(double x) { return ::fabs(x); }
 template <class R>

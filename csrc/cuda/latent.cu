@@ -18,13 +18,17 @@ struct LatentParams {
   int64_t z_step;
 };
 
+// Of the kernels in this file: how many blocks a multiprocessor holds.
+constexpr int blocks_of(bool only_dense) { return only_dense ? 2 : 1; }
+constexpr int blocks_of_usual(bool with_kl) { return with_kl ? 3 : 4; }
+
 template <class R, bool kOnlyDense, int kFormClass>
-__global__ void __launch_bounds__(kThreads, kOnlyDense ? 2 : 1) latent_kernel(const __grid_constant__ LatentParams p) {
+__global__ void __launch_bounds__(kThreads, blocks_of(kOnlyDense)) latent_kernel(const __grid_constant__ LatentParams p) {
   using T = Pack<R, kGroup<R>>;
   using Reader = Group<R, kForwardSlots, kOnlyDense>;
   const LatentCommon& c = p.common;
   const int forms = LatentForms::within<kFormClass>(c.forms), form = form_of(forms, kScale);
-  const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
+  const uint64_t seed = c.the_seed();
   Inputs<R, kForwardSlots, kOnlyDense> inputs(c, p.layout);
   double sum[1] = {};
   for_each_unit<1u>(p.units, p.kl, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
@@ -51,6 +55,36 @@ __global__ void __launch_bounds__(kThreads, kOnlyDense ? 2 : 1) latent_kernel(co
   if (blockIdx.y == 0) total_sums<1u>(p.kl, sum);
 }
 
+// The usual case (latent.cuh), where nothing in the loop asks what an operand is.
+template <DType dtype, bool kWithKL, int kFormClass>
+__global__ void __launch_bounds__(kThreads, blocks_of_usual(kWithKL)) usual_latent_kernel(
+    const __grid_constant__ LatentParams p) {
+  using R = float;
+  constexpr int kWidth = kGroup<R>;
+  using T = Pack<R, kWidth>;
+  const int forms = LatentForms::within<kFormClass>(p.common.forms), form = form_of(forms, kScale);
+  const uint64_t seed = p.common.the_seed();
+  const auto array = [&](int slot) { return Array{p.layout.array[slot].data, dtype}; };
+  T in[kLatentInputs];
+  ELBO_UNROLL
+  for (int k = 0; k < kLatentInputs; ++k) in[k] = T(uniform_number<R>(p.layout, k, p.common.constant[k]));
+  const typename GaussianKL<T>::Precomputed prior = GaussianKL<T>::precompute(in, forms);
+  double sum[1] = {};
+  for_each_unit<1u>(p.units, p.kl, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
+    for (int64_t n = first + lane * kWidth; n < end; n += lanes * kWidth) {
+      const Raw<R, kWidth> mu = load<R, kWidth>(array(kMu), n), scale = load<R, kWidth>(array(kScale), n);
+      T eps;
+      whole_group(seed, static_cast<uint64_t>(n) / kWidth, eps.x);  // while the loads are in flight
+      convert<R, kWidth>(mu, dtype, in[kMu].x);
+      convert<R, kWidth>(scale, dtype, in[kScale].x);
+      if constexpr (kWithKL) sum[0] += static_cast<double>(sum_of(GaussianKL<T>::value(prior, in)));
+      const T z = standard_deviation(form, in[kScale]) * eps + in[kMu];
+      store_vector<R, kWidth>(array(kZ), n, z.x);
+    }
+  });
+  if constexpr (kWithKL) total_sums<1u>(p.kl, sum);
+}
+
 // ---- backward ----
 
 struct BackwardCommon : LatentCommon {
@@ -71,14 +105,14 @@ __device__ __forceinline__ void add_samples(int form, const T& scale, const T& s
 }
 
 template <class R, bool kOnlyDense, int kFormClass>
-__global__ void __launch_bounds__(kThreads, kOnlyDense ? 2 : 1) latent_backward_kernel(
+__global__ void __launch_bounds__(kThreads, blocks_of(kOnlyDense)) latent_backward_kernel(
     const __grid_constant__ LatentBackwardParams p) {
   using S = BackwardSlots;
   using T = Pack<R, kGroup<R>>;
   using Reader = Group<R, S::kUpstream + 1, kOnlyDense>;
   const BackwardCommon& c = p.common;
   const int forms = LatentForms::within<kFormClass>(c.forms), form = form_of(forms, kScale);
-  const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
+  const uint64_t seed = c.the_seed();
   const bool upstream_per_element = !kOnlyDense && p.layout.place[S::kUpstream] > kUniform;
   R upstream = uniform_upstream<R>(p.layout, S::kUpstream, c.upstream_constant, c.upstream_factor);
   const R uniform_grad_z = uniform_number<R>(p.layout, S::kGradZ, 0.0);
@@ -137,6 +171,47 @@ __global__ void __launch_bounds__(kThreads, kOnlyDense ? 2 : 1) latent_backward_
   total_sums<kAllSums>(p.sums, sum);
 }
 
+// The usual case.
+template <DType dtype, bool kWithKL, int kFormClass>
+__global__ void __launch_bounds__(kThreads, blocks_of_usual(kWithKL)) usual_latent_backward_kernel(
+    const __grid_constant__ LatentBackwardParams p) {
+  using S = BackwardSlots;
+  using R = float;
+  constexpr int kWidth = kGroup<R>;
+  using T = Pack<R, kWidth>;
+  const BackwardCommon& c = p.common;
+  const int forms = LatentForms::within<kFormClass>(c.forms), form = form_of(forms, kScale);
+  const uint64_t seed = c.the_seed();
+  const auto array = [&](int slot) { return Array{p.layout.array[slot].data, dtype}; };
+  T in[kLatentInputs];
+  ELBO_UNROLL
+  for (int k = 0; k < kLatentInputs; ++k) in[k] = T(uniform_number<R>(p.layout, k, c.constant[k]));
+  const typename GaussianKL<T>::Precomputed prior = GaussianKL<T>::precompute(in, forms);
+  T upstream(uniform_upstream<R>(p.layout, S::kUpstream, c.upstream_constant, c.upstream_factor));
+  double sum[kLatentInputs] = {};  // none: no gradient of a dense tensor is a sum
+  for_each_unit<0u>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
+    if (kWithKL && p.layout.place[S::kUpstream] == kPerUnit)
+      upstream = T(per_unit_upstream<R>(p.layout, S::kUpstream, first, c.upstream_factor));
+    for (int64_t n = first + lane * kWidth; n < end; n += lanes * kWidth) {
+      const Raw<R, kWidth> grad_z = load<R, kWidth>(array(S::kGradZ), n), scale = load<R, kWidth>(array(kScale), n);
+      if constexpr (kWithKL) convert<R, kWidth>(load<R, kWidth>(array(kMu), n), dtype, in[kMu].x);
+      T eps, g, d[kLatentInputs] = {T(R(0)), T(R(0)), T(R(0)), T(R(0))};
+      whole_group(seed, static_cast<uint64_t>(n) / kWidth, eps.x);
+      convert<R, kWidth>(scale, dtype, in[kScale].x);
+      convert<R, kWidth>(grad_z, dtype, g.x);
+      if constexpr (kWithKL) {
+        GaussianKL<T>::gradient(prior, in, d);
+        d[kMu] = d[kMu] * upstream;
+        d[kScale] = d[kScale] * upstream;
+      }
+      add_samples(form, in[kScale], g, g * eps, d);
+      ELBO_UNROLL
+      for (int k = kMu; k <= kScale; ++k)
+        if (p.layout.place[S::kFirstSink + k] == kDense) store_vector<R, kWidth>(array(S::kFirstSink + k), n, d[k].x);
+    }
+  });
+}
+
 // The gradients of operands whose elements are shared by elements here and there.
 template <class R>
 struct GatherLatent : GatherSlots<1> {  // kUpstream: that of the KL
@@ -161,7 +236,7 @@ struct GatherLatent : GatherSlots<1> {  // kUpstream: that of the KL
       const R g = element.number(kGradZ);
       R eps = R(0);
       if (p.gather.out[kScale].data != nullptr)
-        eps = c.seed == nullptr ? element.number(kNoise) : normal<R>(__ldg(c.seed), offset[kNumber]);
+        eps = c.makes_noise ? normal<R>(c.the_seed(), offset[kNumber]) : element.number(kNoise);
       add_samples(form_of(c.forms, kScale), x[kScale], g, g * eps, d);
     }
     ELBO_UNROLL
@@ -180,22 +255,34 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
   // Rows matter only where their sums are asked for.
   const bool by_row = p.kl.row != nullptr;
   const int64_t segment = segment_length(by_row ? p.space.cols : p.space.elements(), dims, scales_of(p), by_row, by_row);
-  Work<1> work(params.units, params.kl, dims, segment, by_row, kGroup<R>, call);
-  work.add_values(0, p.kl, compute_type(p.compute_double), p.space);
 
   LayoutBuilder<kForwardSlots> layout(params.layout, dims, segment, kGroup<R>, p.compute_double);
   for (int k = 0; k < kLatentInputs; ++k) layout.set(k, p.input[k]);
   layout.set(kNoise, p.noise, /*written=*/false, p.noise_sample_stride);
   layout.set(kZ, p.z, /*written=*/true, p.z_sample_stride);
 
-  const auto kernel = choose_kernel<R>(is_dense<R>(params.layout, p, segment), p, [](auto dense, auto form_class) {
-    return latent_kernel<R, decltype(dense)::value, decltype(form_class)::value>;
-  });
+  const auto kernel = [&]() -> Kernel<LatentParams> {
+    const bool dense = is_dense<R>(params.layout, p, segment);
+    if (sizeof(R) == 4 && dense && is_usual(params.layout, p, {kZ}))
+      return with_usual(p, params.layout.array[kMu].dtype, params.common.with_kl,
+                        [](auto dtype, auto with_kl, auto form_class) -> Kernel<LatentParams> {
+                          constexpr bool kWithKL = decltype(with_kl)::value;
+                          return {usual_latent_kernel<decltype(dtype)::value, kWithKL, decltype(form_class)::value>,
+                                  blocks_of_usual(kWithKL)};
+                        });
+    return choose_kernel<R>(dense, p, [](auto dense, auto form_class) -> Kernel<LatentParams> {
+      constexpr bool kOnlyDense = decltype(dense)::value;
+      return {latent_kernel<R, kOnlyDense, decltype(form_class)::value>, blocks_of(kOnlyDense)};
+    });
+  }();
+  Work<1> work(params.units, params.kl, dims, segment, by_row, kGroup<R>, kernel.resident, call);
+  work.add_values(0, p.kl, compute_type(p.compute_double), p.space);
+
   // Where the elements of one sample do not fill the device, the layers of the grid (its y) share the samples.
   const int64_t most = multiprocessors(call.device) * kBlocksPerMultiprocessor;
   const int64_t layers = std::clamp<int64_t>(most / work.blocks(), 1, std::clamp<int64_t>(p.samples, 1, 65535));
   const dim3 grid(static_cast<unsigned>(work.blocks()), static_cast<unsigned>(layers));
-  return work.run(/*writes=*/true, [&] { return launch(kernel, grid, kThreads, params, call); });
+  return work.run(/*writes=*/true, [&] { return launch(kernel.function, grid, kThreads, params, call); });
 }
 
 template <class R>
@@ -208,9 +295,19 @@ const char* run_backward(const LatentProblem& p, const CudaCall& call) {
   common.upstream_factor = p.upstream_kl.factor;
   common.scale_needed = p.gradient[kScale].wanted();
   const Upstreams<1> upstream{{&p.upstream_kl}, {0}};
-  return run_backward<R, GatherLatent<R>>(common, p, upstream, call, [&](bool dense) {
-    return choose_kernel<R>(dense, p, [](auto dense, auto form_class) {
-      return latent_backward_kernel<R, decltype(dense)::value, decltype(form_class)::value>;
+  return run_backward<R, GatherLatent<R>>(common, p, upstream, call, [&](const auto& layout, bool dense) {
+    using K = Kernel<LatentBackwardParams>;
+    using S = BackwardSlots;
+    if (sizeof(R) == 4 && dense && p.grad_z.present() && p.gradient[kScale].wanted() &&
+        is_usual(layout, p, {S::kGradZ, S::kFirstSink + kMu, S::kFirstSink + kScale}))
+      return with_usual(p, layout.array[kMu].dtype, p.with_kl, [](auto dtype, auto with_kl, auto form_class) -> K {
+        constexpr bool kWithKL = decltype(with_kl)::value;
+        return {usual_latent_backward_kernel<decltype(dtype)::value, kWithKL, decltype(form_class)::value>,
+                blocks_of_usual(kWithKL)};
+      });
+    return choose_kernel<R>(dense, p, [](auto dense, auto form_class) -> K {
+      constexpr bool kOnlyDense = decltype(dense)::value;
+      return {latent_backward_kernel<R, kOnlyDense, decltype(form_class)::value>, blocks_of(kOnlyDense)};
     });
   });
 }

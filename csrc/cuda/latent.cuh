@@ -22,9 +22,15 @@ struct LatentCommon {
   int forms;
   bool with_kl;
   int64_t samples, elements;  // elements of one sample
+  bool makes_noise;     // from a seed: this one if it is there, else the number
   const int64_t* seed;
+  int64_t seed_number;
   int64_t noise_step;  // between samples
   double constant[kLatentInputs];
+
+  __device__ __forceinline__ uint64_t the_seed() const {
+    return static_cast<uint64_t>(seed == nullptr ? seed_number : __ldg(seed));
+  }
 };
 
 // How a kernel reads: any layout, or dense tensors alone, with the noise from a seed.
@@ -35,7 +41,7 @@ using Group = std::conditional_t<kOnlyDense, DenseGroup<R, kGroup<R>, kSlots>, A
 template <bool kOnlyDense, class R, int kSlots>
 __device__ __forceinline__ void noise(const LatentCommon& p, const Layout<kSlots>& layout, uint64_t seed, int64_t sample,
                                       int64_t group, unsigned mask, R (&eps)[kGroup<R>]) {
-  if (kOnlyDense || p.seed != nullptr) return normals(seed, sample * p.elements + group, eps);
+  if (kOnlyDense || p.makes_noise) return normals(seed, sample * p.elements + group, eps);
   AnyGroup<R, kGroup<R>, kSlots> reader;
   reader.begin(layout, kNoise, group, mask, sample * p.noise_step);
   reader.finish(layout, kNoise, mask, eps, uniform_number<R>(layout, kNoise, 0.0));
@@ -126,7 +132,9 @@ LatentCommon common_of(const LatentProblem& p, bool with_kl) {
   common.with_kl = with_kl;
   common.samples = p.samples;
   common.elements = p.space.elements();
-  common.seed = p.seed;
+  common.makes_noise = p.seed != nullptr;
+  common.seed = p.seed_on_host ? nullptr : p.seed;
+  common.seed_number = p.seed_on_host ? *p.seed : 0;
   common.noise_step = p.noise_sample_stride;
   for (int k = 0; k < kLatentInputs; ++k) common.constant[k] = p.input[k].constant;
   return common;
@@ -144,15 +152,57 @@ bool is_dense(const Layout<kSlots>& layout, const LatentProblem& p, int64_t segm
   return fits;
 }
 
+// What a problem is run with, and how many of its blocks a multiprocessor holds.
+template <class Params>
+struct Kernel {
+  void (*function)(Params);
+  int resident;
+};
+
+// Calls what_for(form class) if the forms are of one class, which kernels for float32 may be compiled for.
+template <class WhatFor>
+auto with_form_class(const LatentProblem& p, WhatFor&& what_for) {
+  if (LatentForms::form_class(p.forms) == 0) return what_for(std::integral_constant<int, 0>{});
+  return what_for(std::integral_constant<int, 1>{});
+}
+
+// The usual case: one sample, in which mu and the scale, and with them all that is read or written element by element, are
+// dense and of one dtype, float32 or bfloat16; the prior is one number, and so is the upstream gradient of a unit. `others`:
+// the slots after the noise.
+template <int kSlots>
+bool is_usual(const Layout<kSlots>& layout, const LatentProblem& p, std::initializer_list<int> others) {
+  const DType dtype = layout.array[kMu].dtype;
+  bool usual = p.samples == 1 && LatentForms::form_class(p.forms) != kAnyForms &&
+               (dtype == DType::kFloat || dtype == DType::kBFloat16);
+  const auto check = [&](int slot) {
+    usual = usual && layout.place[slot] == kDense && layout.array[slot].dtype == dtype;
+  };
+  check(kMu);
+  check(kScale);
+  for (int slot : others)
+    if (layout.place[slot] != kAbsent) check(slot);
+  return usual && layout.place[kPriorMu] <= kUniform && layout.place[kPriorScale] <= kUniform;
+}
+
+// Calls what_for(dtype, with a KL, form class) for a usual problem.
+template <class WhatFor>
+auto with_usual(const LatentProblem& p, DType dtype, bool with_kl, WhatFor&& what_for) {
+  return with_form_class(p, [&](auto form_class) {
+    const auto of_dtype = [&](auto constant) {
+      return with_kl ? what_for(constant, std::true_type{}, form_class) : what_for(constant, std::false_type{}, form_class);
+    };
+    if (dtype == DType::kFloat) return of_dtype(std::integral_constant<DType, DType::kFloat>{});
+    return of_dtype(std::integral_constant<DType, DType::kBFloat16>{});
+  });
+}
+
 // The kernel for dense tensors and a class of forms, or for anything: kernel_for(dense, form_class) names it, given
 // constants.
 template <class R, class KernelFor>
 auto choose_kernel(bool dense, const LatentProblem& p, KernelFor&& kernel_for) {
-  if constexpr (sizeof(R) == 4) {
-    const int form_class = LatentForms::form_class(p.forms);
-    if (dense && form_class == 0) return kernel_for(std::true_type{}, std::integral_constant<int, 0>{});
-    if (dense && form_class == 1) return kernel_for(std::true_type{}, std::integral_constant<int, 1>{});
-  }
+  if constexpr (sizeof(R) == 4)
+    if (dense && LatentForms::form_class(p.forms) != kAnyForms)
+      return with_form_class(p, [&](auto form_class) { return kernel_for(std::true_type{}, form_class); });
   return kernel_for(std::false_type{}, std::integral_constant<int, kAnyForms>{});
 }
 
@@ -163,7 +213,7 @@ struct Upstreams {
   int64_t step[kUpstreams];
 };
 
-// Runs the backward kernel that kernel_of(dense) names. It makes the gradients but those that are to be gathered.
+// Runs the backward kernel that kernel_of(layout, dense) names. It makes the gradients but those that are to be gathered.
 template <class R, int kUpstreams, class Common, class KernelOf>
 const char* run_elements(const Common& common, const LatentProblem& p, const Dimensions& dims, const SinkPlan& sinks,
                          const Upstreams<kUpstreams>& upstream, const CudaCall& call, KernelOf&& kernel_of) {
@@ -176,8 +226,6 @@ const char* run_elements(const Common& common, const LatentProblem& p, const Dim
   slowly_varying.insert(slowly_varying.end(), upstream.view, upstream.view + kUpstreams);
   const bool by_run = !sinks.by_run().empty();
   const int64_t segment = segment_length(sinks.segment(), dims, slowly_varying, /*in_order=*/false, /*many_sums=*/by_run);
-  Work<kLatentInputs> work(params.units, params.sums, dims, segment, by_run, kGroup<R>, call);
-  work.add_gradients(sinks, p.gradient);
 
   LayoutBuilder<S::kUpstream + kUpstreams> layout(params.layout, dims, segment, kGroup<R>, p.compute_double);
   for (int k = 0; k < kLatentInputs; ++k) {
@@ -194,8 +242,11 @@ const char* run_elements(const Common& common, const LatentProblem& p, const Dim
     dense = dense && (place <= kUniform || place == kPerUnit);
   }
 
+  const Kernel<BackwardParams<kUpstreams, Common>> kernel = kernel_of(params.layout, dense);
+  Work<kLatentInputs> work(params.units, params.sums, dims, segment, by_run, kGroup<R>, kernel.resident, call);
+  work.add_gradients(sinks, p.gradient);
   return work.run(any_written(params.layout, S::kFirstSink, S::kUpstream), [&] {
-    return launch(kernel_of(dense), dim3(static_cast<unsigned>(work.blocks())), kThreads, params, call);
+    return launch(kernel.function, dim3(static_cast<unsigned>(work.blocks())), kThreads, params, call);
   });
 }
 

@@ -33,8 +33,11 @@ inline View dense_rows(void* data, DType dtype, const Space& space) {
   return view;
 }
 
-// More blocks than fit at a time let those multiprocessors that are faster take more of them; many more only make the
-// last step of a sum longer.
+// A grid has so many times the blocks that the device holds at once: more of them let those multiprocessors that are faster
+// take more, but each has its beginning and its sums, and a number that is not whole leaves the device half idle at the end.
+constexpr int64_t kWaves = 2;
+
+// Of kernels without sums.
 constexpr int64_t kBlocksPerMultiprocessor = 16;
 
 // Threads of a multiprocessor that keep it busy.
@@ -146,7 +149,7 @@ struct Spread {
   int64_t blocks;
 };
 
-inline Spread spread(int64_t segments, int64_t length, bool by_segment, int64_t per_step, int device) {
+inline Spread spread(int64_t segments, int64_t length, bool by_segment, int64_t per_step, int resident, int device) {
   const int64_t processors = multiprocessors(device);
   Spread result;
   Units& units = result.units;
@@ -173,7 +176,9 @@ inline Spread spread(int64_t segments, int64_t length, bool by_segment, int64_t 
   units.pieces = Divider(pieces);
   units.count = segments * pieces;
   if (!units.whole) result.blocks = divide_up(units.count * units.team, kThreads);
-  result.blocks = std::clamp<int64_t>(result.blocks, 1, processors * kBlocksPerMultiprocessor);
+  int64_t waves = kWaves;
+  if (const char* w = getenv("ELBO_WAVES")) waves = atoi(w);
+  result.blocks = std::clamp<int64_t>(result.blocks, 1, processors * resident * waves);
   return result;
 }
 

@@ -22,15 +22,19 @@ struct SampleLogProbParams {
   LatentCommon common;
 };
 
+// How many blocks a multiprocessor holds of the kernel for the forward pass.
+constexpr int forward_blocks(bool only_dense) { return only_dense ? 2 : 1; }
+constexpr int kBackwardBlocks = 1;
+
 template <class R, bool kOnlyDense, int kFormClass>
-__global__ void __launch_bounds__(kThreads, kOnlyDense ? 2 : 1) sample_log_prob_kernel(
+__global__ void __launch_bounds__(kThreads, forward_blocks(kOnlyDense)) sample_log_prob_kernel(
     const __grid_constant__ SampleLogProbParams p) {
   using T = Pack<R, kGroup<R>>;
   using Reader = Group<R, kForwardSlots, kOnlyDense>;
   constexpr unsigned kUsed = (1u << kForwardSums) - 1;
   const LatentCommon& c = p.common;
   const int forms = LatentForms::within<kFormClass>(c.forms), form = form_of(forms, kScale);
-  const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
+  const uint64_t seed = c.the_seed();
   Inputs<R, kForwardSlots, kOnlyDense> inputs(c, p.layout);
   double sum[kForwardSums] = {};
   for_each_unit<kUsed>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
@@ -94,14 +98,14 @@ class UpstreamOfSamples {
 };
 
 template <class R, bool kOnlyDense, int kFormClass>
-__global__ void __launch_bounds__(kThreads, 1) sample_log_prob_backward_kernel(
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks) sample_log_prob_backward_kernel(
     const __grid_constant__ SampleLogProbBackwardParams p) {
   using S = BackwardSlots;
   using T = Pack<R, kGroup<R>>;
   using Reader = Group<R, kBackwardSlots, kOnlyDense>;
   const BackwardCommon& c = p.common;
   const int forms = LatentForms::within<kFormClass>(c.forms), form = form_of(forms, kScale);
-  const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
+  const uint64_t seed = c.the_seed();
   Inputs<R, kBackwardSlots, kOnlyDense> inputs(c, p.layout);
   const R uniform_grad_z = uniform_number<R>(p.layout, S::kGradZ, 0.0);
   double sum[kLatentInputs] = {};
@@ -163,7 +167,7 @@ struct GatherSampleLogProb : GatherSlots<2> {  // kUpstream: those of log q and 
     for (int k = 0; k < kLatentInputs; ++k) in[k] = element.number(k, c.constant[k]);
     const SampleScale<R> q = make_sample_scale(form_of(c.forms, kScale), in[kScale]);
     const Scale<R> prior = make_scale(form_of(c.forms, kPriorScale), in[kPriorScale]);
-    const R eps = c.seed == nullptr ? element.number(kNoise) : normal<R>(__ldg(c.seed), offset[kNumber]);
+    const R eps = c.makes_noise ? normal<R>(c.the_seed(), offset[kNumber]) : element.number(kNoise);
     const SampleGradient<R> by(c.results, q, prior, in[kMu], in[kPriorMu], eps, element.number(kGradZ),
                                element.number(kUpstream), element.number(kUpstream + 1));
     sum[kMu] += static_cast<double>(by.mu);
@@ -181,20 +185,22 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
   params.common = common_of(p, /*with_kl=*/false);
   const Dimensions dims(p.space);
   const int64_t segment = segment_length(p.space.cols, dims, scales_of(p), /*in_order=*/true, /*many_sums=*/true);
-  Work<kForwardSums> work(params.units, params.sums, dims, segment, /*by_segment=*/true, kGroup<R>, call);
-  work.add_values(kLogQ, p.log_q, compute_type(p.compute_double), p.space);
-  work.add_values(kLogP, p.log_p, compute_type(p.compute_double), p.space);
-
   LayoutBuilder<kForwardSlots> layout(params.layout, dims, segment, kGroup<R>, p.compute_double);
   for (int k = 0; k < kLatentInputs; ++k) layout.set(k, p.input[k]);
   layout.set(kNoise, p.noise);
   layout.set(kZ, p.z, /*written=*/true);
 
-  const auto kernel = choose_kernel<R>(is_dense<R>(params.layout, p, segment), p, [](auto dense, auto form_class) {
-    return sample_log_prob_kernel<R, decltype(dense)::value, decltype(form_class)::value>;
+  using K = Kernel<SampleLogProbParams>;
+  const K kernel = choose_kernel<R>(is_dense<R>(params.layout, p, segment), p, [](auto dense, auto form_class) -> K {
+    constexpr bool kOnlyDense = decltype(dense)::value;
+    return {sample_log_prob_kernel<R, kOnlyDense, decltype(form_class)::value>, forward_blocks(kOnlyDense)};
   });
+  Work<kForwardSums> work(params.units, params.sums, dims, segment, /*by_segment=*/true, kGroup<R>,
+                          kernel.resident, call);
+  work.add_values(kLogQ, p.log_q, compute_type(p.compute_double), p.space);
+  work.add_values(kLogP, p.log_p, compute_type(p.compute_double), p.space);
   return work.run(/*writes=*/true, [&] {
-    return launch(kernel, dim3(static_cast<unsigned>(work.blocks())), kThreads, params, call);
+    return launch(kernel.function, dim3(static_cast<unsigned>(work.blocks())), kThreads, params, call);
   });
 }
 
@@ -207,9 +213,10 @@ const char* run_backward(const LatentProblem& p, const CudaCall& call) {
   common.upstream_q_step = p.upstream_q_sample_stride;
   common.upstream_p_step = p.upstream_p_sample_stride;
   const Upstreams<2> upstream{{&p.upstream_q, &p.upstream_p}, {common.upstream_q_step, common.upstream_p_step}};
-  return run_backward<R, GatherSampleLogProb<R>>(common, p, upstream, call, [&](bool dense) {
-    return choose_kernel<R>(dense, p, [](auto dense, auto form_class) {
-      return sample_log_prob_backward_kernel<R, decltype(dense)::value, decltype(form_class)::value>;
+  return run_backward<R, GatherSampleLogProb<R>>(common, p, upstream, call, [&](const auto&, bool dense) {
+    using K = Kernel<SampleLogProbBackwardParams>;
+    return choose_kernel<R>(dense, p, [](auto dense, auto form_class) -> K {
+      return {sample_log_prob_backward_kernel<R, decltype(dense)::value, decltype(form_class)::value>, kBackwardBlocks};
     });
   });
 }

@@ -101,6 +101,29 @@ __device__ __forceinline__ void for_each_unit(const Units& units, const SumPlan<
   }
 }
 
+// Adds up sums over the block, all of them at once, into `total`, which is in shared memory. `wanted(k)` is the same for all
+// threads, and all of them must call it; thread k alone knows that total[k] is there.
+template <int kSums, class Wanted>
+__device__ __forceinline__ void block_sums(double (&sum)[kSums], Wanted&& wanted, double (&total)[kSums]) {
+  constexpr int kWarps = kThreads / kWarp;
+  static_assert(kSums <= kThreads);
+  __shared__ double per_warp[kSums][kWarps];
+  __syncthreads();  // the sums before these have been read
+  ELBO_UNROLL
+  for (int k = 0; k < kSums; ++k) {
+    if (!wanted(k)) continue;
+    const double of_warp = warp_sum(sum[k], kWarp);
+    if (threadIdx.x % kWarp == 0) per_warp[k][threadIdx.x / kWarp] = of_warp;
+  }
+  __syncthreads();
+  const int k = threadIdx.x;
+  if (k >= kSums) return;
+  double number = 0.0;
+  ELBO_UNROLL
+  for (int warp = 0; warp < kWarps; ++warp) number += per_warp[k][warp];
+  total[k] = number;
+}
+
 // Adds up the total sums over all blocks. True for one thread of the grid, the one that has them, already divided.
 template <unsigned used, int kSums>
 __device__ __forceinline__ bool total_sums(const SumPlan<kSums>& plan, double (&sum)[kSums]) {
@@ -109,43 +132,37 @@ __device__ __forceinline__ bool total_sums(const SumPlan<kSums>& plan, double (&
   const auto wanted = [&](int k) { return (used >> k & 1) && plan.kind[k] == kTotalSum; };
   bool any = false;
   ELBO_UNROLL
-  for (int k = 0; k < kSums; ++k) {
-    if (!wanted(k)) continue;
-    any = true;
-    const double own_total = block_sum(sum[k]);
-    if (threadIdx.x == 0) total[k] = own_total;
-  }
+  for (int k = 0; k < kSums; ++k) any = any || wanted(k);
   if (!any) return false;
+  block_sums(sum, wanted, total);
   const int64_t blocks = gridDim.x;
+  const int own = threadIdx.x;
   if (blocks > 1) {
     __shared__ bool is_last;
-    if (threadIdx.x == 0) {
-      ELBO_NO_UNROLL
-      for (int k = 0; k < kSums; ++k)
-        if (wanted(k)) plan.block[k * blocks + blockIdx.x] = total[k];
-      __threadfence();  // the sums are visible before the arrival is
-      is_last = atomicAdd(plan.arrived, 1u) == gridDim.x - 1;
+    if (own < kSums && wanted(own)) {
+      plan.block[own * blocks + blockIdx.x] = total[own];
+      __threadfence();  // the sum is visible before the arrival is
     }
+    __syncthreads();
+    if (own == 0) is_last = atomicAdd(plan.arrived, 1u) == gridDim.x - 1;
     __syncthreads();
     if (!is_last) return false;
     __threadfence();
-    ELBO_NO_UNROLL
+    ELBO_UNROLL
     for (int k = 0; k < kSums; ++k) {
       if (!wanted(k)) continue;
-      double all_totals = 0.0;
-      for (int64_t block = threadIdx.x; block < blocks; block += kThreads)
-        all_totals += __ldcg(plan.block + k * blocks + block);  // from L2: another block has written it
-      all_totals = block_sum(all_totals);
-      if (threadIdx.x == 0) total[k] = all_totals;
+      sum[k] = 0.0;
+      for (int64_t block = own; block < blocks; block += kThreads)
+        sum[k] += __ldcg(plan.block + k * blocks + block);  // from L2: another block has written it
     }
+    block_sums(sum, wanted, total);
   }
-  if (threadIdx.x != 0) return false;
-  ELBO_NO_UNROLL
-  for (int k = 0; k < kSums; ++k) {
-    if (!wanted(k)) continue;
-    total[k] /= plan.divisor[k];
-    if (plan.out[k].data != nullptr) write(plan.out[k], 0, total[k]);
+  if (own < kSums && wanted(own)) {
+    total[own] /= plan.divisor[own];
+    if (plan.out[own].data != nullptr) write(plan.out[own], 0, total[own]);
   }
+  __syncthreads();
+  if (own != 0) return false;
   ELBO_UNROLL
   for (int k = 0; k < kSums; ++k) sum[k] = total[k];
   return true;

@@ -39,10 +39,11 @@ __device__ __forceinline__ bool is_finite(R number) {
   return number - number == R(0);
 }
 
-// The sums that a kernel over a term makes.
-template <int kInputs, int kTensors, bool kGradient>
-constexpr unsigned kUsed =
-    1u << Slots<kInputs>::kValueSum | 1u << Slots<kInputs>::kKLSum | (kGradient ? (1u << kTensors) - 1 : 0u);
+// The sums that a kernel over a term makes: of values, and of some gradients.
+template <int kInputs>
+constexpr unsigned used_sums(unsigned of_gradients) {
+  return 1u << Slots<kInputs>::kValueSum | 1u << Slots<kInputs>::kKLSum | of_gradients;
+}
 
 // What the grid does once its elements are done.
 template <class R, unsigned used, int kInputs>
@@ -59,37 +60,65 @@ __device__ __forceinline__ void finish(const TermParams<kInputs>& p, double (&su
   if (p.kl_factor_out.data != nullptr) write(p.kl_factor_out, 0, p.kl_factor);
 }
 
+// What a dense kernel is compiled for. Usually nothing in its loop asks what an operand is: `inputs` has a bit for each that is
+// read element by element, and those, and the gradients written so, are all of one dtype. With kAnyInputs each operand may
+// also repeat or be one number, and be of any dtype.
+constexpr unsigned kAnyInputs = 0;
+template <int vector, unsigned inputs = kAnyInputs, DType dtype = DType::kFloat>
+struct Dense {
+  static constexpr int kVector = vector;
+  static constexpr unsigned kInputs = inputs;
+  static constexpr DType kDType = dtype;
+};
+
+// The inputs that a term's dense kernels are compiled for: usual ones, which the term declares (terms/forms.h), and those
+// without its scale, which may be one number.
+template <class Term>
+constexpr unsigned kUsual = [] {
+  if constexpr (requires { Term::kUsualInputs; }) return Term::kUsualInputs;
+  else return kAnyInputs;
+}();
+template <class Term>
+constexpr unsigned kUsualButScale = kUsual<Term> & ~Term::kPrecomputedFrom;
+
 // How many blocks of the dense kernel a multiprocessor is to hold at least: as many as its registers allow without spills.
-template <class Term, bool kGradient, int kFormClass>
-constexpr int kDenseBlocks =
-    std::max(2, 4 - kGradient - (kFormClass > 0) - (Term::kInputs > 3) - (together_of<Term>() < 4) - HasParts<Term>::value);
+template <class Term, class Of, bool kGradient, int kFormClass>
+constexpr int kDenseBlocks = [] {
+  const bool any = Of::kInputs == kAnyInputs;
+  return std::max(2, 4 - (any && kGradient) - (any && Of::kVector == 8) - (kFormClass > 0) - (Term::kInputs > 3) -
+                         (together_of<Term>() < 4) - HasParts<Term>::value);
+}();
 
 // The ordinary case, in which a kernel has to keep up with the memory: each operand is dense, also if it then repeats, or
 // one number; scales and the upstream gradient may be one number per unit; there is no weight. The vectors of all
 // operands are in flight at once; they are worked on in parts of kPart elements, which bounds the registers that a thread
 // needs (terms/forms.h).
-template <template <class> class TermOf, class R, int V, bool kGradient, int kFormClass>
-__global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>, kGradient, kFormClass>) dense_kernel(
+template <template <class> class TermOf, class R, class Of, bool kGradient, int kFormClass>
+__global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>, Of, kGradient, kFormClass>) dense_kernel(
     const __grid_constant__ TermParams<TermOf<R>::kInputs> p) {
-  constexpr int kPart = std::min(V, together_of<TermOf<R>>());
+  constexpr int V = Of::kVector, kPart = std::min(V, together_of<TermOf<R>>());
+  constexpr bool kAny = Of::kInputs == kAnyInputs;
   using T = Pack<R, kPart>;
   using Term = TermOf<T>;
   constexpr int kInputs = Term::kInputs, kTensors = tensors_of<Term>();
   using S = Slots<kInputs>;
   constexpr int kUpstream = S::kUpstream, kFirstSink = S::kFirstSink, kElement = S::kElement, kValueSum = S::kValueSum;
-  constexpr unsigned used = kUsed<kInputs, kTensors, kGradient>;
+  // The inputs whose gradients may be sums, and those whose gradients may be written element by element.
+  constexpr unsigned kTensorSet = (1u << kTensors) - 1, kSummed = !kGradient ? 0u : kAny ? kTensorSet : kUsual<Term> & ~Of::kInputs;
+  constexpr unsigned kWritten = kAny ? kTensorSet : Of::kInputs, used = used_sums<kInputs>(kSummed);
   constexpr bool kInParts = HasParts<Term>::value;  // terms/count.h
   const int forms = Term::template within<kFormClass>(p.forms);
+  const auto array = [&](int slot) { return kAny ? p.layout.array[slot] : Array{p.layout.array[slot].data, Of::kDType}; };
   T uniform[kInputs];
   bool vectors[kInputs] = {}, recompute = false;
   ELBO_UNROLL
   for (int k = 0; k < kInputs; ++k) {
-    if (k < kTensors) vectors[k] = reads_vectors(p.layout.place[k]);
+    if (k < kTensors) vectors[k] = kAny ? reads_vectors(p.layout.place[k]) : Of::kInputs >> k & 1;
     uniform[k] = T(elbo_ext::uniform_number<R>(p.layout, k, p.constant[k]));
-    recompute = recompute || (k < kTensors && p.layout.place[k] > kUniform && (Term::kPrecomputedFrom >> k & 1));
+    recompute = recompute || (vectors[k] && (Term::kPrecomputedFrom >> k & 1));
   }
-  // What is made from uniform scales is computed once.
-  const typename Term::Precomputed precomputed_once = Term::precompute(uniform, forms);
+  // What is made from scales that are one number, for all or for a unit, is computed once.
+  typename Term::Precomputed precomputed_once = Term::precompute(uniform, forms);
   T upstream(kGradient ? uniform_upstream<R>(p.layout, kUpstream, p.constant[kUpstream], p.upstream_factor) : R(0));
 
   double sum[S::kSums] = {};
@@ -99,17 +128,30 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>, kGradient, k
       for (int k = 0; k < kTensors; ++k)
         if ((Term::kPrecomputedFrom >> k & 1) && p.layout.place[k] == kPerUnit)
           uniform[k] = T(per_unit<R>(p.layout, k, first));
+      precomputed_once = Term::precompute(uniform, forms);
       if (kGradient && p.layout.place[kUpstream] == kPerUnit)
         upstream = T(per_unit_upstream<R>(p.layout, kUpstream, first, p.upstream_factor));
     }
-    for (int64_t n = first + lane * V; n < end; n += lanes * V) {
-      Raw<R, V> raw[kInputs];  // later the gradients
+    const auto read = [&](int64_t n, Raw<R, V>(&raw)[kInputs]) {
       ELBO_UNROLL
       for (int k = 0; k < kTensors; ++k)
         if (vectors[k]) {
-          const int64_t offset = p.layout.vector_offset(p.layout.place[k], n);
-          raw[k] = kInParts && k == 0 ? load_data<R, V>(p.layout.array[k], offset) : load<R, V>(p.layout.array[k], offset);
+          const int64_t offset = kAny ? p.layout.vector_offset(p.layout.place[k], n) : n;
+          raw[k] = kInParts && k == 0 ? load_data<R, V>(array(k), offset) : load<R, V>(array(k), offset);
         }
+    };
+    Raw<R, V> raw[kInputs], ahead[kInputs];  // later the gradients
+    (void)ahead;
+    int64_t n = first + lane * V;
+#if !defined(ELBO_PREFETCH)
+    for (; n < end; n += lanes * V) {
+      read(n, raw);
+#else
+    if (!kAny && n < end) read(n, raw);
+    for (; n < end; n += lanes * V) {
+      if (kAny) read(n, raw);
+      else if (n + lanes * V < end) read(n + lanes * V, ahead);  // the next loads are in flight while this step is computed
+#endif
       R total = R(0), sink_sum[kInputs] = {};
       const auto part = [&](auto at) {
         constexpr int kAt = decltype(at)::value;
@@ -117,7 +159,7 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>, kGradient, k
         ELBO_UNROLL
         for (int k = 0; k < kInputs; ++k) {
           if (vectors[k]) {
-            const DType dtype = p.layout.array[k].dtype;
+            const DType dtype = array(k).dtype;
             convert<R, V, kAt, kPart>(raw[k], kInParts && k == 0 ? dtype_in_registers<R>(dtype) : dtype, in[k].x);
           } else in[k] = uniform[k];
         }
@@ -128,9 +170,9 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>, kGradient, k
           value = Term::gradient(precomputed, in, d);
           ELBO_UNROLL
           for (int k = 0; k < kTensors; ++k) {
-            if (p.layout.place[kFirstSink + k] == kDense)
-              pack<R, V, kAt, kPart>((d[k] * upstream).x, p.layout.array[kFirstSink + k].dtype, raw[k]);
-            else if (p.sums.kind[k] != kNoSum) sink_sum[k] += sum_of(d[k] * upstream);
+            if ((kWritten >> k & 1) && p.layout.place[kFirstSink + k] == kDense)
+              pack<R, V, kAt, kPart>((d[k] * upstream).x, array(kFirstSink + k).dtype, raw[k]);
+            else if ((kSummed >> k & 1) && p.sums.kind[k] != kNoSum) sink_sum[k] += sum_of(d[k] * upstream);
           }
         } else {
           value = Term::value(precomputed, in);
@@ -147,22 +189,163 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>, kGradient, k
       if constexpr (kGradient) {
         ELBO_UNROLL
         for (int k = 0; k < kTensors; ++k) {
-          if (p.layout.place[kFirstSink + k] == kDense) store_raw<R, V>(p.layout.array[kFirstSink + k], n, raw[k]);
-          else if (p.sums.kind[k] != kNoSum) sum[k] += static_cast<double>(sink_sum[k]);
+          if ((kWritten >> k & 1) && p.layout.place[kFirstSink + k] == kDense)
+            store_raw<R, V>(array(kFirstSink + k), n, raw[k]);
+          else if ((kSummed >> k & 1) && p.sums.kind[k] != kNoSum) sum[k] += static_cast<double>(sink_sum[k]);
         }
       }
+#if defined(ELBO_PREFETCH)
+      if constexpr (!kAny) {
+        ELBO_UNROLL
+        for (int k = 0; k < kTensors; ++k) raw[k] = ahead[k];
+      }
+#endif
     }
   });
   finish<R, used>(p, sum);
+}
+
+// ---- inputs that all examples share ----
+
+// The inputs that a term's columns_kernel takes to be shared (terms/forms.h).
+template <class Term>
+constexpr unsigned kShared = [] {
+  if constexpr (requires { Term::kSharedInputs; }) return Term::kSharedInputs;
+  else return 0u;
+}();
+
+template <class Term>
+constexpr int kColumnsBlocks = 2;
+
+// The space as `rows` of `columns` elements: an input that is shared has one element for each column, and its gradient is a
+// sum over the rows. A warp works on kWarp * kColumnWidth columns, its block's warps on rows in turn; several blocks may
+// share the rows of the same columns, `rows_per_block` each.
+constexpr int kColumnWidth = 4, kBlockColumns = kWarp * kColumnWidth;
+template <int kInputs>
+struct ColumnsParams : TermParams<kInputs> {
+  int64_t rows, columns, rows_per_block;
+  int column_blocks;
+  Array column_sum[kInputs];  // [sharing blocks][columns]; null: not wanted
+};
+
+// Forward and backward where all examples share the inputs of kShared: each thread reads those once and keeps the sums of
+// their gradients; the other inputs are dense or one number.
+template <template <class> class TermOf, class R, int kFormClass>
+__global__ void __launch_bounds__(kThreads, kColumnsBlocks<TermOf<R>>) columns_kernel(
+    const __grid_constant__ ColumnsParams<TermOf<R>::kInputs> p) {
+  constexpr int V = kColumnWidth, kPart = std::min(V, together_of<TermOf<R>>()), kParts = V / kPart;
+  using T = Pack<R, kPart>;
+  using Term = TermOf<T>;
+  constexpr int kInputs = Term::kInputs, kTensors = tensors_of<Term>(), kWarps = kThreads / kWarp;
+  using S = Slots<kInputs>;
+  constexpr int kUpstream = S::kUpstream, kFirstSink = S::kFirstSink, kValueSum = S::kValueSum;
+  constexpr unsigned kSharedSet = kShared<Term>;
+  constexpr bool kInParts = HasParts<Term>::value;
+  const int forms = Term::template within<kFormClass>(p.forms);
+  const int64_t column_block = blockIdx.x % p.column_blocks, sharer = blockIdx.x / p.column_blocks;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int64_t column = column_block * kBlockColumns + lane * V;
+  const bool inside = column < p.columns;
+
+  T known[kInputs][kParts];  // what does not depend on the row
+  bool vectors[kInputs] = {};
+  ELBO_UNROLL
+  for (int k = 0; k < kInputs; ++k) {
+    vectors[k] = k < kTensors && !(kSharedSet >> k & 1) && p.layout.place[k] == kDense;
+    const R number = uniform_number<R>(p.layout, k, p.constant[k]);
+    ELBO_UNROLL
+    for (int part = 0; part < kParts; ++part) known[k][part] = T(number);
+    if ((kSharedSet >> k & 1) && p.layout.place[k] == kRepeat && inside) {
+      R x[V];
+      convert<R, V>(load<R, V>(p.layout.array[k], column), p.layout.array[k].dtype, x);
+      ELBO_UNROLL
+      for (int i = 0; i < V; ++i) known[k][i / kPart].x[i % kPart] = x[i];
+    }
+  }
+  constexpr bool kPrecomputedOnce = (Term::kPrecomputedFrom & ~kSharedSet & ((1u << kTensors) - 1)) == 0;
+  typename Term::Precomputed precomputed_once[kParts];
+  ELBO_UNROLL
+  for (int part = 0; part < kParts; ++part) {
+    T in[kInputs];
+    ELBO_UNROLL
+    for (int k = 0; k < kInputs; ++k) in[k] = known[k][part];
+    precomputed_once[part] = Term::precompute(in, forms);
+  }
+  const bool of_rows = p.layout.place[kUpstream] > kUniform;
+  R upstream = uniform_upstream<R>(p.layout, kUpstream, p.constant[kUpstream], p.upstream_factor);
+
+  double sum[S::kSums] = {}, column_sum[kInputs][V] = {};
+  const int64_t last = minimum((sharer + 1) * p.rows_per_block, p.rows);
+  for (int64_t row = sharer * p.rows_per_block + warp; row < last && inside; row += kWarps) {
+    const int64_t n = row * p.columns + column;
+    Raw<R, V> raw[kInputs];  // later the gradients
+    ELBO_UNROLL
+    for (int k = 0; k < kTensors; ++k)
+      if (vectors[k])
+        raw[k] = kInParts && k == 0 ? load_data<R, V>(p.layout.array[k], n) : load<R, V>(p.layout.array[k], n);
+    if (of_rows) upstream = per_unit_upstream<R>(p.layout, kUpstream, n, p.upstream_factor);
+    R total = R(0);
+    const auto part = [&](auto number) {
+      constexpr int kOf = decltype(number)::value, kAt = kOf * kPart;
+      T in[kInputs], d[kInputs];
+      ELBO_UNROLL
+      for (int k = 0; k < kInputs; ++k) {
+        in[k] = known[k][kOf];
+        if (!vectors[k]) continue;
+        const DType dtype = p.layout.array[k].dtype;
+        convert<R, V, kAt, kPart>(raw[k], kInParts && k == 0 ? dtype_in_registers<R>(dtype) : dtype, in[k].x);
+      }
+      typename Term::Precomputed precomputed = precomputed_once[kOf];
+      if constexpr (!kPrecomputedOnce) precomputed = Term::precompute(in, forms);
+      total += sum_of(Term::gradient(precomputed, in, d));
+      ELBO_UNROLL
+      for (int k = 0; k < kTensors; ++k) {
+        if (kSharedSet >> k & 1) {
+          ELBO_UNROLL
+          for (int i = 0; i < kPart; ++i) column_sum[k][kAt + i] += static_cast<double>(d[k].x[i] * upstream);
+        } else if (p.layout.place[kFirstSink + k] == kDense) {
+          pack<R, V, kAt, kPart>((d[k] * T(upstream)).x, p.layout.array[kFirstSink + k].dtype, raw[k]);
+        }
+      }
+    };
+    [&]<int... i>(std::integer_sequence<int, i...>) {
+      (part(std::integral_constant<int, i>{}), ...);
+    }(std::make_integer_sequence<int, kParts>{});
+    sum[kValueSum] += static_cast<double>(total);
+    ELBO_UNROLL
+    for (int k = 0; k < kTensors; ++k)
+      if (!(kSharedSet >> k & 1) && p.layout.place[kFirstSink + k] == kDense)
+        store_raw<R, V>(p.layout.array[kFirstSink + k], n, raw[k]);
+  }
+
+  __shared__ double of_warp[kWarps][kBlockColumns];
+  ELBO_UNROLL
+  for (int k = 0; k < kTensors; ++k) {
+    if (!(kSharedSet >> k & 1) || p.column_sum[k].data == nullptr) continue;
+    __syncthreads();  // the sums before these have been read
+    ELBO_UNROLL
+    for (int i = 0; i < V; ++i) of_warp[warp][lane * V + i] = column_sum[k][i];
+    __syncthreads();
+    const int own = threadIdx.x;
+    if (own >= kBlockColumns || column_block * kBlockColumns + own >= p.columns) continue;
+    double number = 0.0;
+    ELBO_UNROLL
+    for (int of = 0; of < kWarps; ++of) number += of_warp[of][own];
+    write(p.column_sum[k], sharer * p.columns + column_block * kBlockColumns + own, number);
+  }
+  finish<R, used_sums<kInputs>(0u)>(p, sum);
 }
 
 // Of the kernel for any layout.
 template <class Term, class R>
 constexpr int kTermGroup = std::min(kGroup<R>, together_of<Term>());
 
+template <class Term, class R>
+constexpr int kGeneralBlocks = sizeof(R) == 8 || Term::kInputs > 3 ? 1 : 2;
+
 // Any layout, any operands, in groups of kWidth neighbours.
 template <template <class> class TermOf, class R, int kWidth>
-__global__ void __launch_bounds__(kThreads, sizeof(R) == 8 || TermOf<R>::kInputs > 3 ? 1 : 2) general_kernel(
+__global__ void __launch_bounds__(kThreads, kGeneralBlocks<TermOf<R>, R>) general_kernel(
     const __grid_constant__ TermParams<TermOf<R>::kInputs> p) {
   using T = Pack<R, kWidth>;
   using Term = TermOf<T>;
@@ -171,7 +354,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(R) == 8 || TermOf<R>::kInputs
   using Reader = AnyGroup<R, kWidth, S::kCount>;
   constexpr int kWeight = S::kWeight, kOperands = S::kOperands, kUpstream = S::kUpstream, kFirstSink = S::kFirstSink,
                 kElement = S::kElement, kValueSum = S::kValueSum;
-  constexpr unsigned used = kUsed<kInputs, kTensors, true> | 1u << kWeight;
+  constexpr unsigned used = used_sums<kInputs>((1u << kTensors) - 1 | 1u << kWeight);
   const auto is_number = [](int k) { return k >= kTensors && k < kInputs; };
   const bool weighted = p.layout.place[kWeight] != kAbsent;
   const R upstream = uniform_upstream<R>(p.layout, kUpstream, p.constant[kUpstream], p.upstream_factor);
@@ -258,10 +441,33 @@ struct GatherTerm {
 template <class Term>
 constexpr int kWidest = HasParts<Term>::value ? 4 : 8;
 
-// Lays the tensors out, and returns the width of the dense kernel's vectors: 16 bytes of what all operands are, or of the
-// narrowest; 0 if it does not serve.
+// The kernel that serves a problem.
+struct Choice {
+  int width = 0;                   // of the dense kernel's vectors; 0: the kernel for any layout
+  unsigned inputs = kAnyInputs;    // what the dense kernel is compiled for
+  DType dtype = DType::kFloat;
+};
+
+// The inputs that are read element by element, if these are a usual set and all of the dtype; else kAnyInputs.
+template <class Term, int kCount>
+unsigned usual_inputs(const Layout<kCount>& layout, const TermSumProblem& p, DType dtype) {
+  using S = Slots<Term::kInputs>;
+  unsigned read = 0;
+  for (int k = 0; k < Term::kInputs; ++k) {
+    if (layout.place[k] == kRepeat || (p.gradient[k].wanted() && !(kUsual<Term> >> k & 1))) return kAnyInputs;
+    if (layout.place[k] == kDense) read |= 1u << k;
+    const bool written = layout.place[S::kFirstSink + k] != kAbsent;
+    if ((layout.place[k] == kDense && layout.array[k].dtype != dtype) ||
+        (written && layout.array[S::kFirstSink + k].dtype != dtype))
+      return kAnyInputs;
+  }
+  return read == kUsual<Term> || read == kUsualButScale<Term> ? read : kAnyInputs;
+}
+
+// Lays the tensors out for the kernel that it chooses: the vectors of a dense kernel are 16 bytes of what all operands are,
+// or of the narrowest, and `widest` elements at most.
 template <template <class> class TermOf, class R, int kCount>
-int lay_out(Layout<kCount>& layout, const TermSumProblem& p, const Dimensions& dims, int64_t segment) {
+Choice lay_out(Layout<kCount>& layout, const TermSumProblem& p, const Dimensions& dims, int64_t segment, int widest) {
   using S = Slots<TermOf<R>::kInputs>;
   constexpr int kUpstream = S::kUpstream, kFirstSink = S::kFirstSink, kElement = S::kElement;
   constexpr bool kInParts = HasParts<TermOf<R>>::value;
@@ -279,7 +485,7 @@ int lay_out(Layout<kCount>& layout, const TermSumProblem& p, const Dimensions& d
   // derivative by data of terms in parts.
   const bool may_be_dense = !p.operand[S::kWeight].present() && !p.compute_double &&
                             TermOf<R>::form_class(p.forms) != kAnyForms && !(kInParts && p.gradient[0].wanted());
-  for (int width = kWidest<TermOf<R>>; may_be_dense && width >= 4; width /= 2) {
+  for (int width = widest; may_be_dense && width >= 4; width /= 2) {
     for_width(width);
     bool fits = segment % width == 0 && !reads_vectors(layout.place[kUpstream]);
     for (int slot = 0; slot < kElement; ++slot) {
@@ -289,34 +495,60 @@ int lay_out(Layout<kCount>& layout, const TermSumProblem& p, const Dimensions& d
       const DType dtype = layout.array[slot].dtype;
       if (width == 8 && reads_vectors(place) && (bytes_of(dtype) != 2 || is_integer(dtype))) fits = false;
     }
-    if (fits) return width;
+    const DType usual = width == 8 ? DType::kBFloat16 : DType::kFloat;
+    if (fits) return {width, usual_inputs<TermOf<R>>(layout, p, usual), usual};
   }
   for_width(kTermGroup<TermOf<R>, R>, /*dense=*/false);
-  return 0;
+  return {};
 }
 
-// The dense kernel of the class that the forms are of.
-template <template <class> class TermOf, class R, int kFormClass = 0>
-const char* launch_dense(const TermSumProblem& p, const TermParams<TermOf<R>::kInputs>& params, int width, dim3 grid,
-                         const CudaCall& call) {
+// Calls what_for(Dense<...>{}, form class), for the dense kernel that was chosen and the class that the forms are of.
+template <template <class> class TermOf, class R, int kFormClass = 0, class WhatFor>
+auto with_dense(const TermSumProblem& p, const Choice& choice, WhatFor&& what_for) {
   if constexpr (kFormClass + 1 < TermOf<R>::kFormClasses)
     if (TermOf<R>::form_class(p.forms) != kFormClass)
-      return launch_dense<TermOf, R, kFormClass + 1>(p, params, width, grid, call);
-  constexpr int kWide = kWidest<TermOf<R>>;
-  const auto kernel =
-      width == kWide ? (p.wants_gradient ? dense_kernel<TermOf, R, kWide, true, kFormClass>
-                                         : dense_kernel<TermOf, R, kWide, false, kFormClass>)
-                     : (p.wants_gradient ? dense_kernel<TermOf, R, 4, true, kFormClass>
-                                         : dense_kernel<TermOf, R, 4, false, kFormClass>);
-  return launch(kernel, grid, kThreads, params, call);
+      return with_dense<TermOf, R, kFormClass + 1>(p, choice, what_for);
+  constexpr std::integral_constant<int, kFormClass> form_class;
+  constexpr unsigned kAll = kUsual<TermOf<R>>, kButScale = kUsualButScale<TermOf<R>>;
+  if constexpr (kAll != kAnyInputs) {
+    const bool wide = choice.width != 4;
+    if (choice.inputs == kAll)
+      return wide ? what_for(Dense<8, kAll, DType::kBFloat16>{}, form_class) : what_for(Dense<4, kAll>{}, form_class);
+    if (choice.inputs == kButScale)
+      return wide ? what_for(Dense<8, kButScale, DType::kBFloat16>{}, form_class)
+                  : what_for(Dense<4, kButScale>{}, form_class);
+  }
+  if (choice.width == 4) return what_for(Dense<4>{}, form_class);
+  return what_for(Dense<kWidest<TermOf<R>>>{}, form_class);
+}
+
+// How many blocks of the chosen kernel a multiprocessor holds at the least.
+template <template <class> class TermOf, class R>
+int resident_blocks(const TermSumProblem& p, const Choice& choice) {
+  if constexpr (sizeof(R) == 4)
+    if (choice.width != 0)
+      return with_dense<TermOf, R>(p, choice, [&](auto dense, auto form_class) {
+        using Of = decltype(dense);
+        constexpr int kFormClass = decltype(form_class)::value;
+        return p.wants_gradient ? kDenseBlocks<TermOf<R>, Of, true, kFormClass>
+                                : kDenseBlocks<TermOf<R>, Of, false, kFormClass>;
+      });
+  return kGeneralBlocks<TermOf<R>, R>;
 }
 
 template <template <class> class TermOf, class R>
-const char* launch_main(const TermSumProblem& p, const TermParams<TermOf<R>::kInputs>& params, int width, int64_t blocks,
-                        const CudaCall& call) {
+const char* launch_main(const TermSumProblem& p, const TermParams<TermOf<R>::kInputs>& params, const Choice& choice,
+                        int64_t blocks, const CudaCall& call) {
   const dim3 grid(static_cast<unsigned>(blocks));
   if constexpr (sizeof(R) == 4)
-    if (width != 0) return launch_dense<TermOf, R>(p, params, width, grid, call);
+    if (choice.width != 0)
+      return with_dense<TermOf, R>(p, choice, [&](auto dense, auto form_class) {
+        using Of = decltype(dense);
+        constexpr int kFormClass = decltype(form_class)::value;
+        const auto kernel =
+            p.wants_gradient ? dense_kernel<TermOf, R, Of, true, kFormClass> : dense_kernel<TermOf, R, Of, false, kFormClass>;
+        return launch(kernel, grid, kThreads, params, call);
+      });
   return launch(general_kernel<TermOf, R, kTermGroup<TermOf<R>, R>>, grid, kThreads, params, call);
 }
 
@@ -334,10 +566,73 @@ const char* gather_gradients(const TermSumProblem& p, const TermParams<TermOf<R>
   return gather_sinks<Evaluate>(g, view, p.gradient, Dimensions(p.space), std::move(sinks), call);
 }
 
+// Whether columns_kernel serves, after lay_out() has chosen a dense kernel: it makes all gradients that would be gathered, and
+// no sum of gradients but these.
+template <template <class> class TermOf, class R>
+bool has_columns(const TermSumProblem& p, const Layout<Slots<TermOf<R>::kInputs>::kCount>& layout, const Dimensions& dims,
+                 const Choice& choice, const SinkPlan& sinks) {
+  using S = Slots<TermOf<R>::kInputs>;
+  constexpr unsigned kSharedSet = kShared<TermOf<R>>;
+  const int64_t columns = layout.period.size;
+  bool serves = sizeof(R) == 4 && choice.width == kColumnWidth && columns > 1 && p.values.row == nullptr &&
+                p.values.element == nullptr && !sinks.gathered().empty() && sinks.totals().empty() && sinks.by_run().empty();
+  for (int k = 0; k < TermOf<R>::kInputs; ++k) {
+    const bool shared = kSharedSet >> k & 1;
+    serves = serves && (layout.place[k] <= kUniform || layout.place[k] == (shared ? kRepeat : kDense));
+  }
+  for (int k : sinks.gathered())
+    serves = serves && k < S::kWeight && (kSharedSet >> k & 1) && dims.period(p.gradient[k]) == columns;
+  const int64_t run = layout.place[S::kUpstream] > kUniform ? dims.run(p.upstream) : columns;
+  return serves && run % columns == 0;
+}
+
+template <template <class> class TermOf, class R, int kFormClass = 0>
+const char* launch_columns(const TermSumProblem& p, const ColumnsParams<TermOf<R>::kInputs>& params, int64_t blocks,
+                           const CudaCall& call) {
+  if constexpr (kShared<TermOf<R>> == 0u || sizeof(R) != 4) return "no input of this term is shared";
+  else {
+    if constexpr (kFormClass + 1 < TermOf<R>::kFormClasses)
+      if (TermOf<R>::form_class(p.forms) != kFormClass)
+        return launch_columns<TermOf, R, kFormClass + 1>(p, params, blocks, call);
+    return launch(columns_kernel<TermOf, R, kFormClass>, dim3(static_cast<unsigned>(blocks)), kThreads, params, call);
+  }
+}
+
+template <template <class> class TermOf, class R>
+const char* run_columns(const TermSumProblem& p, ColumnsParams<TermOf<R>::kInputs>& params, const SinkPlan& sinks,
+                        const CudaCall& call) {
+  using S = Slots<TermOf<R>::kInputs>;
+  constexpr int kWarps = kThreads / kWarp, kFewestRows = 2 * kWarps;
+  params.columns = params.layout.period.size;
+  params.rows = p.space.elements() / params.columns;
+  params.column_blocks = static_cast<int>(divide_up(params.columns, kBlockColumns));
+  const int64_t wanted = multiprocessors(call.device) * kColumnsBlocks<TermOf<R>> * 2 * kWaves;
+  int64_t sharers = std::clamp<int64_t>(wanted / params.column_blocks, 1, divide_up(params.rows, kFewestRows));
+  params.rows_per_block = divide_up(divide_up(params.rows, sharers), kWarps) * kWarps;
+  sharers = divide_up(params.rows, params.rows_per_block);
+  const int64_t blocks = params.column_blocks * sharers;
+  for (int k : sinks.gathered()) {
+    params.column_sum[k] = array_of(p.gradient[k]);
+    if (sharers == 1) continue;
+    void* const sums = call.workspace(sharers * params.columns * static_cast<int64_t>(sizeof(double)));
+    if (call.out_of_memory) return kOutOfMemory;
+    params.column_sum[k] = {static_cast<char*>(sums), DType::kDouble};
+  }
+  if (p.values.total != nullptr)
+    params.sums.total(S::kValueSum, {as_bytes(p.values.total), compute_type(p.compute_double)}, p.values.divisor);
+  const char* error = prepare_totals(params.sums, blocks, call);
+  if (error == nullptr) error = launch_columns<TermOf, R>(p, params, blocks, call);
+  for (int k : sinks.gathered())
+    if (error == nullptr && sharers > 1)
+      error = fold(reinterpret_cast<const double*>(params.column_sum[k].data), array_of(p.gradient[k]),
+                   {{sharers, {params.columns, 0}}, {params.columns, {1, 1}}}, call);
+  return error;
+}
+
 template <template <class> class TermOf, class R>
 const char* run(const TermSumProblem& p, const CudaCall& call) {
   using S = Slots<TermOf<R>::kInputs>;
-  TermParams<TermOf<R>::kInputs> params{};
+  ColumnsParams<TermOf<R>::kInputs> params{};
   for (int k = 0; k < S::kOperands; ++k) params.constant[k] = p.operand[k].constant;
   params.constant[S::kUpstream] = p.upstream.constant;
   params.upstream_factor = p.upstream.factor;
@@ -353,10 +648,8 @@ const char* run(const TermSumProblem& p, const CudaCall& call) {
       segment_length(row_sums ? p.space.cols : sinks.segment(), dims, slowly_varying, /*in_order=*/row_sums, by_segment);
   const DType compute = compute_type(p.compute_double);
 
-  const int width = lay_out<TermOf, R>(params.layout, p, dims, segment);
-  Work<S::kSums> work(params.units, params.sums, dims, segment, by_segment, width == 0 ? kTermGroup<TermOf<R>, R> : width, call);
-  work.add_values(S::kValueSum, p.values, compute, p.space);
-  work.add_gradients(sinks, p.gradient);
+  const int widest = sinks.gathered().empty() ? kWidest<TermOf<R>> : kColumnWidth;  // columns_kernel may serve
+  const Choice choice = lay_out<TermOf, R>(params.layout, p, dims, segment, widest);
   if (p.elbo.loss != nullptr) {
     params.sums.total(S::kKLSum, {nullptr, compute});
     params.kl = {as_bytes(p.elbo.kl), p.elbo.kl_dtype};
@@ -368,8 +661,14 @@ const char* run(const TermSumProblem& p, const CudaCall& call) {
     params.kl_factor = p.elbo.kl_factor;
   }
 
+  if (has_columns<TermOf, R>(p, params.layout, dims, choice, sinks)) return run_columns<TermOf, R>(p, params, sinks, call);
+
+  const int per_step = choice.width == 0 ? kTermGroup<TermOf<R>, R> : choice.width;
+  Work<S::kSums> work(params.units, params.sums, dims, segment, by_segment, per_step, resident_blocks<TermOf, R>(p, choice), call);
+  work.add_values(S::kValueSum, p.values, compute, p.space);
+  work.add_gradients(sinks, p.gradient);
   const char* error = work.run(any_written(params.layout, S::kFirstSink, S::kCount),
-                               [&] { return launch_main<TermOf, R>(p, params, width, work.blocks(), call); });
+                               [&] { return launch_main<TermOf, R>(p, params, choice, work.blocks(), call); });
   if (error == nullptr) error = gather_gradients<TermOf, R>(p, params, sinks.gathered(), call);
   return error;
 }

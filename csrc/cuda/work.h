@@ -11,11 +11,12 @@ template <int kSums>
 class Work {
  public:
   // Fills `units`, for segments of `length` elements. `by_segment`: there are sums of each. `per_step`: the elements that a
-  // thread takes at once.
+  // thread takes at once. `resident`: the blocks that a multiprocessor holds.
   Work(Units& units, SumPlan<kSums>& sums, const Dimensions& dims, int64_t length, bool by_segment, int64_t per_step,
-       const CudaCall& call)
+       int resident, const CudaCall& call)
       : units_(units), sums_(sums), dims_(dims), length_(length), call_(call) {
-    const Spread work = spread(length == 0 ? 1 : dims.elements() / length, length, by_segment, per_step, call.device);
+    const Spread work =
+        spread(length == 0 ? 1 : dims.elements() / length, length, by_segment, per_step, resident, call.device);
     units = work.units;
     blocks_ = work.blocks;
   }

@@ -14,12 +14,16 @@ int32_t type_of(const Tensor& tensor) {
 
 }  // namespace
 
+bool on_cpu(const Tensor& tensor) {
+  static const int32_t cpu = aoti_torch_device_type_cpu();
+  return type_of(tensor) == cpu;
+}
+
 const Device& device_of(const Tensor& tensor) {
 #if defined(ELBO_EMULATOR)
   return cuda_device();  // on CPU tensors: tests/emulator
 #endif
-  static const int32_t cpu = aoti_torch_device_type_cpu();
-  return type_of(tensor) == cpu ? cpu_device() : cuda_device();
+  return on_cpu(tensor) ? cpu_device() : cuda_device();
 }
 
 void check_device(const char* op, const Tensor& tensor, const Tensor& like) {

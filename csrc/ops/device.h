@@ -29,6 +29,7 @@ class Device {
 
 const Device& cpu_device();
 const Device& cuda_device();  // raises if the CUDA library is not loaded
+bool on_cpu(const Tensor& tensor);
 const Device& device_of(const Tensor& tensor);
 
 // Raises unless a tensor is where the others are: a kernel given memory of another device would crash.

@@ -34,7 +34,7 @@ struct LatentCall {
     STD_TORCH_CHECK(inputs[0] || inputs[1], "elbo_ext: latent needs a tensor for mu or its scale");
     like = tensors.front();
     for (const Tensor* tensor : tensors) check_device("latent", *tensor, *like);
-    check_device("latent", seed ? *seed : *noise, *like);
+    if (noise) check_device("latent", *noise, *like);
     shape = broadcast_shape(tensors);
     check_numbers(batch_dims, reduction, shape);
     // z alone has no prior, and takes a form for one all the same: kernels are compiled for pairs of forms.
@@ -52,6 +52,8 @@ struct LatentCall {
       STD_TORCH_CHECK(is_seed(*seed) && seed->numel() == 1,
                       "elbo_ext: seed is an int64 tensor of one element");
       problem.seed = static_cast<const int64_t*>(seed->data_ptr());
+      problem.seed_on_host = on_cpu(*seed);
+      if (!problem.seed_on_host) check_device("latent", *seed, *like);
     }
   }
 

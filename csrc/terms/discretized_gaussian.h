@@ -44,7 +44,7 @@ template <class T>
 struct DiscretizedGaussian : ScaleForms<2> {
   static constexpr int kInputs = 6, kTensors = 3, kTogether = 2;
   static constexpr const char* kSignature = "x mean logvar|log_std|std|var low high half_bin";
-  static constexpr unsigned kPrecomputedFrom = 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5;
+  static constexpr unsigned kPrecomputedFrom = 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5, kSharedInputs = 1 << 2;
   using R = Real<T>;
   struct Precomputed {
     Bins<T> bins;

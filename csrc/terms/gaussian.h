@@ -12,6 +12,7 @@ struct Gaussian : ScaleForms<2> {
   static constexpr int kInputs = 3;
   static constexpr const char* kSignature = "x mean logvar|log_std|std|var";
   static constexpr unsigned kPrecomputedFrom = 1 << 2;  // the inputs that Precomputed is made from: the scale alone
+  static constexpr unsigned kUsualInputs = 0b111, kSharedInputs = 0b100;
   using R = Real<T>;
   using Precomputed = Scale<T>;
 

@@ -15,6 +15,8 @@ struct GaussianKL : ScaleForms<1, 3> {
   static constexpr const char* kSignature =
       "mu logvar|log_std|std|var prior_mu prior_logvar|prior_log_std|prior_std|prior_var";
   static constexpr unsigned kPrecomputedFrom = 1 << 3;  // the prior's scale alone
+  static constexpr unsigned kUsualInputs = 0b0011;   // mu and its scale
+  static constexpr unsigned kSharedInputs = 0b1100;  // the prior
   using R = Real<T>;
   struct Precomputed {
     Scale<T> prior;

@@ -12,6 +12,7 @@ struct Laplace : TwoForms<2> {
   static constexpr int kInputs = 3, kTogether = 2;
   static constexpr const char* kSignature = "x mean log_scale|scale";
   static constexpr unsigned kPrecomputedFrom = 1 << 2;  // the scale alone
+  static constexpr unsigned kSharedInputs = 0b100;
   using R = Real<T>;
   struct Precomputed {
     T log_2b;

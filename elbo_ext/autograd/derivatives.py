@@ -11,6 +11,11 @@ Formula = Callable[..., Any]
 _torch_vjp: Any = torch.func.vjp  # whose annotation has the third result of has_aux as well
 
 
+def device_of(operands: Operands) -> torch.device:
+    """Where the tensors are."""
+    return next(t.device for t in operands if t is not None)
+
+
 def joint_shape(operands: Operands) -> torch.Size:
     shape: torch.Size = torch.broadcast_shapes(*(t.shape for t in operands if t is not None))
     return shape

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import formulas
 from ..likelihoods import GAUSSIAN_KL
 from ..ops import NONE, WITH_KL, WITH_LOG_PROB, Z_ALONE, sample_dtype, value_dtype
-from .derivatives import Operands, fill_missing_with_none, joint_shape, sum_of_elements, vjp, without_none
+from .derivatives import Operands, device_of, fill_missing_with_none, joint_shape, sum_of_elements, vjp, without_none
 from .modes import (
     GradientFunction,
     ValueFunction,
@@ -60,9 +60,10 @@ class LatentSpec(NamedTuple):
 # ---- noise ----
 
 
-def explicit_noise(seed: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """What the kernels make from the seeds ``[n]``: ``[n, *shape]``."""
-    noise: Tensor = _ops.normal_noise(seed.reshape(-1), math.prod(shape), dtype == torch.float64)
+def explicit_noise(seed: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What the kernels of a device make from the seeds ``[n]``, which may be on the CPU: ``[n, *shape]``."""
+    seeds = seed.reshape(-1).to(device, non_blocking=True)  # no wait for the device
+    noise: Tensor = _ops.normal_noise(seeds, math.prod(shape), dtype == torch.float64)
     return noise.reshape(seed.numel(), *shape)  # no -1: there may be no element
 
 
@@ -79,7 +80,7 @@ def _mapped_noise(
     if noise is None:
         assert seed is not None
         seeds = seed if seed_dim is None else seed.movedim(seed_dim, 0)
-        noise = explicit_noise(seeds, shape, value_dtype(*inputs))
+        noise = explicit_noise(seeds, shape, value_dtype(*inputs), device_of(inputs))
         if seed_dim is None:
             noise = noise.expand(size, *shape)
     else:
@@ -213,14 +214,14 @@ class Latent(ValueFunction):
         spec: LatentSpec, seed: Tensor | None, noise: Tensor | None, *inputs: Tensor | None
     ) -> Tensor | tuple[Tensor, ...]:
         dtype = value_dtype(*inputs)
-        device = next(t.device for t in inputs if t is not None)
+        device = device_of(inputs)
         mu, scale, *prior = (
             torch.full((), constant, dtype=dtype, device=device) if t is None else t.to(dtype)
             for t, constant in zip(inputs, spec.constants, strict=True)
         )
         if noise is None:
             assert seed is not None
-            eps = explicit_noise(seed, spec.sample_shape(joint_shape(inputs)), dtype)[0]
+            eps = explicit_noise(seed, spec.sample_shape(joint_shape(inputs)), dtype, device)[0]
         else:
             eps = noise.to(dtype)
         form, prior_form = GAUSSIAN_KL.form_names(spec.forms)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..likelihoods import TERMS_BY_NUMBER
 from ..ops import NONE, value_dtype
-from .derivatives import Operands, fill_missing_with_none, sum_of_elements, vjp, without_none
+from .derivatives import Operands, device_of, fill_missing_with_none, sum_of_elements, vjp, without_none
 from .modes import (
     GradientFunction,
     ValueFunction,
@@ -94,7 +94,7 @@ class TermSum(ValueFunction):
     @staticmethod
     def in_torch(spec: TermSpec, *operands: Tensor | None) -> Tensor:
         dtype = value_dtype(*operands)
-        device = next(t.device for t in operands if t is not None)
+        device = device_of(operands)
         *inputs, weight = (
             torch.full((), constant, dtype=dtype, device=device) if t is None else t.to(dtype)
             for t, constant in zip(operands, spec.constants, strict=True)

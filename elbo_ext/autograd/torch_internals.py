@@ -15,6 +15,7 @@ _functorch = torch._C._functorch
 _is_legacy_batched: Callable[[Tensor], bool] = _functorch.is_legacy_batchedtensor
 _torch_func_is_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 _is_tracing: Callable[[], bool] = torch._C._is_tracing
+_count_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _DYNAMO_HANDLES_OVERRIDES = torch.__version__ >= "2.13"
 
 
@@ -37,6 +38,18 @@ def in_trace() -> bool:
     """Inside of torch.jit.trace or torch.onnx.export, which have no translation of our operators. Both of its exporters trace,
     one by torch.jit.trace and the other by torch.export."""
     return torch.onnx.is_in_onnx_export() if torch.compiler.is_compiling() else _is_tracing()
+
+
+def is_recorded() -> bool:
+    """Whether operators are compiled, traced, transformed, watched by a mode, or captured in a CUDA graph, any of which may
+    run them again."""
+    return (
+        torch.compiler.is_compiling()
+        or _is_tracing()
+        or in_transform()
+        or _count_modes() != 0
+        or torch.cuda.is_current_stream_capturing()
+    )
 
 
 def count_nested_jvp() -> int:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -460,6 +461,35 @@ def test_gradients_beyond_32_bits() -> None:
     for j in {j for _, j in PLACES}:
         assert dmean[j].item() == pytest.approx(sum(2.0 + k for k, (_, col) in enumerate(PLACES) if col == j))
     assert int((dmean != 0).sum()) == len({j for _, j in PLACES})
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31, 2**63 + 5, 2**64 - 1, -1])
+def test_the_seed_is_the_one_that_torch_draws(seed: int) -> None:
+    """It is read off the generator's state, which is left as torch.randint leaves it; so compiled and captured code, which
+    call torch.randint, draw the same."""
+    ours, theirs = (torch.Generator("cuda").manual_seed(seed) for _ in range(2))
+    for _ in range(3):
+        drawn = elbo_ext.functional.latent._draw_seed(torch.device("cuda", 0), ours)
+        assert drawn.device.type == "cpu" and drawn.dtype == torch.int64
+        assert int(drawn) == int(elbo_ext.ops.draw_seed(torch.device("cuda", 0), theirs))
+        assert ours.get_offset() == theirs.get_offset()
+        assert torch.equal(torch.rand(5, device="cuda", generator=ours), torch.rand(5, device="cuda", generator=theirs))
+
+
+def test_a_seed_on_the_cpu_and_one_on_the_device() -> None:
+    mu, grad = torch.zeros(3, 40, device="cuda"), torch.ones(3, 40, device="cuda")
+    drawn = torch.tensor([-(2**63) + 12345])
+    results = []
+    for seed in (drawn, drawn.cuda()):
+        with mock.patch.object(elbo_ext.functional.latent, "_draw_seed", lambda *_, seed=seed: seed):
+            for samples in (None, 3):
+                std = torch.ones(3, 40, device="cuda", requires_grad=True)
+                z, log_q, _ = elbo_ext.rsample_with_log_prob(mu, std=std, num_samples=samples)
+                first = torch.autograd.grad(z.sum() + (z * log_q.unsqueeze(-1)).sum(), std, create_graph=True)[0]
+                results.append((z, log_q, first, torch.autograd.grad(first, std, grad)[0]))
+    for on_cpu, on_device in zip(results[:2], results[2:], strict=True):
+        for a, b in zip(on_cpu, on_device, strict=True):
+            assert torch.equal(a, b)
 
 
 @needs_memory(16)

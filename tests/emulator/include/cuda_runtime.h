@@ -138,6 +138,9 @@ To bits(From from) {
 }
 }  // namespace emulator
 
+inline float rsqrtf(float x) { return 1.f / sqrtf(x); }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 inline unsigned __float_as_uint(float x) { return emulator::bits<unsigned>(x); }
 inline float __uint_as_float(unsigned x) { return emulator::bits<float>(x); }
 inline int __double2loint(double x) { return static_cast<int>(emulator::bits<uint64_t>(x)); }
