@@ -321,6 +321,9 @@ def aggregate_posterior(
     log_std: Scale = None,
     std: Scale = None,
     var: Scale = None,
+    rho: Scale = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     num_samples: int = 1,
     generator: torch.Generator | None = None,
     **prior: Any,
@@ -343,13 +346,14 @@ def aggregate_posterior(
         :class:`AggregatePosterior`, in float64. Takes num_samples * N^2 densities, in blocks of bounded memory.
     """
     arguments.examples("mu", mu, 1)
-    name, scale, _ = arguments.scale(arguments.SCALES, (logvar, log_std, std, var))
+    scales = (logvar, log_std, std, var, rho, min_std, min_var)
+    name, scale, *_ = arguments.scale(arguments.SCALES, scales)
     arguments.keywords(prior, _PRIOR)
     arguments.count("num_samples", num_samples)
     arguments.broadcasts_to_batch(name + " of shape {}", scale, mu.shape, "shape of mu,")
     for label, value in prior.items():  # broadcast to q(z), which has no examples
         arguments.broadcasts_to_batch(label + " of shape {}", value, torch.Size((1, *mu.shape[1:])), "shape of one z,")
-    of_q: dict[str, Any] = {name: scale}
+    of_q: dict[str, Any] = {k: v for k, v in zip(arguments.SCALES, scales, strict=True) if v is not None}
     kl = gaussian_kl(mu, **of_q, **prior).double().mean()
     total, count = torch.zeros_like(kl), len(mu)
     rows = max(1, _BLOCK // count)

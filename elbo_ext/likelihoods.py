@@ -21,7 +21,8 @@ from .ops import TERM_NUMBERS
 
 __all__ = ["Bernoulli", "Gaussian", "Laplace", "Likelihood", "LikelihoodWithParameters", "by_name"]
 
-_SCALES = ("logvar", "log_std", "std", "var")
+_SCALES = ("logvar", "log_std", "std", "var", "rho")
+_FLOORS = ("min_std", "min_var")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +34,15 @@ class Term:
         inputs: in the order of the formula, each under the name of its first form.
         formula: in torch operations (formulas.py).
         forms: the names of the forms of each input that has several, the first one included.
+        floors: the names of the floors, Python numbers, that an input of several forms may have beside its form.
         positive: forms whose Python numbers have to be above 0.
         defaults: numbers for inputs that need not be given.
         masked: for each input a number that the formula bears and that stands in for an element of weight 0.
         number: in the operator schema.
         forms_of_inputs: the names of the forms of each input.
+        floors_of_inputs: the names of the floors of each input.
+        numbered_forms: the names of all forms of each input, by their numbers: without a floor, with the first one
+            ("rho+min_std"), and so on.
         positive_of_inputs: the numbers of those whose Python numbers have to be above 0.
     """
 
@@ -45,18 +50,26 @@ class Term:
     inputs: tuple[str, ...]
     formula: Callable[..., Tensor]
     forms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    floors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     positive: tuple[str, ...] = ()
     defaults: Mapping[str, float] = field(default_factory=dict)
     masked: tuple[float, ...] = ()
     number: int = field(init=False)
     forms_of_inputs: tuple[tuple[str, ...], ...] = field(init=False)
+    floors_of_inputs: tuple[tuple[str, ...], ...] = field(init=False)
+    numbered_forms: tuple[tuple[str, ...], ...] = field(init=False)
     positive_of_inputs: tuple[tuple[int, ...], ...] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "number", TERM_NUMBERS[self.name])
         object.__setattr__(self, "masked", self.masked or (1.0,) * len(self.inputs))
         forms = tuple(self.forms.get(name, (name,)) for name in self.inputs)
+        floors = tuple(self.floors.get(name, ()) for name in self.inputs)
         object.__setattr__(self, "forms_of_inputs", forms)
+        object.__setattr__(self, "floors_of_inputs", floors)
+        object.__setattr__(self, "numbered_forms", tuple(
+            (*names, *(f"{name}+{floor}" for floor in of_input for name in names))
+            for names, of_input in zip(forms, floors, strict=True)))  # fmt: skip
         object.__setattr__(self, "positive_of_inputs", tuple(
             tuple(k for k, form in enumerate(names) if form in self.positive) for names in forms))  # fmt: skip
 
@@ -66,12 +79,23 @@ class Term:
 
     def form_names(self, forms: int) -> list[str]:
         """Of the inputs that have several forms, which is what the formula takes after its inputs."""
-        return [names[forms >> 4 * k & 15] for k, names in enumerate(self.forms_of_inputs) if len(names) > 1]
+        return [names[forms >> 4 * k & 15] for k, names in enumerate(self.numbered_forms) if len(names) > 1]
 
-    def in_torch(self, forms: int, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
-        """The formula, times the weight."""
-        names = self.form_names(forms)
-        return formulas.weighted(lambda *tensors: self.formula(*tensors, *names), inputs, self.masked, weight)
+    def floors_in(self, forms: int, constants: Sequence[float]) -> list[float]:
+        """Of the inputs that may have one, 0 where it has none: what the formula takes last. ``constants`` has one for each
+        input."""
+        return [
+            constants[k] if (forms >> 4 * k & 15) >= len(self.forms_of_inputs[k]) else 0.0
+            for k, names in enumerate(self.floors_of_inputs)
+            if names
+        ]
+
+    def in_torch(
+        self, forms: int, inputs: Sequence[Tensor], weight: Tensor | None, constants: Sequence[float]
+    ) -> Tensor:
+        """The formula, times the weight. ``constants`` are those of the inputs, of which the floors are taken."""
+        how = (*self.form_names(forms), *self.floors_in(forms, constants))
+        return formulas.weighted(lambda *tensors: self.formula(*tensors, *how), inputs, self.masked, weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,12 +134,15 @@ class LikelihoodWithParameters:
             for names, input in zip(term.forms_of_inputs, term.inputs, strict=True)
             if input not in ("x", term.decoder)
         ]
-        known = [form for names in inputs for form in names]
+        floors = [floor for names in term.floors_of_inputs for floor in names]
+        known = [*(form for names in inputs for form in names), *floors]
         for name, value in self.parameters.items():
             if name not in known:
                 takes = f"takes {', '.join(known)}" if known else "takes no parameters"
                 raise TypeError(f"{name} is no parameter of the {term.name} likelihood, which {takes}")
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if name in floors:
+                continue  # checked with the scale that it is the floor of
             if not is_number and not isinstance(value, Tensor):
                 raise TypeError(f"{name} must be a torch.Tensor or a number, got {type(value).__name__}")
             if is_number and name in term.positive and not value > 0:
@@ -146,6 +173,7 @@ Gaussian = _register(
     inputs=("x", "mean", "logvar"),
     decoder="mean",
     forms={"logvar": _SCALES},
+    floors={"logvar": _FLOORS},
     positive=("std", "var"),
     defaults={"logvar": 0.0},
     formula=formulas.gaussian,
@@ -168,6 +196,7 @@ GAUSSIAN_KL = Term(
     "gaussian_kl",
     inputs=("mu", "logvar", "prior_mu", "prior_logvar"),
     forms={"logvar": _SCALES, "prior_logvar": tuple(f"prior_{name}" for name in _SCALES)},
+    floors={"logvar": _FLOORS, "prior_logvar": tuple(f"prior_{name}" for name in _FLOORS)},
     positive=("std", "var", "prior_std", "prior_var"),
     formula=formulas.gaussian_kl,
 )

@@ -14,7 +14,7 @@ Sources:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -133,12 +133,25 @@ def normal_noise(seed: int, n: int, offset: int = 0) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _pick_scale(logvar: Any, log_std: Any, std: Any, var: Any) -> tuple[Tensor | float, str]:
-    """(scale, form) for the one that is given, a keyword before ``logvar``; unit scale if none is."""
-    for scale, form in ((log_std, "log_std"), (std, "std"), (var, "var"), (logvar, "logvar")):
-        if scale is not None:
-            return scale, form
-    return 0.0, "logvar"
+def _pick(given: dict[str, Any], forms: Sequence[str], floors: Sequence[str]) -> tuple[str | None, str, float]:
+    """Which of an input's ``forms`` is given, a keyword before the form by position; its name with its floor,
+    "rho+min_std", the first form's if none is given; and the floor. All by their names in ``given``."""
+    form = next((form for form in reversed(forms) if given.get(form) is not None), None)
+    floor = next((floor for floor in floors if given.get(floor)), None)
+    name = forms[0] if form is None else form
+    return form, name if floor is None else f"{name}+{floor}", 0.0 if floor is None else given[floor]
+
+
+def _pick_scale(given: dict[str, Any]) -> tuple[Tensor | float, str, float]:
+    """(scale, form, floor) of a Gaussian, by the arguments' names; unit scale if none is given."""
+    chosen, form, floor = _pick(given, GAUSSIAN_KL.forms["logvar"], GAUSSIAN_KL.floors["logvar"])
+    return 0.0 if chosen is None else given[chosen], form, floor
+
+
+def _by_name(prefix: str, *scales: Any) -> dict[str, Any]:
+    """The arguments for a scale, forms and floors, under their names."""
+    names = (*GAUSSIAN_KL.forms["logvar"], *GAUSSIAN_KL.floors["logvar"])
+    return {prefix + name: value for name, value in zip(names, scales, strict=True)}
 
 
 def _tensors(*values: Tensor | float | None) -> list[Any]:
@@ -158,11 +171,18 @@ def _reduce(examples: Tensor, reduction: str) -> Tensor:
 
 
 def _sum_term(
-    term: Term, inputs: list[Any], forms: int, weight: Tensor | None, batch_dims: int, reduction: str
+    term: Term,
+    inputs: list[Any],
+    forms: Sequence[str],
+    floors: Sequence[float],
+    weight: Tensor | None,
+    batch_dims: int,
+    reduction: str,
 ) -> Tensor:
     """Weights the elements, sums all but the first ``batch_dims`` dimensions, then reduces the examples."""
     *tensors, weight = _tensors(*inputs, weight)
-    value = term.in_torch(forms, tensors, weight)
+    number = term.pack([names.index(form) for names, form in zip(term.numbered_forms, forms, strict=True)])
+    value = term.in_torch(number, tensors, weight, floors)
     batch, elements = value.shape[:batch_dims], value.shape[batch_dims:]
     return _reduce(value.reshape(*batch, math.prod(elements)).sum(-1), reduction)
 
@@ -171,14 +191,20 @@ def _log_prob(
     name: str, given: dict[str, Any], weight: Tensor | None = None, batch_dims: int = 1, reduction: str = "none"
 ) -> Tensor:
     """ln p(x), summed over the event dimensions, of a likelihood of the registry; ``given`` has forms of its inputs."""
-    likelihood = LIKELIHOODS[name]
-    inputs, chosen = [], []
-    for input, forms in zip(likelihood.inputs, likelihood.forms_of_inputs, strict=True):
-        # A keyword comes before the form by position, which may have a default.
-        form = next((form for form in reversed(forms) if given.get(form) is not None), None)
-        inputs.append(likelihood.defaults[input] if form is None else given[form])
-        chosen.append(0 if form is None else forms.index(form))
-    return _sum_term(likelihood, inputs, likelihood.pack(chosen), weight, batch_dims, reduction)
+    return _sum_of(LIKELIHOODS[name], given, weight, batch_dims, reduction)
+
+
+def _sum_of(
+    term: Term, given: dict[str, Any], weight: Tensor | None = None, batch_dims: int = 1, reduction: str = "none"
+) -> Tensor:
+    """The sum of a term whose inputs stand in ``given`` by the names of their forms."""
+    inputs, forms, floors = [], [], []
+    for input, names, of_input in zip(term.inputs, term.forms_of_inputs, term.floors_of_inputs, strict=True):
+        chosen, form, floor = _pick(given, names, of_input)
+        inputs.append(term.defaults[input] if chosen is None else given[chosen])
+        forms.append(form)
+        floors.append(floor)
+    return _sum_term(term, inputs, forms, floors, weight, batch_dims, reduction)
 
 
 def rsample(
@@ -188,6 +214,9 @@ def rsample(
     log_std: Tensor | float | None = None,
     std: Tensor | float | None = None,
     var: Tensor | float | None = None,
+    rho: Tensor | float | None = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     num_samples: int | None = None,
     generator: torch.Generator | None = None,
     noise: Tensor | None = None,
@@ -207,7 +236,8 @@ def rsample(
     Returns:
         z of shape ``[*S]`` or ``[K, *S]``, S the broadcast shape of mu and the scale.
     """
-    scale, form = _pick_scale(logvar, log_std, std, var)
+    own = _by_name("", logvar, log_std, std, var, rho, min_std, min_var)
+    scale, form, floor = _pick_scale(own)
     dtype = torch.result_type(mu, scale) if isinstance(scale, Tensor) else mu.dtype
     mean, scale, noise = _tensors(mu, scale, noise)
     shape = torch.broadcast_shapes(mean.shape, scale.shape)
@@ -218,7 +248,7 @@ def rsample(
 
         seed = int(draw_seed(mu.device, generator))
         noise = torch.from_numpy(normal_noise(seed, math.prod(shape))).reshape(shape).to(mean)
-    z: Tensor = (mean + standard_deviation(scale, form) * noise).to(dtype)
+    z: Tensor = (mean + standard_deviation(scale, form, floor) * noise).to(dtype)
     return z
 
 
@@ -231,9 +261,15 @@ def gaussian_kl(
     log_std: Tensor | float | None = None,
     std: Tensor | float | None = None,
     var: Tensor | float | None = None,
+    rho: Tensor | float | None = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     prior_log_std: Tensor | float | None = None,
     prior_std: Tensor | float | None = None,
     prior_var: Tensor | float | None = None,
+    prior_rho: Tensor | float | None = None,
+    prior_min_std: float | None = None,
+    prior_min_var: float | None = None,
     weight: Tensor | None = None,
     batch_dims: int = 1,
     reduction: str = "none",
@@ -252,12 +288,14 @@ def gaussian_kl(
     Returns:
         ``[*batch]``, or a scalar once reduced; float64 if any tensor is, else float32.
     """
-    scale, form = _pick_scale(logvar, log_std, std, var)
-    prior_scale, prior_form = _pick_scale(prior_logvar, prior_log_std, prior_std, prior_var)
-    prior_mu = 0.0 if prior_mu is None else prior_mu
-    names = GAUSSIAN_KL.forms["logvar"]
-    forms = GAUSSIAN_KL.pack((0, names.index(form), 0, names.index(prior_form)))
-    return _sum_term(GAUSSIAN_KL, [mu, scale, prior_mu, prior_scale], forms, weight, batch_dims, reduction)
+    own = _by_name("", logvar, log_std, std, var, rho, min_std, min_var)
+    prior = _by_name(
+        "prior_", prior_logvar, prior_log_std, prior_std, prior_var, prior_rho, prior_min_std, prior_min_var
+    )
+    given = {"mu": mu, **own, "prior_mu": 0.0 if prior_mu is None else prior_mu, **prior}
+    if all(value is None for value in prior.values()):
+        given["prior_logvar"] = 0.0
+    return _sum_of(GAUSSIAN_KL, given, weight, batch_dims, reduction)
 
 
 def rsample_kl(
@@ -269,9 +307,15 @@ def rsample_kl(
     log_std: Tensor | float | None = None,
     std: Tensor | float | None = None,
     var: Tensor | float | None = None,
+    rho: Tensor | float | None = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     prior_log_std: Tensor | float | None = None,
     prior_std: Tensor | float | None = None,
     prior_var: Tensor | float | None = None,
+    prior_rho: Tensor | float | None = None,
+    prior_min_std: float | None = None,
+    prior_min_var: float | None = None,
     num_samples: int | None = None,
     generator: torch.Generator | None = None,
     noise: Tensor | None = None,
@@ -283,14 +327,16 @@ def rsample_kl(
     z has the joint shape of posterior and prior. The KL is analytic, so it has no sample axis whatever
     ``num_samples`` is.
     """
-    own: dict[str, Any] = {"log_std": log_std, "std": std, "var": var}
-    prior: dict[str, Any] = {"prior_log_std": prior_log_std, "prior_std": prior_std, "prior_var": prior_var}
-    joint = torch.broadcast_tensors(
-        mu, *(v for v in (logvar, *own.values(), prior_mu, prior_logvar, *prior.values()) if isinstance(v, Tensor))
+    own: dict[str, Any] = _by_name("", logvar, log_std, std, var, rho, min_std, min_var)
+    prior: dict[str, Any] = _by_name(
+        "prior_", prior_logvar, prior_log_std, prior_std, prior_var, prior_rho, prior_min_std, prior_min_var
     )
-    z = rsample(joint[0], logvar, **own, num_samples=num_samples, generator=generator, noise=noise)
+    joint = torch.broadcast_tensors(
+        mu, *(v for v in (*own.values(), prior_mu, *prior.values()) if isinstance(v, Tensor))
+    )
+    z = rsample(joint[0], **own, num_samples=num_samples, generator=generator, noise=noise)
     rows: dict[str, Any] = {"batch_dims": batch_dims, "reduction": reduction}
-    kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, **own, **prior, **rows)
+    kl = gaussian_kl(mu, prior_mu=prior_mu, **own, **prior, **rows)
     return z, kl
 
 
@@ -303,9 +349,15 @@ def rsample_with_log_prob(
     log_std: Tensor | float | None = None,
     std: Tensor | float | None = None,
     var: Tensor | float | None = None,
+    rho: Tensor | float | None = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     prior_log_std: Tensor | float | None = None,
     prior_std: Tensor | float | None = None,
     prior_var: Tensor | float | None = None,
+    prior_rho: Tensor | float | None = None,
+    prior_min_std: float | None = None,
+    prior_min_var: float | None = None,
     num_samples: int | None = None,
     generator: torch.Generator | None = None,
     noise: Tensor | None = None,
@@ -317,13 +369,16 @@ def rsample_with_log_prob(
     ln q comes from the noise (:func:`sample_and_log_prob`), so that it is exact however small sigma is. With K samples
     all three have a leading axis K.
     """
-    own = {"log_std": log_std, "std": std, "var": var}
-    priors = (prior_mu, prior_logvar, prior_log_std, prior_std, prior_var)
-    joint = torch.broadcast_tensors(mu, *(v for v in (logvar, *own.values(), *priors) if isinstance(v, Tensor)))[
-        0
-    ].shape
-    scale, form = _pick_scale(logvar, **own)
-    prior_scale, prior_form = _pick_scale(prior_logvar, prior_log_std, prior_std, prior_var)
+    own = _by_name("", logvar, log_std, std, var, rho, min_std, min_var)
+    prior = _by_name(
+        "prior_", prior_logvar, prior_log_std, prior_std, prior_var, prior_rho, prior_min_std, prior_min_var
+    )
+    operands = (mu, *own.values(), prior_mu, *prior.values())
+    joint = torch.broadcast_tensors(*(v for v in operands if isinstance(v, Tensor)))[0].shape
+    scale, form, floor = _pick_scale(own)
+    prior_scale, prior_form, prior_floor = _pick_scale(
+        {name.removeprefix("prior_"): value for name, value in prior.items()}
+    )
     dtype = torch.result_type(mu, scale) if isinstance(scale, Tensor) else mu.dtype
     mean, scale, prior_mean, prior_scale, eps = _tensors(
         mu, scale, 0.0 if prior_mu is None else prior_mu, prior_scale, noise
@@ -332,8 +387,8 @@ def rsample_with_log_prob(
     if eps is None:  # the noise is what turns a standard normal into itself
         zeros = torch.zeros(joint, dtype=mean.dtype, device=mean.device)
         eps = rsample(zeros, 0.0, num_samples=num_samples, generator=generator)
-    z, log_q = sample_and_log_prob(mean, scale, form, eps, gradient)
-    log_p = gaussian(z, prior_mean, prior_scale, prior_form)
+    z, log_q = sample_and_log_prob(mean, scale, form, eps, gradient, floor)
+    log_p = gaussian(z, prior_mean, prior_scale, prior_form, prior_floor)
     batch = shape[: batch_dims + (num_samples is not None)]
     elements = math.prod(shape[len(batch) :])
     log_q, log_p = (t.expand(shape).reshape(*batch, elements).sum(-1) for t in (log_q, log_p))
@@ -348,6 +403,9 @@ def gaussian_log_prob(
     log_std: Tensor | float | None = None,
     std: Tensor | float | None = None,
     var: Tensor | float | None = None,
+    rho: Tensor | float | None = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     weight: Tensor | None = None,
     batch_dims: int = 1,
     reduction: str = "none",
@@ -366,7 +424,7 @@ def gaussian_log_prob(
     Returns:
         ``[*batch]``, or a scalar once reduced; float64 if any tensor is, else float32.
     """
-    given = {"x": x, "mean": mean, "logvar": logvar, "log_std": log_std, "std": std, "var": var}
+    given = {"x": x, "mean": mean, **_by_name("", logvar, log_std, std, var, rho, min_std, min_var)}
     return _log_prob("gaussian", given, weight, batch_dims, reduction)
 
 
@@ -412,16 +470,25 @@ def elbo_loss(
     log_std: Tensor | float | None = None,
     std: Tensor | float | None = None,
     var: Tensor | float | None = None,
+    rho: Tensor | float | None = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     prior_mu: Tensor | float | None = None,
     prior_logvar: Tensor | float | None = None,
     prior_log_std: Tensor | float | None = None,
     prior_std: Tensor | float | None = None,
     prior_var: Tensor | float | None = None,
+    prior_rho: Tensor | float | None = None,
+    prior_min_std: float | None = None,
+    prior_min_var: float | None = None,
     likelihood: Any = "gaussian",
     recon_logvar: Tensor | float | None = None,
     recon_log_std: Tensor | float | None = None,
     recon_std: Tensor | float | None = None,
     recon_var: Tensor | float | None = None,
+    recon_rho: Tensor | float | None = None,
+    recon_min_std: float | None = None,
+    recon_min_var: float | None = None,
     beta: Tensor | float = 1.0,
     weight: Tensor | None = None,
     batch_dims: int = 1,
@@ -445,7 +512,7 @@ def elbo_loss(
         batch_dims: number of recon's batch dimensions; the others are summed.
         reduction: over the batch: "none", "sum" or "mean" (sum / number of examples).
     """
-    scales = {"logvar": recon_logvar, "log_std": recon_log_std, "std": recon_std, "var": recon_var}
+    scales = _by_name("", recon_logvar, recon_log_std, recon_std, recon_var, recon_rho, recon_min_std, recon_min_var)
     if log_likelihood is None:
         chosen = by_name(likelihood)
         given = {"x": x, chosen.likelihood.decoder: recon, **chosen.parameters}
@@ -454,11 +521,13 @@ def elbo_loss(
         log_likelihood = _log_prob(chosen.likelihood.name, given, weight, batch_dims)
     if kl is None:
         assert mu is not None, "one of kl and mu"
-        own: dict[str, Any] = {"log_std": log_std, "std": std, "var": var}
-        prior: dict[str, Any] = {"prior_log_std": prior_log_std, "prior_std": prior_std, "prior_var": prior_var}
+        own: dict[str, Any] = _by_name("", logvar, log_std, std, var, rho, min_std, min_var)
+        prior: dict[str, Any] = _by_name(
+            "prior_", prior_logvar, prior_log_std, prior_std, prior_var, prior_rho, prior_min_std, prior_min_var
+        )
         operands = (x, recon, *scales.values(), weight)
         sample_axes = 0 if x is None else max(t.dim() for t in operands if isinstance(t, Tensor)) - x.dim()
-        kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, **own, **prior, batch_dims=batch_dims - sample_axes)
+        kl = gaussian_kl(mu, prior_mu=prior_mu, **own, **prior, batch_dims=batch_dims - sample_axes)
     log_likelihood, kl, beta = _tensors(log_likelihood, kl, beta)
     kl = kl.expand_as(log_likelihood)
     loss = -(log_likelihood - beta * kl)

@@ -10,6 +10,7 @@ template <class R>
 struct TermTile {
   int64_t size;
   Lane<R> operand[kMaxOperands];  // the inputs, and the weight
+  double constant[kMaxOperands];  // (problem.h)
   bool weighted = false;
   R* value = nullptr;           // where the values go one by one, if anywhere
   double sum = 0;               // their sum
@@ -28,14 +29,14 @@ enum class FastPath {
 };
 
 template <template <class> class TermOf, class R, bool kGradient, FastPath kFastPath>
-void run_term_loop(TermTile<R>& tile, int forms, bool recompute) {
+void run_term_loop(TermTile<R>& tile, Forms forms, bool recompute) {
   using V = Vec<R>;
   using Term = TermOf<V>;
   constexpr int kWidth = V::size();
   constexpr int kInputs = Term::kInputs, kWeight = kInputs;
   const V zero(R(0));
   if constexpr (kFastPath != FastPath::kNone) {
-    forms = 0;
+    forms = {0};
     recompute = kFastPath == FastPath::kRecomputed;
   }
   const bool weighted = kFastPath == FastPath::kNone && tile.weighted;
@@ -127,8 +128,9 @@ void run_term_loop(TermTile<R>& tile, int forms, bool recompute) {
 }
 
 template <template <class> class TermOf, class R, bool kGradient>
-void run_term(TermTile<R>& tile, int forms) {
+void run_term(TermTile<R>& tile, int number_of_forms) {
   using Term = TermOf<Vec<R>>;
+  const Forms forms{number_of_forms, tile.constant};
   bool recompute = false;
   for (int k = 0; k < Term::kInputs; ++k)
     if ((Term::kPrecomputedFrom >> k & 1) && tile.operand[k].step != 0) recompute = true;

@@ -23,7 +23,8 @@ __global__ void __launch_bounds__(kThreads, kOnlyDense ? 2 : 1) latent_kernel(co
   using T = Pack<R, kGroup<R>>;
   using Reader = Group<R, kForwardSlots, kOnlyDense>;
   const LatentCommon& c = p.common;
-  const int forms = LatentForms::within<kFormClass>(c.forms), form = form_of(forms, kScale);
+  const Forms forms{LatentForms::within<kFormClass>(c.forms), c.constant};
+  const ScaleForm<R> form(forms, kScale);
   const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
   Inputs<R, kForwardSlots, kOnlyDense> inputs(c, p.layout);
   double sum[1] = {};
@@ -64,10 +65,10 @@ using LatentBackwardParams = BackwardParams<1, BackwardCommon>;
 
 // From the derivatives of the KL, times its upstream gradient, to those of both.
 template <class T>
-__device__ __forceinline__ void add_samples(int form, const T& scale, const T& sum_g, const T& sum_g_eps, T* d) {
+__device__ __forceinline__ void add_samples(const ScaleForm<Real<T>>& form, const T& scale, const T& sum_g, const T& sum_g_eps, T* d) {
   d[kMu] = d[kMu] + sum_g;  // dz/dmu = 1
   const T sigma = standard_deviation(form, scale);
-  d[kScale] = d[kScale] + sum_g_eps * standard_deviation_slope(form, sigma);  // dz/dscale = eps dsigma/dscale
+  d[kScale] = d[kScale] + sum_g_eps * standard_deviation_slope(form, scale, sigma);  // dz/dscale = eps dsigma/dscale
 }
 
 template <class R, bool kOnlyDense, int kFormClass>
@@ -77,7 +78,8 @@ __global__ void __launch_bounds__(kThreads, kOnlyDense ? 2 : 1) latent_backward_
   using T = Pack<R, kGroup<R>>;
   using Reader = Group<R, S::kUpstream + 1, kOnlyDense>;
   const BackwardCommon& c = p.common;
-  const int forms = LatentForms::within<kFormClass>(c.forms), form = form_of(forms, kScale);
+  const Forms forms{LatentForms::within<kFormClass>(c.forms), c.constant};
+  const ScaleForm<R> form(forms, kScale);
   const uint64_t seed = c.seed == nullptr ? 0 : static_cast<uint64_t>(*c.seed);
   const bool upstream_per_element = !kOnlyDense && p.layout.place[S::kUpstream] > kUniform;
   R upstream = uniform_upstream<R>(p.layout, S::kUpstream, c.upstream_constant, c.upstream_factor);
@@ -148,11 +150,12 @@ struct GatherLatent : GatherSlots<1> {  // kUpstream: that of the KL
   static __device__ __forceinline__ void add(const Params& p, const int64_t (&offset)[kSlots], double (&sum)[kSums]) {
     const BackwardCommon& c = p.common;
     const GatheredElement<R, kSlots> element{p.gather.layout.array, offset};
+    const Forms forms{c.forms, c.constant};
     R x[kLatentInputs], d[kLatentInputs] = {};
     ELBO_UNROLL
     for (int k = 0; k < kLatentInputs; ++k) x[k] = element.number(k, c.constant[k]);
     if (c.with_kl && offset[kNumber] < c.elements) {  // once for all samples
-      GaussianKL<R>::gradient(GaussianKL<R>::precompute(x, c.forms), x, d);
+      GaussianKL<R>::gradient(GaussianKL<R>::precompute(x, forms), x, d);
       const R upstream = element.upstream(kUpstream, c.upstream_constant, c.upstream_factor);
       ELBO_UNROLL
       for (int k = 0; k < kLatentInputs; ++k) d[k] *= upstream;
@@ -162,7 +165,7 @@ struct GatherLatent : GatherSlots<1> {  // kUpstream: that of the KL
       R eps = R(0);
       if (p.gather.out[kScale].data != nullptr)
         eps = c.seed == nullptr ? element.number(kNoise) : normal<R>(__ldg(c.seed), offset[kNumber]);
-      add_samples(form_of(c.forms, kScale), x[kScale], g, g * eps, d);
+      add_samples({forms, kScale}, x[kScale], g, g * eps, d);
     }
     ELBO_UNROLL
     for (int k = 0; k < kLatentInputs; ++k) sum[k] += static_cast<double>(d[k]);

@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>::kInputs, kGr
   using S = Slots<kInputs>;
   constexpr int kUpstream = S::kUpstream, kFirstSink = S::kFirstSink, kElement = S::kElement, kValueSum = S::kValueSum;
   constexpr unsigned used = kUsed<kInputs, kGradient>;
-  const int forms = Term::template within<kFormClass>(p.forms);
+  const Forms forms{Term::template within<kFormClass>(p.forms), p.constant};
   T uniform[kInputs];
   bool vectors[kInputs], recompute = false;
   ELBO_UNROLL
@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(R) == 8 || TermOf<R>::kInputs
       for (int k = 0; k < kOperands; ++k) reader[k].finish(p.layout, k, mask, in[k].x, uniform[k]);
       reader[kUpstream].finish(p.layout, kUpstream, mask, grad.x, R(1));
 
-      T d[kOperands], value = Term::gradient(Term::precompute(in, p.forms), in, d);
+      T d[kOperands], value = Term::gradient(Term::precompute(in, Forms{p.forms, p.constant}), in, d);
       const T& weight = in[kWeight];
       ELBO_UNROLL
       for (int i = 0; i < kWidth; ++i) {
@@ -219,7 +219,7 @@ struct GatherTerm {
     R x[kInputs], d[kInputs];
     ELBO_UNROLL
     for (int k = 0; k < kInputs; ++k) x[k] = element.number(k, p.constant[k]);
-    const R value = Term::gradient(Term::precompute(x, p.forms), x, d);
+    const R value = Term::gradient(Term::precompute(x, Forms{p.forms, p.constant}), x, d);
     const R weight = element.number(kWeight, p.constant[kWeight]);
     const R grad = element.upstream(kUpstream, p.constant[kUpstream], p.upstream_factor);
     ELBO_UNROLL

@@ -99,7 +99,9 @@ class TermSum(ValueFunction):
             torch.full((), constant, dtype=dtype, device=device) if t is None else t.to(dtype)
             for t, constant in zip(operands, spec.constants, strict=True)
         )
-        value = TERMS_BY_NUMBER[spec.term].in_torch(spec.forms, inputs, None if operands[-1] is None else weight)
+        value = TERMS_BY_NUMBER[spec.term].in_torch(
+            spec.forms, inputs, None if operands[-1] is None else weight, spec.constants
+        )
         shape = joint_shape(operands)
         value = value.expand(shape)
         examples = value.flatten(spec.batch_dims).sum(-1) if len(shape) > spec.batch_dims else value

@@ -23,9 +23,15 @@ def gaussian_kl(
     log_std: Scale = None,
     std: Scale = None,
     var: Scale = None,
+    rho: Scale = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     prior_log_std: Scale = None,
     prior_std: Scale = None,
     prior_var: Scale = None,
+    prior_rho: Scale = None,
+    prior_min_std: float | None = None,
+    prior_min_var: float | None = None,
     weight: Tensor | None = None,
     batch_dims: int = 1,
     reduction: str = "none",
@@ -47,7 +53,10 @@ def gaussian_kl(
         ValueError, TypeError: see the module's conventions.
     """
     named, forms = posterior_and_prior(
-        mu, (logvar, log_std, std, var), prior_mu, (prior_logvar, prior_log_std, prior_std, prior_var)
+        mu,
+        (logvar, log_std, std, var, rho, min_std, min_var),
+        prior_mu,
+        (prior_logvar, prior_log_std, prior_std, prior_var, prior_rho, prior_min_std, prior_min_var),
     )
     return sum_of_term(GAUSSIAN_KL, named, forms, weight, batch_dims, reduction)
 
@@ -60,6 +69,9 @@ def gaussian_log_prob(
     log_std: Scale = None,
     std: Scale = None,
     var: Scale = None,
+    rho: Scale = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     weight: Tensor | None = None,
     batch_dims: int = 1,
     reduction: str = "none",
@@ -81,7 +93,11 @@ def gaussian_log_prob(
     Raises:
         ValueError, TypeError: see the module's conventions.
     """
-    given = {"x": x, "mean": mean, "logvar": logvar, "log_std": log_std, "std": std, "var": var}
+    given = {"x": x, "mean": mean, "logvar": logvar, "log_std": log_std, "std": std, "var": var} | {
+        "rho": rho,
+        "min_std": min_std,
+        "min_var": min_var,
+    }
     return sum_of_log_prob(likelihoods.Gaussian, given, weight, batch_dims, reduction)
 
 

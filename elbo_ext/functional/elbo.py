@@ -12,7 +12,7 @@ from ..autograd import TermSpec
 from ..likelihoods import GAUSSIAN_KL, Likelihood, LikelihoodWithParameters
 from ..ops import NONE, REDUCTIONS, value_dtype
 from ..reference import ELBO
-from .operands import Scale, named_inputs, no_use_beside, posterior_and_prior, sum_of_term, term_call
+from .operands import Forms, Scale, named_inputs, no_use_beside, posterior_and_prior, sum_of_term, term_call
 
 __all__ = [
     "elbo_loss",
@@ -32,16 +32,25 @@ def elbo_loss(
     log_std: Scale = None,
     std: Scale = None,
     var: Scale = None,
+    rho: Scale = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     prior_mu: Tensor | float | None = None,
     prior_logvar: Scale = None,
     prior_log_std: Scale = None,
     prior_std: Scale = None,
     prior_var: Scale = None,
+    prior_rho: Scale = None,
+    prior_min_std: float | None = None,
+    prior_min_var: float | None = None,
     likelihood: str | Likelihood | LikelihoodWithParameters = "gaussian",
     recon_logvar: Scale = None,
     recon_log_std: Scale = None,
     recon_std: Scale = None,
     recon_var: Scale = None,
+    recon_rho: Scale = None,
+    recon_min_std: float | None = None,
+    recon_min_var: float | None = None,
     beta: Tensor | float = 1.0,
     weight: Tensor | None = None,
     batch_dims: int = 1,
@@ -78,7 +87,13 @@ def elbo_loss(
     """
     spec: TermSpec | None = None
     operands: tuple[Tensor | None, ...]
-    recon_scales = dict(zip(RECON_SCALES, (recon_logvar, recon_log_std, recon_std, recon_var), strict=True))
+    recon_scales = dict(
+        zip(
+            RECON_SCALES,
+            (recon_logvar, recon_log_std, recon_std, recon_var, recon_rho, recon_min_std, recon_min_var),
+            strict=True,
+        )
+    )
     if log_likelihood is None:
         named, forms, term = _recon_and_x(likelihood, recon, x, recon_scales)
         spec, operands, shape = term_call(term, named, forms, weight, batch_dims, reduction)
@@ -95,7 +110,10 @@ def elbo_loss(
 
     if (kl is None) == (mu is None):
         raise ValueError(f"exactly one of kl and mu must be given, got {'neither' if kl is None else 'both'}")
-    scales, prior_scales = (logvar, log_std, std, var), (prior_logvar, prior_log_std, prior_std, prior_var)
+    scales, prior_scales = (
+        (logvar, log_std, std, var, rho, min_std, min_var),
+        (prior_logvar, prior_log_std, prior_std, prior_var, prior_rho, prior_min_std, prior_min_var),
+    )
     if kl is None:
         named, forms = posterior_and_prior(mu, scales, prior_mu, prior_scales)
         arguments.broadcast(named)  # a posterior at odds with itself comes before one at odds with recon
@@ -135,7 +153,7 @@ def elbo_loss(
 
 def _recon_and_x(
     likelihood: Any, recon: Any, x: Any, recon_scales: Mapping[str, Any]
-) -> tuple[dict[str, Any], int, Likelihood]:
+) -> tuple[dict[str, Any], Forms, Likelihood]:
     """The inputs of a likelihood by name, their forms, and the likelihood."""
     chosen = likelihoods.by_name(likelihood)
     term = chosen.likelihood

@@ -27,6 +27,9 @@ def rsample(
     log_std: Scale = None,
     std: Scale = None,
     var: Scale = None,
+    rho: Scale = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     num_samples: int | None = None,
     generator: torch.Generator | None = None,
     noise: Tensor | None = None,
@@ -51,12 +54,12 @@ def rsample(
     Raises:
         ValueError, TypeError: see the module's conventions; also if noise has not z's shape or a generator comes with it.
     """
-    name, scale, form = arguments.scale(SCALES, (logvar, log_std, std, var))
+    name, scale, form, floor = arguments.scale(SCALES, (logvar, log_std, std, var, rho, min_std, min_var))
     named = {"mu": arguments.tensor("mu", mu), name: scale}
     shape = arguments.broadcast(named)
-    inputs, constants = operands_and_constants(named.values())
+    inputs, constants = operands_and_constants(named.values(), (0.0, floor))
     # The prior, which there is none of, is of the same form: kernels are compiled for pairs of forms.
-    forms = GAUSSIAN_KL.pack((0, form, 0, form))
+    forms = GAUSSIAN_KL.pack((0, form, 0, form if floor == 0 else 0))
     spec = LatentSpec(constants, forms, arguments.num_samples(num_samples), Z_ALONE, len(shape), NONE)
     z: Tensor = autograd.latent(spec, *_seed_or_noise(mu, shape, spec, generator, noise), inputs)
     return z
@@ -71,9 +74,15 @@ def rsample_kl(
     log_std: Scale = None,
     std: Scale = None,
     var: Scale = None,
+    rho: Scale = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     prior_log_std: Scale = None,
     prior_std: Scale = None,
     prior_var: Scale = None,
+    prior_rho: Scale = None,
+    prior_min_std: float | None = None,
+    prior_min_var: float | None = None,
     num_samples: int | None = None,
     generator: torch.Generator | None = None,
     noise: Tensor | None = None,
@@ -93,7 +102,10 @@ def rsample_kl(
     Raises:
         ValueError, TypeError: as the two functions.
     """
-    scales, prior_scales = (logvar, log_std, std, var), (prior_logvar, prior_log_std, prior_std, prior_var)
+    scales, prior_scales = (
+        (logvar, log_std, std, var, rho, min_std, min_var),
+        (prior_logvar, prior_log_std, prior_std, prior_var, prior_rho, prior_min_std, prior_min_var),
+    )
     z, kl = _sample_beside_prior(
         WITH_KL, mu, scales, prior_mu, prior_scales, num_samples, generator, noise, batch_dims, reduction
     )
@@ -109,9 +121,15 @@ def rsample_with_log_prob(
     log_std: Scale = None,
     std: Scale = None,
     var: Scale = None,
+    rho: Scale = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     prior_log_std: Scale = None,
     prior_std: Scale = None,
     prior_var: Scale = None,
+    prior_rho: Scale = None,
+    prior_min_std: float | None = None,
+    prior_min_var: float | None = None,
     num_samples: int | None = None,
     generator: torch.Generator | None = None,
     noise: Tensor | None = None,
@@ -144,7 +162,10 @@ def rsample_with_log_prob(
         ValueError, TypeError: see the module's conventions; ValueError for an unknown ``gradient``.
     """
     arguments.one_of("gradient", gradient, tuple(WITH_LOG_PROB))
-    scales, prior_scales = (logvar, log_std, std, var), (prior_logvar, prior_log_std, prior_std, prior_var)
+    scales, prior_scales = (
+        (logvar, log_std, std, var, rho, min_std, min_var),
+        (prior_logvar, prior_log_std, prior_std, prior_var, prior_rho, prior_min_std, prior_min_var),
+    )
     z, log_q, log_p = _sample_beside_prior(
         WITH_LOG_PROB[gradient], mu, scales, prior_mu, prior_scales, num_samples, generator, noise, batch_dims, "none"
     )
@@ -166,10 +187,10 @@ def _sample_beside_prior(
     """z and what else of ``results`` (ops.py) there is."""
     named, forms = posterior_and_prior(mu, scales, prior_mu, prior_scales)
     shape = arguments.broadcast(named)
-    inputs, constants = operands_and_constants(named.values())
+    inputs, constants = operands_and_constants(named.values(), forms.floors)
     spec = LatentSpec(
         constants,
-        forms,
+        forms.number,
         arguments.num_samples(num_samples),
         results,
         arguments.batch_dims(batch_dims, shape),
