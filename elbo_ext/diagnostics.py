@@ -6,8 +6,8 @@
         = I_q(n; z) + KL(q(z) || p(z))       aggregate_posterior
 
 Nothing here has a gradient. q is a diagonal Gaussian given by ``mu`` and ``logvar`` (or ``log_std=``, ``std=``,
-``var=`` in its place). Everything is in nats. Bad arguments raise the errors of the package: see
-:mod:`elbo_ext.functional`.
+``var=``, ``rho=`` in its place, with ``min_std=`` or ``min_var=``). Everything is in nats. Bad arguments raise the errors
+of the package: see :mod:`elbo_ext.functional`.
 """
 
 import math
@@ -337,7 +337,8 @@ def aggregate_posterior(
     are, or at least far more than e^I.
 
     Args:
-        mu, logvar: of q, ``[N, *latent]``, N >= 1; or ``log_std=``, ``std=``, ``var=`` in place of ``logvar``.
+        mu, logvar: of q, ``[N, *latent]``, N >= 1; or ``log_std=``, ``std=``, ``var=``, ``rho=`` in place of
+            ``logvar``, with ``min_std=`` or ``min_var=``.
         num_samples: draws of z from each q(z|x_n).
         generator: where the seed of the draws comes from.
         prior: ``prior_mu``, ``prior_logvar``, ... as in :func:`elbo_ext.gaussian_kl`, the same for all examples.

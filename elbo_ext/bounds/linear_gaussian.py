@@ -25,12 +25,13 @@ class LinearGaussian:
 
     Everything is exact, and differentiable by W, b, sigma and by the parameters of q, so that an estimator, an
     optimizer or an encoder can be held against the truth. A q is Gaussian: ``mu`` with ``logvar`` (or ``log_std=``,
-    ``std=``, ``var=``) if diagonal, ``mu`` with ``covariance=`` if full.
+    ``std=``, ``var=``, ``rho=``, with ``min_std=`` or ``min_var=``) if diagonal, ``mu`` with ``covariance=`` if full.
 
     Args:
         weight: W ``[D, L]``, as of a ``torch.nn.Linear`` from latent to data.
         bias: b ``[D]``, or a number.
-        logvar: ln sigma^2, a number, ``[]`` or ``[D]``; or ``log_std=``, ``std=``, ``var=`` in its place; above zero.
+        logvar: ln sigma^2, a number, ``[]`` or ``[D]``; or ``log_std=``, ``std=``, ``var=``, ``rho=`` in its place, with
+            ``min_std=`` or ``min_var=``; above zero.
 
     Methods take x ``[*batch, D]``, z and mu ``[*batch, L]``, covariance ``[*batch, L, L]`` with batches that broadcast
     against each other, and return ``[*batch]`` in nats. All is computed in one dtype: float64 if any of the model's

@@ -42,8 +42,10 @@ def gaussian_kl(
     appendix B). Never negative, and right to full relative precision as r -> 1, where the textbook form loses all digits.
 
     Args:
-        mu, logvar: of the posterior; or ``log_std=``, ``std=``, ``var=`` in place of ``logvar``.
-        prior_mu, prior_logvar: of the prior; or ``prior_log_std=``, ``prior_std=``, ``prior_var=``.
+        mu, logvar: of the posterior; or ``log_std=``, ``std=``, ``var=``, ``rho=`` in place of ``logvar``, and ``min_std=``
+            or ``min_var=`` beside it.
+        prior_mu, prior_logvar: of the prior; or ``prior_log_std=``, ``prior_std=``, ``prior_var=``, ``prior_rho=``, with
+            ``prior_min_std=`` or ``prior_min_var=``.
         weight, batch_dims, reduction: see the module's conventions.
 
     Returns:
@@ -84,7 +86,8 @@ def gaussian_log_prob(
     Args:
         x: data.
         mean: mean, a tensor or a number.
-        logvar: ln sigma^2; or ``log_std=``, ``std=``, ``var=`` in its place.
+        logvar: ln sigma^2; or ``log_std=``, ``std=``, ``var=``, ``rho=`` (sigma = softplus(rho)) in its place, and
+            ``min_std=`` or ``min_var=``, a number, beside it.
         weight, batch_dims, reduction: see the module's conventions.
 
     Returns:

@@ -73,7 +73,8 @@ def elbo_loss(
             ``batch_dims`` are then those of mu.
         likelihood: "gaussian", "bernoulli" or "laplace"; or an object of :mod:`elbo_ext.likelihoods` with the parameters
             that the decoder does not give, ``likelihoods.Laplace(scale=0.5)``.
-        recon_logvar: scale of the Gaussian likelihood, ln sigma^2 = 0 by default; or ``recon_log_std=``, ...
+        recon_logvar: scale of the Gaussian likelihood, ln sigma^2 = 0 by default; or ``recon_log_std=``, ``recon_std=``,
+            ``recon_var=``, ``recon_rho=``, with ``recon_min_std=`` or ``recon_min_var=``.
         beta: factor of the KL, a number or a tensor that broadcasts to the batch shape.
         weight: multiplies each element's log-likelihood.
         batch_dims, reduction: see the module's conventions.

@@ -43,7 +43,8 @@ def rsample(
 
     Args:
         mu: mean, any shape.
-        logvar: ln sigma^2; or ``log_std=``, ``std=``, ``var=`` in its place.
+        logvar: ln sigma^2; or ``log_std=``, ``std=``, ``var=``, ``rho=`` (sigma = softplus(rho)) in its place, and
+            ``min_std=`` or ``min_var=``, a number, beside it.
         num_samples: K adds a leading axis of K samples; None adds no axis.
         generator: where the seed is drawn from; by default torch's generator of mu's device.
         noise: eps itself, of z's shape, instead of a draw; any dtype, taken in the precision of mu and the scale.

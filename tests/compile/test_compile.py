@@ -58,6 +58,9 @@ TRACED_IDS = {
     "elbo-gaussian-mu-mean",
     "elbo-bernoulli-kl-sum",
     "elbo-beta-tensor",
+    "gaussian-rho+min_var-element",
+    "rsample_kl-rho+min_std",
+    "elbo-rho+min_std",
     "elbo-mixed",
     "elbo-mask",
 }
