@@ -162,7 +162,7 @@ ELBO_INLINE Deviation<T> deviation_of(const ScaleForm<Real<T>>& form, const Devi
 }
 
 template <class T>
-ELBO_APART Deviation<T> floored_deviation(const ScaleForm<Real<T>>& form, T s) {
+ELBO_APART Deviation<T> floored_deviation(ScaleForm<Real<T>> form, T s) {
   const Deviation<T> above = deviation_above_floor(form.number, s);
   return deviation_of(form, above, add_floor(form, s, above));
 }
@@ -181,7 +181,7 @@ template <class T>
 constexpr Real<T> kLargeSize = std::numeric_limits<Real<T>>::max() * std::numeric_limits<Real<T>>::epsilon();
 
 template <class T>
-ELBO_APART FlooredScale<T> floored_scale(const ScaleForm<Real<T>>& form, T s) {
+ELBO_APART FlooredScale<T> floored_scale(ScaleForm<Real<T>> form, T s) {
   using R = Real<T>;
   const T one = T(R(1)), two = T(R(2));
   const bool of_square = form.floor_kind == kMinVar;
@@ -207,9 +207,10 @@ ELBO_APART FlooredScale<T> floored_scale(const ScaleForm<Real<T>>& form, T s) {
   return scale;
 }
 
-// expm1(d) and expm1(d) - d for d = log(sigma_a^2 / sigma_b^2), both scales in one form and above one floor.
+// expm1(d) and expm1(d) - d for d = log(sigma_a^2 / sigma_b^2), both scales in one form and above one floor. `of_both` is
+// the difference of the two logarithms, for where sigma or the quotient leaves the range of T.
 template <class T>
-ELBO_APART Expm1<T> floored_ratio(const ScaleForm<Real<T>>& form, T a, T b) {
+ELBO_APART Expm1<T> floored_ratio(ScaleForm<Real<T>> form, T a, T b, T of_both) {
   using R = Real<T>;
   const bool of_square = form.floor_kind == kMinVar;
   const Deviation<T> above_a = deviation_above_floor(form.number, a), above_b = deviation_above_floor(form.number, b);
@@ -225,7 +226,7 @@ ELBO_APART Expm1<T> floored_ratio(const ScaleForm<Real<T>>& form, T a, T b) {
   const T least = minimum(minimum(size_a, size_b), quotient), most = select(size_a > size_b, size_a, size_b);
   const auto small = least<T(kSmallSize<T>), large = most> T(kLargeSize<T>), far = quotient > T(kLargeSize<T>);
   if (any(small) || any(large) || any(far)) {
-    const T of_both = floored_scale(form, a).logvar - floored_scale(form, b).logvar, exp_of_both = exp(of_both);
+    const T exp_of_both = exp(of_both);
     d = select(small, of_both, select(large, of_both, select(far, of_both, d)));
     ratio = select(small, exp_of_both, select(large, exp_of_both, select(far, exp_of_both, ratio)));
   }

@@ -53,8 +53,8 @@ struct GaussianKL : ScaleForms<1, 3> {
       return {from_d(log_variance_above_floor(known.form.number, in[1]) - known.prior.logvar), slope};
     }
     const FlooredScale<T> own = floored_scale(known.form, in[1]);
-    if (same_form) return {floored_ratio(known.form, in[1], in[3]), own.logvar_slope};
-    return {from_d(own.logvar - known.prior.logvar), own.logvar_slope};
+    const T d = own.logvar - known.prior.logvar;
+    return {same_form ? floored_ratio(known.form, in[1], in[3], d) : from_d(d), own.logvar_slope};
   }
   ELBO_INLINE static Expm1<T> from_d(T d) { return expm1_parts(d, exp(d)); }
 
