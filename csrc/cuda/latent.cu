@@ -19,7 +19,7 @@ struct LatentParams {
 };
 
 template <class R, bool kOnlyDense, int kFormClass>
-__global__ void __launch_bounds__(kThreads, kOnlyDense ? 2 : 1) latent_kernel(const __grid_constant__ LatentParams p) {
+__global__ void __launch_bounds__(kThreads, 2) latent_kernel(const __grid_constant__ LatentParams p) {
   using T = Pack<R, kGroup<R>>;
   using Reader = Group<R, kForwardSlots, kOnlyDense>;
   const LatentCommon& c = p.common;

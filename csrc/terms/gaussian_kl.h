@@ -17,12 +17,13 @@ struct GaussianKL : ScaleForms<1, 3> {
   using R = Real<T>;
   struct Precomputed {
     Scale<T> prior;
-    ScaleForm<R> form, prior_form;
+    ScaleForm<R> form;
+    bool ordinary, same_form;  // of the posterior's scale; as the prior's
   };
 
   ELBO_INLINE static Precomputed precompute(const T* in, const Forms& forms) {
     const ScaleForm<R> form(forms, 1), prior_form(forms, 3);
-    return {make_scale(prior_form, in[3]), form, prior_form};
+    return {make_scale(prior_form, in[3]), form, form.ordinary(), form == prior_form};
   }
 
   ELBO_INLINE static T value(const Precomputed& known, const T* in) {
@@ -46,24 +47,25 @@ struct GaussianKL : ScaleForms<1, 3> {
     T slope;  // d log sigma^2 / d(the scale as given)
   };
   ELBO_INLINE static Ratio ratio_of(const Precomputed& known, const T* in) {
-    const bool same_form = known.form == known.prior_form;
-    if (known.form.ordinary()) {
-      const T slope = log_variance_slope_above_floor(known.form.number, in[1]);
-      if (same_form) return {ratio_parts(known.form.number, in), slope};
-      return {from_d(log_variance_above_floor(known.form.number, in[1]) - known.prior.logvar), slope};
-    }
-    const FlooredScale<T> own = floored_scale(known.form, in[1]);
-    const T d = own.logvar - known.prior.logvar;
-    return {same_form ? floored_ratio(known.form, in[1], in[3], d) : from_d(d), own.logvar_slope};
+    if (!known.ordinary) return ratio_of_floored(known.form, known.same_form, known.prior.logvar, in[1], in[3]);
+    return {ratio_parts(known, in), log_variance_slope_above_floor(known.form.number, in[1])};
   }
-  ELBO_INLINE static Expm1<T> from_d(T d) { return expm1_parts(d, exp(d)); }
+  ELBO_APART static Ratio ratio_of_floored(ScaleForm<R> form, bool same_form, T prior_logvar, T scale, T prior_scale) {
+    const FlooredScale<T> own = floored_scale(form, scale);
+    const T d = own.logvar - prior_logvar;
+    return {same_form ? floored_ratio(form, scale, prior_scale, d) : expm1_parts(d, exp(d)), own.logvar_slope};
+  }
 
   // d is taken from the numbers as given, before any logarithm is rounded: the difference of two neighbours is exact.
-  ELBO_INLINE static Expm1<T> ratio_parts(int form, const T* in) {
+  ELBO_INLINE static Expm1<T> ratio_parts(const Precomputed& known, const T* in) {
+    if (!known.same_form) {
+      const T d = log_variance_above_floor(known.form.number, in[1]) - known.prior.logvar;
+      return expm1_parts(d, exp(d));
+    }
     const T difference = in[1] - in[3];
-    switch (form) {
-      case kLogvar: return from_d(difference);
-      case kLogStd: return from_d(difference * T(R(2)));
+    switch (known.form.number) {
+      case kLogvar: return expm1_parts(difference, exp(difference));
+      case kLogStd: return expm1_parts(difference * T(R(2)), exp(difference * T(R(2))));
       case kStd: {
         const T quotient = in[1] / in[3];
         return expm1_parts(log_quotient(in[1], in[3], difference, quotient) * T(R(2)), quotient * quotient);
