@@ -320,7 +320,8 @@ class Build(build_ext):
             }.items()
         ]
         # Error messages name csrc/..., not the folder that the library happened to be built in.
-        short = [f"-ffile-prefix-map={folder}/=" for folder in (ROOT, torch_dir / "include")]
+        headers = torch_dir / "include"  # with symbolic links the compiler may name either
+        short = [f"-ffile-prefix-map={folder}/=" for folder in dict.fromkeys((ROOT, headers, headers.resolve()))]
         ninja = Ninja(
             work,
             f"{compiler} -MMD -MF $out.d {shell(*short, *FLAGS, *includes)} $flags -c $in -o $out",

@@ -16,8 +16,17 @@ enum class DType : int {
   kDouble,
   kBFloat16,
   kHalf,
-  kBool
+  kBool,
+  // Data alone, counts and pixels: read, never written.
+  kUInt8,
+  kInt8,
+  kInt16,
+  kInt32,
+  kInt64
 };
+constexpr int64_t kBytesOf[] = {4, 8, 2, 2, 1, 1, 1, 2, 4, 8};  // in the order of DType
+constexpr int64_t bytes_of(DType dtype) { return kBytesOf[static_cast<int>(dtype)]; }
+constexpr bool is_integer(DType dtype) { return dtype >= DType::kUInt8; }
 
 // The joint shape that all operands broadcast to, cut into `rows` that are summed and whose sums are wanted one by one,
 // of `cols` elements each. Where no row sums are asked for (a sum over everything, element-wise values, a backward

@@ -5,6 +5,16 @@ from ._version import VERSION as __version__
 from .functional import *  # noqa: F403  what functional.__all__ lists
 from .nn import ELBOLoss
 from .ops import build_info
+from .validation import validate_values
 
-__all__ = ["ELBOLoss", "__version__", "bounds", "build_info", "diagnostics", "likelihoods", "reference"]
+__all__ = [
+    "ELBOLoss",
+    "__version__",
+    "bounds",
+    "build_info",
+    "diagnostics",
+    "likelihoods",
+    "reference",
+    "validate_values",
+]
 __all__ += functional.__all__  # in this form type checkers understand it

@@ -1,12 +1,15 @@
 """Checks of arguments, each written once. Every error names the argument, what came, and what was expected."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .autograd.torch_internals import is_tracing
 from .likelihoods import GAUSSIAN_KL, LikelihoodWithParameters
 from .ops import REDUCTIONS
 
@@ -17,7 +20,9 @@ PRIOR_SCALES = tuple(f"prior_{name}" for name in SCALES)
 RECON_SCALES = tuple(f"recon_{name}" for name in SCALES)
 _DIRECT_SCALES = (_FORMS.index("std"), _FORMS.index("var"))
 
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+DATA_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)  # of data, besides those
 
 
 def tensor(name: str, value: Any) -> Tensor:
@@ -30,6 +35,13 @@ def tensor(name: str, value: Any) -> Tensor:
             f"convert it first, for example with {name}.{'dequantize' if value.is_quantized else 'float'}()"
         )
     return dense(name, value)
+
+
+def data(name: str, value: Any) -> Tensor:
+    """A floating-point tensor, or one of counts or pixels as they come: integers or bool."""
+    if isinstance(value, Tensor) and value.dtype in DATA_DTYPES:
+        return dense(name, value)
+    return tensor(name, value)
 
 
 def dense(name: str, value: Tensor) -> Tensor:
@@ -52,22 +64,63 @@ def dense(name: str, value: Tensor) -> Tensor:
     return value
 
 
+def is_number(value: Any) -> bool:
+    """Of Python or NumPy; True and False are none."""
+    if isinstance(value, (int, float)):
+        return not isinstance(value, bool)
+    return _is_numpy_number(value)
+
+
+def _is_numpy_number(value: Any) -> bool:
+    if not isinstance(value, (np.number, np.ndarray)) or value.ndim != 0:
+        return False
+    # To Dynamo it is an array, and the dtype of an array a secret; tensor() looks at it.
+    return torch.compiler.is_compiling() or value.dtype.kind in "iuf"
+
+
 def tensor_or_number(name: str, value: Any) -> Tensor | float:
-    """A floating-point tensor, or a Python number that stands for every element."""
+    """A floating-point tensor, or a number that stands for every element: of Python, of NumPy, or an integer or a bool in a
+    tensor without dimensions."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
+    if _is_numpy_number(value):
+        if not torch.compiler.is_compiling():
+            return float(value)
+        value = torch.as_tensor(value)  # may change from call to call
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor or a number, got {type(value).__name__}")
+    return tensor(name, _floating(value) if value.dim() == 0 else value)
+
+
+def _floating(value: Tensor) -> Tensor:
+    """Integers as float32, which does not promote others, as integers do not."""
+    return value.float() if value.dtype in _INTEGERS else value
+
+
+def weight(value: Any, name: str = "weight") -> Tensor | None:
+    """Weights, which may be integers, or a boolean mask."""
+    if value is None:
+        return None
+    if isinstance(value, Tensor):
+        if value.dtype == torch.bool:
+            return dense(name, value)
+        value = _floating(value)
     return tensor(name, value)
 
 
-def weight(value: Any) -> Tensor | None:
-    """Weights, or a boolean mask."""
-    if value is None:
-        return None
-    if isinstance(value, Tensor) and value.dtype == torch.bool:
-        return dense("weight", value)
-    return tensor("weight", value)
+def beta(value: Any) -> Tensor | float:
+    """A factor of the KL: a tensor, whose values are not looked at, or a finite number."""
+    checked = tensor_or_number("beta", value)
+    return checked if isinstance(checked, Tensor) else number("beta", checked)
+
+
+def kl_weight(value: Any, mu: Tensor, shape: torch.Size) -> Tensor | None:
+    """Weights of the elements of a KL, of which ``shape`` is the posterior's and the prior's joint one."""
+    checked = weight(value, "kl_weight")
+    if checked is not None:
+        on_one_device({"mu": mu}, {"kl_weight": checked})
+        broadcasts_to_batch("kl_weight of shape {}", checked, shape, "shape of posterior and prior,")
+    return checked
 
 
 def one_form(
@@ -132,6 +185,24 @@ def _above(floor: float, of_variance: bool, value: float, form: int) -> tuple[fl
     return std + floor, _FORMS.index("std")
 
 
+def bins(low: Any, high: Any, bins: Any, width: Any) -> dict[str, float]:
+    """The grid of a discretized likelihood, as its formula takes it: the values of the lowest and the highest bin and half
+    the width of all. Without outermost bins, they are infinitely far away."""
+    if low is None and high is None:
+        return {
+            "low": -math.inf,
+            "high": math.inf,
+            "half_bin": 0.5 if width is None else number("width", width, low=0.0, above=True) / 2,
+        }
+    if low is None or high is None:
+        raise ValueError(f"low and high must be given both, or be None both, got low={low} and high={high}")
+    if width is not None:
+        raise ValueError(f"width has no use beside low and high, between which bins says it, got {width}")
+    low = number("low", low)
+    high = number("high", high, low=low, above=True)
+    return {"low": low, "high": high, "half_bin": (high - low) / (2 * (count("bins", bins, 2) - 1))}
+
+
 def broadcast(operands: Mapping[str, Any]) -> torch.Size:
     """The shape that all tensors among the operands broadcast to; they must be on one device."""
     shape = device = None
@@ -147,6 +218,8 @@ def broadcast(operands: Mapping[str, Any]) -> torch.Size:
             )
         if shape is not None and (torch.compiler.is_compiling() or not same_shape(t.shape, shape)):
             shape = _joint(shape, t.shape)
+    if shape is not None and is_tracing():  # sizes that the traced program computes
+        shape = torch.broadcast_tensors(*(t for t in operands.values() if isinstance(t, Tensor)))[0].shape
     if shape is None:
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in operands.items() if isinstance(t, Tensor))
         raise ValueError(f"shapes do not broadcast: {shapes}")
@@ -156,10 +229,20 @@ def broadcast(operands: Mapping[str, Any]) -> torch.Size:
 def same_shape(a: Sequence[int], b: Sequence[int]) -> bool:
     """Tuples of different lengths are compared by their first elements, too, which would ask whether a dynamic batch size
     equals a number of channels."""
-    return len(a) == len(b) and tuple(a) == tuple(b)
+    return len(a) == len(b) and tuple(known_shape(a)) == tuple(known_shape(b))
+
+
+def known_shape(shape: Sequence[int]) -> Sequence[int]:
+    """The sizes as they are in a trace, where they are tensors; without torch's warning, as they only decide upon errors."""
+    if not is_tracing():
+        return shape
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        return torch.Size(map(int, shape))
 
 
 def _joint(a: torch.Size, b: torch.Size) -> torch.Size | None:
+    a, b = torch.Size(known_shape(a)), torch.Size(known_shape(b))
     if len(a) < len(b):
         a, b = b, a
     lead = len(a) - len(b)
@@ -208,7 +291,8 @@ def recon_scales(likelihood: LikelihoodWithParameters, scales: Mapping[str, Any]
     known = {form for forms in (*of_term.forms_of_inputs, *of_term.floors_of_inputs) for form in forms}
     for name in given:
         if name not in known:
-            others = [form for form in known if form not in ("x", of_term.decoder)]
+            of_decoder = of_term.forms.get(of_term.decoder, (of_term.decoder,))
+            others = [form for form in known if form not in ("x", *of_decoder, *of_term.numbers)]
             reason = (
                 f"; pass likelihoods.{of_term.class_name}({min(others)}=...) instead"
                 if others
@@ -220,25 +304,48 @@ def recon_scales(likelihood: LikelihoodWithParameters, scales: Mapping[str, Any]
     return given
 
 
-def broadcasts_to_batch(description: str, value: Any, batch: torch.Size, target: str = "batch shape") -> None:
-    """One number per example, or fewer; a Python number always is. ``{}`` in the description stands for the shape."""
+def broadcasts_to_batch(
+    description: str,
+    value: Any,
+    batch: torch.Size,
+    target: str = "batch shape",
+    operands: Mapping[str, Any] | None = None,
+) -> None:
+    """One number per example, or fewer; a Python number always is. ``{}`` in the description stands for the shape, and
+    ``operands`` have made the batch what it is."""
     if not isinstance(value, Tensor) or same_shape(value.shape, batch):
         return
     joint = _joint(batch, value.shape)
     if joint is None or not same_shape(joint, batch):
         described = description.format(tuple(value.shape))
-        raise ValueError(f"{described} does not broadcast to the {target} {tuple(batch)}")
+        of_operand = _larger_than_recon(operands or {})
+        raise ValueError(f"{described} does not broadcast to the {target} {tuple(batch)}{of_operand}")
+
+
+def _larger_than_recon(operands: Mapping[str, Any]) -> str:
+    """Names a parameter or a weight that has axes which recon and x lack: not the KL's shape is the mistake then."""
+    tensors = {name: t for name, t in operands.items() if isinstance(t, Tensor)}
+    dims = max((t.dim() for name, t in tensors.items() if name in ("recon", "x")), default=0)
+    for name, t in tensors.items():
+        if t.dim() > dims:
+            return f", the first axes of {name}, which has shape {tuple(t.shape)}, more axes than recon and x"
+    return ""
 
 
 def batch_dims(value: Any, shape: torch.Size) -> int:
     """A number of leading dimensions of a shape."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"batch_dims must be an int, got {type(value).__name__}")
-    if not 0 <= value <= len(shape):
+    checked = _int("batch_dims", value)
+    if not 0 <= checked <= len(shape):
         raise ValueError(
-            f"batch_dims must be between 0 and {len(shape)}, the number of dimensions of {tuple(shape)}, got {value}"
+            f"batch_dims must be between 0 and {len(shape)}, the number of dimensions of {tuple(shape)}, got {checked}"
         )
-    return value
+    return checked
+
+
+def _int(name: str, value: Any, expected: str = "an int") -> int:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
+    return value if isinstance(value, int) else int(value)
 
 
 def reduction(value: Any) -> int:
@@ -248,40 +355,51 @@ def reduction(value: Any) -> int:
     return REDUCTIONS[value]
 
 
-def generator(value: Any) -> torch.Generator | None:
-    if value is not None and not isinstance(value, torch.Generator):
-        raise TypeError(f"generator must be a torch.Generator or None, got {type(value).__name__}")
-    return value
+def generator(value: Any, shape: torch.Size) -> None:
+    """None, a generator, or one for each example along the first dimension of a sample's ``shape``."""
+    if value is None or isinstance(value, torch.Generator):
+        return
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"generator must be a torch.Generator, a list of them, or None, got {type(value).__name__}")
+    for one in value:
+        if not isinstance(one, torch.Generator):
+            raise TypeError(f"generator must be a list of torch.Generator, got one of {type(one).__name__}")
+    if not shape or len(value) != shape[0]:
+        raise ValueError(
+            f"generator must be a list of one for each example of the joint shape {tuple(shape)}, got {len(value)} of them"
+        )
 
 
 def num_samples(value: Any) -> int | None:
     if value is None:
         return None
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"num_samples must be an int or None, got {type(value).__name__}")
-    if value < 0:
-        raise ValueError(f"num_samples must not be negative, got {value}")
-    return value
+    checked = _int("num_samples", value, "an int or None")
+    if checked < 0:
+        raise ValueError(f"num_samples must not be negative, got {checked}")
+    return checked
 
 
 def number(name: str, value: Any, *, low: float = -math.inf, above: bool = False) -> float:
-    """A finite Python number of at least ``low``, or ``above`` it."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+    """A finite number of at least ``low``, or ``above`` it, of Python or NumPy; or an integer in a tensor without
+    dimensions, for which the tensor's device is waited for."""
+    if isinstance(value, Tensor) and value.dim() == 0 and value.dtype in _INTEGERS:
+        value = int(value)
+    if not is_number(value):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    checked = float(value)
     # In arithmetic that Dynamo traces for a number that changes from call to call, where math.isfinite would stop it.
-    finite = value - value == 0
-    if not finite or (low > -math.inf and not (value > low if above else value >= low)):
+    finite = checked - checked == 0
+    if not finite or (low > -math.inf and not (checked > low if above else checked >= low)):
         bound = "" if low == -math.inf else f" {'above' if above else 'of at least'} {low:g}"
         raise ValueError(f"{name} must be a finite number{bound}, got {value}")
-    return float(value)
+    return checked
 
 
 def count(name: str, value: Any, low: int = 1) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < low:
-        raise ValueError(f"{name} must be at least {low}, got {value}")
-    return value
+    checked = _int(name, value)
+    if checked < low:
+        raise ValueError(f"{name} must be at least {low}, got {checked}")
+    return checked
 
 
 def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
@@ -299,9 +417,8 @@ def keywords(given: Mapping[str, Any], known: Sequence[str]) -> None:
 def samples(name: str, value: Any, dim: Any = 0) -> Tensor:
     """A floating-point tensor with at least one sample along ``dim``."""
     checked = tensor(name, value)
-    if not isinstance(dim, int) or isinstance(dim, bool):
-        raise TypeError(f"dim must be an int, got {type(dim).__name__}")
-    shape = tuple(checked.shape)
+    dim = _int("dim", dim)
+    shape = tuple(known_shape(checked.shape))
     if not -len(shape) <= dim < len(shape):
         raise ValueError(f"dim must be an axis of {name}, which has shape {shape}, got {dim}")
     if shape[dim] < 1:
@@ -312,7 +429,7 @@ def samples(name: str, value: Any, dim: Any = 0) -> Tensor:
 def examples(name: str, value: Any, batch_dims: int, low: int = 1) -> Tensor:
     """A floating-point tensor with at least ``low`` examples in its leading ``batch_dims`` dimensions."""
     checked = tensor(name, value)
-    shape = tuple(checked.shape)
+    shape = tuple(known_shape(checked.shape))
     if math.prod(shape[:batch_dims]) < low:
         raise ValueError(f"{name} must have at least {low} example{'s' * (low > 1)}, got shape {shape}")
     return checked

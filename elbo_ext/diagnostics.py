@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from . import arguments
-from .functional import Scale, gaussian_kl, gaussian_log_prob, rsample
+from .dispatch import public, public_with_callback
+from .functional import Generators, Scale, gaussian_kl, gaussian_log_prob, rsample
 from .ops import draw_seed
 
 __all__ = [
@@ -63,6 +64,7 @@ class LogEvidence(NamedTuple):
     num_samples: int
 
 
+@public_with_callback
 @torch.no_grad()
 def log_evidence(log_weights: LogWeights) -> LogEvidence:
     """ln p(x) by importance sampling from q, ln 1/K sum_k w_k, with its standard error, in one pass over any K.
@@ -94,6 +96,7 @@ def log_evidence(log_weights: LogWeights) -> LogEvidence:
     return LogEvidence(w.log_scale + w.mean.log(), error, size, w.log_mean, w.number)
 
 
+@public_with_callback
 def elbo_gap(log_weights: LogWeights, *, elbo: Tensor | None = None) -> Tensor:
     """ln p(x) - ELBO = KL(q(z|x) || p(z|x)), estimated from samples of q: ln 1/K sum w - 1/K sum ln w.
 
@@ -182,6 +185,7 @@ def _merge(a: _Weights, b: _Weights) -> _Weights:
 # ---- what the latent dimensions carry ----
 
 
+@public
 @torch.no_grad()
 def kl_per_dimension(mu: Tensor, logvar: Scale = None, *, batch_dims: int = 1, **options: Any) -> Tensor:
     """KL(q(z_j|x) || p(z_j)) of each latent dimension j, its mean over the examples.
@@ -207,6 +211,7 @@ def _elementwise_kl(mu: Tensor, logvar: Scale, batch_dims: int, options: dict[st
     return gaussian_kl(mu, logvar, batch_dims=mu.dim(), **options).flatten(0, batch_dims - 1)
 
 
+@public
 @torch.no_grad()
 def active_units(mu: Tensor, *, threshold: float = 0.01, batch_dims: int = 1) -> Tensor:
     """Which latent dimensions the data moves: Var_x(E_q(z|x)[z_j]) > threshold.
@@ -264,6 +269,7 @@ class CollapseReport:
         return "\n".join(lines)
 
 
+@public
 @torch.no_grad()
 def collapse_report(
     mu: Tensor,
@@ -313,6 +319,7 @@ class AggregatePosterior(NamedTuple):
     kl: Tensor
 
 
+@public
 @torch.no_grad()
 def aggregate_posterior(
     mu: Tensor,
@@ -325,7 +332,7 @@ def aggregate_posterior(
     min_std: float | None = None,
     min_var: float | None = None,
     num_samples: int = 1,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     **prior: Any,
 ) -> AggregatePosterior:
     """Mean KL = I_q(n; z) + KL(q(z) || p(z)), the mutual information I by Monte Carlo.
@@ -340,7 +347,7 @@ def aggregate_posterior(
         mu, logvar: of q, ``[N, *latent]``, N >= 1; or ``log_std=``, ``std=``, ``var=``, ``rho=`` in place of
             ``logvar``, with ``min_std=`` or ``min_var=``.
         num_samples: draws of z from each q(z|x_n).
-        generator: where the seed of the draws comes from.
+        generator: where the seed of the draws comes from; or a list, one for each of the q(z|x_n).
         prior: ``prior_mu``, ``prior_logvar``, ... as in :func:`elbo_ext.gaussian_kl`, the same for all examples.
 
     Returns:
@@ -392,6 +399,7 @@ class AmortizationGap(NamedTuple):
     logvar: Tensor
 
 
+@public_with_callback
 def amortization_gap(
     elbo: Callable[[Tensor, Tensor], Tensor],
     mu: Tensor,

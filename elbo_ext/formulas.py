@@ -8,6 +8,7 @@ kernels, which have the same formulas in csrc/terms.
 
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -164,6 +165,179 @@ def laplace(x: Tensor, mean: Tensor, scale: Tensor, form: str) -> Tensor:
     """ln Laplace(x; mean, b) = -(|x - mean| / b + ln b + ln 2), in nats; the gradient at x = mean is 0."""
     log_scale = scale if form == "log_scale" else scale.log()
     return -(_standardize(x - mean, 2 * log_scale).abs() + log_scale + math.log(2))
+
+
+def _in_double(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """The function in float64, in the dtype of the tensors: where what it adds up cancels, float32 would keep no digit."""
+    return function(*(t.double() for t in tensors)).to(tensors[0].dtype)
+
+
+def _log_gamma_ratio(x: Tensor, t: Tensor) -> Tensor:
+    """ln Gamma(x + t) - ln Gamma(t)."""
+    return _in_double(lambda x, t: torch.lgamma(x + t) - torch.lgamma(t), x, t)
+
+
+def _of_counts(x: Tensor, log_prob: Callable[[Tensor], Tensor]) -> Tensor:
+    """A log-probability of counts, -inf with derivative 0 outside of the support, x < 0."""
+    outside = x < 0
+    return torch.where(outside, -math.inf, log_prob(torch.where(outside, 0.0, x)))
+
+
+def _times_log(x: Tensor, number: Tensor) -> Tensor:
+    """x ln(number), 0 where x is, for number = 0 too."""
+    return x * torch.where((x == 0) & (number == 0), 1.0, number).log()
+
+
+def poisson(x: Tensor, rate: Tensor, form: str) -> Tensor:
+    """ln Poisson(x; r) = x ln r - r - ln Gamma(x + 1), in nats; rate is ln r or r, as form says."""
+    r = rate.exp() if form == "log_rate" else rate
+
+    def log_prob(x: Tensor) -> Tensor:
+        of_rate = x * rate if form == "log_rate" else _times_log(x, rate)
+        return of_rate - r - torch.lgamma(x + 1)
+
+    return _of_counts(x, log_prob)
+
+
+def negative_binomial(x: Tensor, mean: Tensor, theta: Tensor, form: str, theta_form: str) -> Tensor:
+    """ln NB(x; m, t) = ln Gamma(x + t) - ln Gamma(t) - ln Gamma(x + 1) + t ln(t / (t + m)) + x ln(m / (t + m)), in nats.
+
+    mean is m, ln m or the logits ln(m / t), theta is t or ln t, as their forms say.
+    """
+    t = theta.exp() if theta_form == "log_theta" else theta
+    log_sigmoid = torch.nn.functional.logsigmoid
+
+    def log_prob(x: Tensor) -> Tensor:
+        if form == "mean":
+            of_mean = _times_log(x, mean / (t + mean)) - t * torch.log1p(mean / t)
+        else:
+            logits = mean if form == "logits" else mean - (theta if theta_form == "log_theta" else theta.log())
+            of_mean = x * log_sigmoid(logits) + t * log_sigmoid(-logits)
+        return _log_gamma_ratio(x, t) - torch.lgamma(x + 1) + of_mean
+
+    return _of_counts(x, log_prob)
+
+
+def zero_inflated_negative_binomial(
+    x: Tensor, mean: Tensor, theta: Tensor, gate_logits: Tensor, form: str, theta_form: str
+) -> Tensor:
+    """ln(g + (1 - g) NB(0)) for x = 0, else ln(1 - g) + ln NB(x), g = sigmoid(gate_logits), in nats."""
+    log_sigmoid = torch.nn.functional.logsigmoid
+
+    def log_prob(x: Tensor) -> Tensor:
+        def closed(x: Tensor) -> Tensor:
+            return negative_binomial(x, mean, theta, form, theta_form) + log_sigmoid(-gate_logits)
+
+        # x = 0 is a jump, where nothing depends on x.
+        at_zero = torch.logaddexp(log_sigmoid(gate_logits), closed(torch.zeros_like(x)))
+        return torch.where(x == 0, at_zero, closed(x))
+
+    return _of_counts(x, log_prob)
+
+
+def student_t(x: Tensor, df: Tensor, mean: Tensor, scale: Tensor, df_form: str, form: str) -> Tensor:
+    """ln Gamma((n + 1) / 2) - ln Gamma(n / 2) - 1/2 ln(n pi) - ln s - (n + 1) / 2 ln(1 + z^2 / n), z = (x - mean) / s."""
+    n = df.exp() if df_form == "log_df" else df
+    log_scale = scale if form == "log_scale" else scale.log()
+    z = _standardize(x - mean, 2 * log_scale)
+    normalizer = _in_double(lambda n: torch.lgamma((n + 1) / 2) - torch.lgamma(n / 2) - n.log() / 2, n)
+    return normalizer - math.log(math.pi) / 2 - log_scale - (n + 1) / 2 * torch.log1p(z.square() / n)
+
+
+def _over_factorials_of_bernoulli_numbers(count: int) -> list[float]:
+    """B_2n / (2n)! for n = 1, ..., count, by sum_k C(m + 1, k) B_k = 0."""
+    numbers = [Fraction(1)]
+    for m in range(1, 2 * count + 1):
+        numbers.append(-sum((math.comb(m + 1, k) * b for k, b in enumerate(numbers)), Fraction(0)) / (m + 1))
+    return [float(numbers[2 * n] / math.factorial(2 * n)) for n in range(1, count + 1)]
+
+
+_BERNOULLI_NUMBERS = _over_factorials_of_bernoulli_numbers(17)
+
+
+def continuous_bernoulli(x: Tensor, logits: Tensor) -> Tensor:
+    """ln CB(x; a) = a x - ln((e^a - 1) / a) = a (x - 1/2) - ln(sinh(a / 2) / (a / 2)), a the logits, in nats.
+
+    Loaiza-Ganem & Cunningham 2019. For |a| < 2 the logarithm is its Taylor series, sum_n B_2n / (2n (2n)!) a^2n; elsewhere
+    a / 2 is taken out of it. Where one of the two is not used its argument is 1 or 2, to keep its derivatives finite.
+    """
+    near = logits.abs() < 2
+    small, large = torch.where(near, logits, 1.0), torch.where(near, 2.0, logits).abs()
+    series = torch.zeros_like(small)
+    for n in range(len(_BERNOULLI_NUMBERS), 0, -1):
+        series = (series + _BERNOULLI_NUMBERS[n - 1] / (2 * n)) * small.square()
+    far = logits * (x - (logits > 0).to(x.dtype)) + (large / -torch.expm1(-large)).log()
+    return torch.where(near, logits * (x - 0.5) - series, far)
+
+
+def _log1mexp(u: Tensor, log_u: Tensor) -> Tensor:
+    """ln(1 - e^-u), u > 0, to full relative precision; ln u is for where u itself has left the dtype."""
+    tiny, large = u < 1e-8, u > math.log(2)
+    ordinary = torch.where(tiny | large, 0.5, u)
+    near = torch.where(tiny, log_u - u / 2, (-torch.expm1(-ordinary)).log())
+    return torch.where(large, torch.log1p(-torch.where(large, u, 1.0).neg().exp()), near)
+
+
+def discretized_logistic(
+    x: Tensor, mean: Tensor, scale: Tensor, low: Tensor, high: Tensor, half_bin: Tensor, form: str
+) -> Tensor:
+    """ln(S(hi) - S(lo)), hi, lo = (x - mean +- half_bin) / b, S the logistic function, in nats.
+
+    = ln(1 - e^-(hi - lo)) + ln S(hi) + ln S(-lo). Where x <= low + half_bin the bin begins at -infinity, where
+    x >= high - half_bin it ends at +infinity, and only one of the last two logarithms is left.
+    """
+    log_scale = scale if form == "log_scale" else scale.log()
+    hi, lo = (_standardize(x - mean + h, 2 * log_scale) for h in (half_bin, -half_bin))
+    width = _standardize(2 * half_bin, 2 * log_scale)
+    begins, ends = x > low + half_bin, x < high - half_bin
+    log_sigmoid = torch.nn.functional.logsigmoid
+    value = torch.where(ends, log_sigmoid(hi), 0.0) + torch.where(begins, log_sigmoid(-lo), 0.0)
+    return value + torch.where(begins & ends, _log1mexp(width, (2 * half_bin).log() - log_scale), 0.0)
+
+
+def _log_mass_of_narrow_bin(c: Tensor, r: Tensor, log_width: Tensor) -> Tensor:
+    """ln(Phi(c + r) - Phi(c - r)) = ln(2 r phi(c) sum_k r^2k He_2k(c) / (2k + 1)!), He Hermite's polynomials, for small r."""
+    before, last, total = torch.ones_like(r * c), r * c, torch.ones_like(r * c)  # r^n He_n
+    for n in range(1, 18, 2):
+        before, last = last, r * c * last - n * r * r * before
+        total = total + last / math.factorial(n + 2)
+        before, last = last, r * c * last - (n + 1) * r * r * before
+    return log_width - LOG_TWO_PI / 2 - c * c / 2 + total.log()
+
+
+def discretized_gaussian(
+    x: Tensor, mean: Tensor, scale: Tensor, low: Tensor, high: Tensor, half_bin: Tensor, form: str, floor: float = 0.0
+) -> Tensor:
+    """ln(Phi(hi) - Phi(lo)), hi, lo = (x - mean +- half_bin) / sigma, in nats; the outermost bins as above.
+
+    By symmetry x lies above the mean, or the bin of x is the highest one. Three regimes: bins that are narrow beside sigma
+    and beside sigma / hi; those in the tail, by erfcx; and those around the mean, 1 minus what lies outside. What a regime
+    does not use is replaced by a number that keeps its derivatives finite.
+    """
+    logvar = _logvar(scale, form, floor)
+    begins, ends = x > low + half_bin, x < high - half_bin
+    bounded = begins & ends
+    difference = x - mean
+    flipped = torch.where(bounded, difference < 0, ends)
+    distance = torch.where(flipped, -difference, difference)
+    r, c = _standardize(half_bin, logvar), _standardize(distance, logvar)
+    near, far = _standardize(distance - half_bin, logvar), _standardize(distance + half_bin, logvar)
+    is_narrow = bounded & (r * (c + 2) < 1)
+    log_width = (2 * half_bin).log() - logvar / 2
+    narrow = _log_mass_of_narrow_bin(torch.where(is_narrow, c, 0.0), torch.where(is_narrow, r, 0.1), log_width)
+
+    in_tail = ~is_narrow & (near >= 0)
+    a = torch.where(in_tail, near, 0.0)
+    fall = torch.where(in_tail & bounded, 2 * r * c, 1.0)
+    b = torch.where(in_tail & bounded, far, 1.0)
+    scaled = torch.special.erfcx(a / math.sqrt(2))
+    scaled = scaled - torch.where(bounded, (-fall).exp() * torch.special.erfcx(b / math.sqrt(2)), 0.0)
+    tail = (scaled / 2).log() - a * a / 2
+
+    around = ~is_narrow & (near < 0)
+    a, b = torch.where(around, -near, 1.0), torch.where(around & bounded, far, 1.0)
+    outside = torch.erfc(a / math.sqrt(2)) + torch.where(bounded, torch.erfc(b / math.sqrt(2)), 0.0)
+    return torch.where(is_narrow, narrow, torch.where(in_tail, tail, torch.log1p(-outside / 2)))
 
 
 def _log_var_ratio(

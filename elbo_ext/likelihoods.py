@@ -5,6 +5,7 @@ give, as one of the objects here called with them::
 
     elbo_loss(recon, x, kl=kl, likelihood="laplace")
     elbo_loss(recon, x, kl=kl, likelihood=likelihoods.Laplace(scale=0.5))
+    elbo_loss(recon, x, kl=kl, likelihood=likelihoods.NegativeBinomial(theta=theta, recon="log_mean"))
 
 Inputs and forms are declared here and by the C++ term of the same name (``kSignature``, csrc/terms); a test holds the two
 against each other.
@@ -15,11 +16,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from torch.distributions import constraints
 
 from . import formulas
 from .ops import TERM_NUMBERS
 
-__all__ = ["Bernoulli", "Gaussian", "Laplace", "Likelihood", "LikelihoodWithParameters", "by_name"]
+__all__ = [
+    "Bernoulli",
+    "ContinuousBernoulli",
+    "DiscretizedGaussian",
+    "DiscretizedLogistic",
+    "Gaussian",
+    "Laplace",
+    "Likelihood",
+    "LikelihoodWithParameters",
+    "NegativeBinomial",
+    "Poisson",
+    "StudentT",
+    "ZeroInflatedNegativeBinomial",
+    "by_name",
+]
 
 _SCALES = ("logvar", "log_std", "std", "var", "rho")
 _FLOORS = ("min_std", "min_var")
@@ -38,6 +54,8 @@ class Term:
         positive: forms whose Python numbers have to be above 0.
         defaults: numbers for inputs that need not be given.
         masked: for each input a number that the formula bears and that stands in for an element of weight 0.
+        numbers: inputs that are never tensors, but numbers made of ``options``, which are arguments with these defaults, by
+            ``numbers_from``, which checks them and returns the numbers by name.
         number: in the operator schema.
         forms_of_inputs: the names of the forms of each input.
         floors_of_inputs: the names of the floors of each input.
@@ -54,6 +72,9 @@ class Term:
     positive: tuple[str, ...] = ()
     defaults: Mapping[str, float] = field(default_factory=dict)
     masked: tuple[float, ...] = ()
+    numbers: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    numbers_from: Callable[..., Mapping[str, float]] = dict
     number: int = field(init=False)
     forms_of_inputs: tuple[tuple[str, ...], ...] = field(init=False)
     floors_of_inputs: tuple[tuple[str, ...], ...] = field(init=False)
@@ -90,6 +111,13 @@ class Term:
             if names
         ]
 
+    def with_numbers(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Arguments by name and, beside them, the numbers that their options stand for."""
+        if not self.numbers:
+            return given
+        options = {name: given.get(name, default) for name, default in self.options.items()}
+        return {**given, **self.numbers_from(**options)}
+
     def in_torch(
         self, forms: int, inputs: Sequence[Tensor], weight: Tensor | None, constants: Sequence[float]
     ) -> Tensor:
@@ -104,12 +132,14 @@ class Likelihood(Term):
 
     Attributes:
         decoder: the input that ``recon`` stands for in :func:`elbo_ext.elbo_loss`.
+        support: where x may be, which only :class:`elbo_ext.validate_values` looks at.
     """
 
     decoder: str = ""
+    support: constraints.Constraint = constraints.real
 
-    def __call__(self, **parameters: Any) -> "LikelihoodWithParameters":
-        return LikelihoodWithParameters(self, parameters)
+    def __call__(self, *, recon: str = "", **parameters: Any) -> "LikelihoodWithParameters":
+        return LikelihoodWithParameters(self, parameters, recon)
 
     @property
     def class_name(self) -> str:
@@ -122,27 +152,38 @@ class Likelihood(Term):
 
 @dataclass(frozen=True, eq=False)
 class LikelihoodWithParameters:
-    """A likelihood and the parameters that the decoder does not give: tensors that broadcast to ``recon``, or numbers."""
+    """A likelihood and the parameters that the decoder does not give: tensors that broadcast to ``recon``, or numbers.
+
+    Attributes:
+        recon: what the decoder gives, one of the forms of the input ``likelihood.decoder``; the first by default.
+    """
 
     likelihood: Likelihood
     parameters: Mapping[str, Any]
+    recon: str = ""
 
     def __post_init__(self) -> None:
+        from . import arguments  # which imports this module
+
         term = self.likelihood
+        forms = term.forms.get(term.decoder, (term.decoder,))
+        if self.recon not in ("", *forms):
+            raise ValueError(f"recon must be {' or '.join(map(repr, forms))} for {term!r}, got {self.recon!r}")
+        object.__setattr__(self, "recon", self.recon or forms[0])
         inputs = [
             names
             for names, input in zip(term.forms_of_inputs, term.inputs, strict=True)
-            if input not in ("x", term.decoder)
+            if input not in ("x", term.decoder, *term.numbers)
         ]
         floors = [floor for names in term.floors_of_inputs for floor in names]
-        known = [*(form for names in inputs for form in names), *floors]
+        known = [*(form for names in inputs for form in names), *floors, *term.options]
         for name, value in self.parameters.items():
             if name not in known:
                 takes = f"takes {', '.join(known)}" if known else "takes no parameters"
                 raise TypeError(f"{name} is no parameter of the {term.name} likelihood, which {takes}")
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if name in floors:
-                continue  # checked with the scale that it is the floor of
+            if name in floors or name in term.options:
+                continue
+            is_number = arguments.is_number(value)
             if not is_number and not isinstance(value, Tensor):
                 raise TypeError(f"{name} must be a torch.Tensor or a number, got {type(value).__name__}")
             if is_number and name in term.positive and not value > 0:
@@ -151,6 +192,11 @@ class LikelihoodWithParameters:
             given = [name for name in names if name in self.parameters]
             if len(given) > 1:
                 raise ValueError(f"exactly one of {', '.join(names)} must be given, got {' and '.join(given)}")
+        for names, of_input in zip(term.forms_of_inputs, term.floors_of_inputs, strict=True):
+            if any(self.parameters.get(floor) is not None for floor in of_input):
+                every = (*names, *of_input)
+                arguments.scale(every, [self.parameters.get(name) for name in every])
+        term.with_numbers(self.parameters)
 
     def __repr__(self) -> str:
         shown = (
@@ -179,7 +225,13 @@ Gaussian = _register(
     formula=formulas.gaussian,
 )
 
-Bernoulli = _register("bernoulli", inputs=("x", "logits"), decoder="logits", formula=formulas.bernoulli)
+Bernoulli = _register(
+    "bernoulli",
+    inputs=("x", "logits"),
+    decoder="logits",
+    support=constraints.unit_interval,
+    formula=formulas.bernoulli,
+)
 
 Laplace = _register(
     "laplace",
@@ -189,6 +241,94 @@ Laplace = _register(
     positive=("scale",),
     defaults={"log_scale": 0.0},
     formula=formulas.laplace,
+)
+
+Poisson = _register(
+    "poisson",
+    inputs=("x", "log_rate"),
+    decoder="log_rate",
+    forms={"log_rate": ("log_rate", "rate")},
+    positive=("rate",),
+    support=constraints.nonnegative,
+    formula=formulas.poisson,
+)
+
+_MEANS = ("mean", "log_mean", "logits")
+_THETAS = ("theta", "log_theta")
+
+NegativeBinomial = _register(
+    "negative_binomial",
+    inputs=("x", "mean", "theta"),
+    decoder="mean",
+    forms={"mean": _MEANS, "theta": _THETAS},
+    positive=("mean", "theta"),
+    support=constraints.nonnegative,
+    formula=formulas.negative_binomial,
+)
+
+ZeroInflatedNegativeBinomial = _register(
+    "zero_inflated_negative_binomial",
+    inputs=("x", "mean", "theta", "gate_logits"),
+    decoder="mean",
+    forms={"mean": _MEANS, "theta": _THETAS},
+    positive=("mean", "theta"),
+    support=constraints.nonnegative,
+    formula=formulas.zero_inflated_negative_binomial,
+)
+
+StudentT = _register(
+    "student_t",
+    inputs=("x", "df", "mean", "log_scale"),
+    decoder="mean",
+    forms={"df": ("df", "log_df"), "log_scale": ("log_scale", "scale")},
+    positive=("df", "scale"),
+    defaults={"mean": 0.0, "log_scale": 0.0},
+    formula=formulas.student_t,
+)
+
+ContinuousBernoulli = _register(
+    "continuous_bernoulli",
+    inputs=("x", "logits"),
+    decoder="logits",
+    support=constraints.unit_interval,
+    formula=formulas.continuous_bernoulli,
+)
+
+
+def _bins(**options: Any) -> Mapping[str, float]:
+    from . import arguments  # which reads this registry
+
+    return arguments.bins(**options)
+
+
+_BINS: dict[str, Any] = dict(
+    numbers=("low", "high", "half_bin"),
+    options={"low": -1.0, "high": 1.0, "bins": 256, "width": None},
+    numbers_from=_bins,
+    masked=(0.0, 0.0, 1.0, -1.0, 1.0, 0.5),
+)
+
+DiscretizedLogistic = _register(
+    "discretized_logistic",
+    inputs=("x", "mean", "log_scale", "low", "high", "half_bin"),
+    decoder="mean",
+    forms={"log_scale": ("log_scale", "scale")},
+    positive=("scale",),
+    defaults={"log_scale": 0.0},
+    formula=formulas.discretized_logistic,
+    **_BINS,
+)
+
+DiscretizedGaussian = _register(
+    "discretized_gaussian",
+    inputs=("x", "mean", "logvar", "low", "high", "half_bin"),
+    decoder="mean",
+    forms={"logvar": _SCALES},
+    floors={"logvar": _FLOORS},
+    positive=("std", "var"),
+    defaults={"logvar": 0.0},
+    formula=formulas.discretized_gaussian,
+    **_BINS,
 )
 
 # Not a likelihood, but a term like them.

@@ -26,8 +26,8 @@ class ELBOLoss(torch.nn.Module):
     function takes (``kl``, the prior, ``weight``, another ``beta``) may be passed to the call.
 
     Raises:
-        ValueError, TypeError: on construction for an unknown likelihood or reduction, for two scales, or for a scale with
-            the Bernoulli; on the call as the function.
+        ValueError, TypeError: on construction for an unknown likelihood or reduction, a ``beta`` or ``batch_dims`` that is
+            none, for two scales, or for a scale with the Bernoulli; on the call as the function.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class ELBOLoss(torch.nn.Module):
         self.likelihood = likelihood
         for name, value in chosen.parameters.items():
             self._set(f"recon_{name}", value)
-        self._set("beta", beta)
-        self.batch_dims, self.reduction = batch_dims, reduction
+        self._set("beta", arguments.beta(beta))
+        self.batch_dims, self.reduction = arguments.count("batch_dims", batch_dims, low=0), reduction
         self.scale_name, self.floor = None, {}
         if any(scale is not None for scale in scales.values()):
             self.scale_name, *_ = arguments.scale(arguments.RECON_SCALES, given)
@@ -93,7 +93,8 @@ class ELBOLoss(torch.nn.Module):
         names = by_name(self.likelihood).parameters
         if not names:
             return self.likelihood
-        return by_name(self.likelihood).likelihood(**{name: getattr(self, f"recon_{name}") for name in names})
+        chosen = by_name(self.likelihood)
+        return chosen.likelihood(recon=chosen.recon, **{name: getattr(self, f"recon_{name}") for name in names})
 
     def extra_repr(self) -> str:
         options: dict[str, Any] = {"likelihood": self._likelihood_now()}

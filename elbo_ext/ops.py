@@ -127,10 +127,10 @@ Numbers = Sequence[float]  # that stand for operands that are None
 
 def value_dtype(*tensors: Tensor | None) -> torch.dtype:
     """float64 if any of the tensors is, else float32: half precision is computed and summed in float32. As in torch, a
-    tensor without dimensions does not promote those that have some."""
+    tensor without dimensions does not promote those that have some, and data of an integer type promotes nothing."""
     any_dims = number_is_double = False
     for t in tensors:
-        if t is None:
+        if t is None or not t.is_floating_point():
             continue
         if t.dim() == 0:
             number_is_double = number_is_double or t.dtype is torch.float64

@@ -27,15 +27,22 @@ from .likelihoods import GAUSSIAN_KL, LIKELIHOODS, Term, by_name
 __all__ = [
     "ELBO",
     "bernoulli_log_prob",
+    "continuous_bernoulli_log_prob",
+    "discretized_gaussian_log_prob",
+    "discretized_logistic_log_prob",
     "elbo_loss",
     "gaussian_kl",
     "gaussian_log_prob",
     "laplace_log_prob",
+    "negative_binomial_log_prob",
     "normal_noise",
     "philox4x32_10",
+    "poisson_log_prob",
     "rsample",
     "rsample_kl",
     "rsample_with_log_prob",
+    "student_t_log_prob",
+    "zero_inflated_negative_binomial_log_prob",
 ]
 
 
@@ -158,7 +165,8 @@ def _tensors(*values: Tensor | float | None) -> list[Any]:
     """All values as tensors of one dtype, float64 if any of the tensors is, else float32; None stays None. As in torch,
     tensors with dimensions decide, if there are any."""
     given = [v for v in values if isinstance(v, Tensor)]
-    deciding = [v for v in given if v.dim() > 0] or given
+    floating = [v for v in given if v.is_floating_point()]
+    deciding = [v for v in floating if v.dim() > 0] or floating
     dtype = torch.float64 if any(v.dtype == torch.float64 for v in deciding) else torch.float32
     device = given[0].device
     return [v if v is None else torch.as_tensor(v, dtype=dtype, device=device) for v in values]
@@ -199,6 +207,7 @@ def _sum_of(
 ) -> Tensor:
     """The sum of a term whose inputs stand in ``given`` by the names of their forms."""
     inputs, forms, floors = [], [], []
+    given = dict(term.with_numbers(given))
     for input, names, of_input in zip(term.inputs, term.forms_of_inputs, term.floors_of_inputs, strict=True):
         chosen, form, floor = _pick(given, names, of_input)
         inputs.append(term.defaults[input] if chosen is None else given[chosen])
@@ -218,7 +227,7 @@ def rsample(
     min_std: float | None = None,
     min_var: float | None = None,
     num_samples: int | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     noise: Tensor | None = None,
 ) -> Tensor:
     """z = mu + sigma * eps, eps ~ N(0, I): the reparameterized sample.
@@ -230,7 +239,8 @@ def rsample(
         mu: tensor of any shape.
         logvar: ln sigma^2, broadcastable with mu; or one of ``log_std``, ``std``, ``var`` in its place.
         num_samples: K adds a leading axis of length K to z; None adds no axis.
-        generator: where the seed of eps is drawn from; None is torch's default generator.
+        generator: where the seed of eps is drawn from; None is torch's default generator. A list has one for each example
+            along the first dimension of S.
         noise: eps itself, of z's shape, instead of :func:`normal_noise` in row-major order of z.
 
     Returns:
@@ -246,8 +256,15 @@ def rsample(
     if noise is None:
         from .ops import draw_seed
 
-        seed = int(draw_seed(mu.device, generator))
-        noise = torch.from_numpy(normal_noise(seed, math.prod(shape))).reshape(shape).to(mean)
+        def draw(generator: torch.Generator | None, *shape: int) -> Tensor:
+            seed = int(draw_seed(mu.device, generator))
+            return torch.from_numpy(normal_noise(seed, math.prod(shape))).reshape(shape).to(mean)
+
+        if generator is None or isinstance(generator, torch.Generator):
+            noise = draw(generator, *shape)
+        else:
+            axis = 0 if num_samples is None else 1
+            noise = torch.stack([draw(one, *shape[:axis], *shape[axis + 1 :]) for one in generator], axis)
     z: Tensor = (mean + standard_deviation(scale, form, floor) * noise).to(dtype)
     return z
 
@@ -317,15 +334,16 @@ def rsample_kl(
     prior_min_std: float | None = None,
     prior_min_var: float | None = None,
     num_samples: int | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     noise: Tensor | None = None,
+    kl_weight: Tensor | None = None,
     batch_dims: int = 1,
     reduction: str = "none",
 ) -> tuple[Tensor, Tensor]:
     """:func:`rsample` and :func:`gaussian_kl` of the same distribution: (z, kl).
 
     z has the joint shape of posterior and prior. The KL is analytic, so it has no sample axis whatever
-    ``num_samples`` is.
+    ``num_samples`` is. ``kl_weight`` is a factor of each element's KL.
     """
     own: dict[str, Any] = _by_name("", logvar, log_std, std, var, rho, min_std, min_var)
     prior: dict[str, Any] = _by_name(
@@ -336,7 +354,7 @@ def rsample_kl(
     )
     z = rsample(joint[0], **own, num_samples=num_samples, generator=generator, noise=noise)
     rows: dict[str, Any] = {"batch_dims": batch_dims, "reduction": reduction}
-    kl = gaussian_kl(mu, prior_mu=prior_mu, **own, **prior, **rows)
+    kl = gaussian_kl(mu, prior_mu=prior_mu, **own, **prior, **rows, weight=kl_weight)
     return z, kl
 
 
@@ -359,22 +377,24 @@ def rsample_with_log_prob(
     prior_min_std: float | None = None,
     prior_min_var: float | None = None,
     num_samples: int | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     noise: Tensor | None = None,
+    kl_weight: Tensor | None = None,
     batch_dims: int = 1,
     gradient: str = "pathwise",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A sample z of q, ln q(z) and the prior's ln p(z), each summed over the elements of an example.
 
     ln q comes from the noise (:func:`sample_and_log_prob`), so that it is exact however small sigma is. With K samples
-    all three have a leading axis K.
+    all three have a leading axis K. ``kl_weight`` is a factor of each element's ln q and ln p, which a factor of zero leaves
+    out.
     """
     own = _by_name("", logvar, log_std, std, var, rho, min_std, min_var)
     prior = _by_name(
         "prior_", prior_logvar, prior_log_std, prior_std, prior_var, prior_rho, prior_min_std, prior_min_var
     )
-    operands = (mu, *own.values(), prior_mu, *prior.values())
-    joint = torch.broadcast_tensors(*(v for v in operands if isinstance(v, Tensor)))[0].shape
+    given = (mu, *own.values(), prior_mu, *prior.values())
+    joint = torch.broadcast_tensors(*(v for v in given if isinstance(v, Tensor)))[0].shape
     scale, form, floor = _pick_scale(own)
     prior_scale, prior_form, prior_floor = _pick_scale(
         {name.removeprefix("prior_"): value for name, value in prior.items()}
@@ -387,11 +407,21 @@ def rsample_with_log_prob(
     if eps is None:  # the noise is what turns a standard normal into itself
         zeros = torch.zeros(joint, dtype=mean.dtype, device=mean.device)
         eps = rsample(zeros, 0.0, num_samples=num_samples, generator=generator)
-    z, log_q = sample_and_log_prob(mean, scale, form, eps, gradient, floor)
-    log_p = gaussian(z, prior_mean, prior_scale, prior_form, prior_floor)
+
+    def elements(*operands: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean, scale, prior_mean, prior_scale, eps = operands
+        z, log_q = sample_and_log_prob(mean, scale, form, eps, gradient, floor)
+        return z, log_q, gaussian(z, prior_mean, prior_scale, prior_form, prior_floor)
+
+    operands = (mean, scale, prior_mean, prior_scale, eps)
+    z, log_q, log_p = elements(*operands)
+    if kl_weight is not None:
+        out = (kl_weight == 0) & ~(log_q + log_p).isfinite()
+        _, log_q, log_p = elements(*(torch.where(out, 1.0, t) for t in operands))
+        log_q, log_p = (torch.where(out, 0.0, t * kl_weight) for t in (log_q, log_p))
     batch = shape[: batch_dims + (num_samples is not None)]
-    elements = math.prod(shape[len(batch) :])
-    log_q, log_p = (t.expand(shape).reshape(*batch, elements).sum(-1) for t in (log_q, log_p))
+    size = math.prod(shape[len(batch) :])
+    log_q, log_p = (t.expand(shape).reshape(*batch, size).sum(-1) for t in (log_q, log_p))
     return z.expand(shape).to(dtype), log_q, log_p
 
 
@@ -459,6 +489,108 @@ def laplace_log_prob(
     return _log_prob("laplace", {"x": x, "mean": mean, "log_scale": log_scale, "scale": scale}, **rows)
 
 
+def poisson_log_prob(
+    x: Tensor, log_rate: Tensor | float | None = None, *, rate: Tensor | float | None = None, **rows: Any
+) -> Tensor:
+    """ln p(x) = sum_j (x_j ln r_j - r_j - ln x_j!), in nats; rows: as for :func:`gaussian_log_prob`."""
+    return _log_prob("poisson", {"x": x, "log_rate": log_rate, "rate": rate}, **rows)
+
+
+def negative_binomial_log_prob(
+    x: Tensor,
+    mean: Any = None,
+    theta: Any = None,
+    *,
+    log_mean: Any = None,
+    logits: Any = None,
+    log_theta: Any = None,
+    **rows: Any,
+) -> Tensor:
+    """ln p(x) of negative binomials of mean m and variance m + m^2 / theta; rows: as for :func:`gaussian_log_prob`."""
+    given = {"x": x, "mean": mean, "log_mean": log_mean, "logits": logits, "theta": theta, "log_theta": log_theta}
+    return _log_prob("negative_binomial", given, **rows)
+
+
+def zero_inflated_negative_binomial_log_prob(
+    x: Tensor,
+    mean: Any = None,
+    theta: Any = None,
+    gate_logits: Any = None,
+    *,
+    log_mean: Any = None,
+    logits: Any = None,
+    log_theta: Any = None,
+    **rows: Any,
+) -> Tensor:
+    """The same behind gates that make zeros of their own; rows: as for :func:`gaussian_log_prob`."""
+    given = {"x": x, "mean": mean, "log_mean": log_mean, "logits": logits, "theta": theta, "log_theta": log_theta}
+    return _log_prob("zero_inflated_negative_binomial", {**given, "gate_logits": gate_logits}, **rows)
+
+
+def student_t_log_prob(
+    x: Tensor,
+    df: Any = None,
+    mean: Any = 0.0,
+    log_scale: Any = 0.0,
+    *,
+    log_df: Any = None,
+    scale: Any = None,
+    **rows: Any,
+) -> Tensor:
+    """ln p(x) of t distributions with df degrees of freedom; rows: as for :func:`gaussian_log_prob`."""
+    given = {"x": x, "df": df, "log_df": log_df, "mean": mean, "log_scale": log_scale, "scale": scale}
+    return _log_prob("student_t", given, **rows)
+
+
+def continuous_bernoulli_log_prob(x: Tensor, logits: Tensor | float, **rows: Any) -> Tensor:
+    """ln p(x) = sum_j (a_j x_j - ln((e^a_j - 1) / a_j)), a the logits, in nats; rows: as for :func:`gaussian_log_prob`."""
+    return _log_prob("continuous_bernoulli", {"x": x, "logits": logits}, **rows)
+
+
+def discretized_logistic_log_prob(
+    x: Tensor,
+    mean: Tensor | float,
+    log_scale: Tensor | float = 0.0,
+    *,
+    scale: Tensor | float | None = None,
+    low: float | None = -1.0,
+    high: float | None = 1.0,
+    bins: int = 256,
+    width: float | None = None,
+    **rows: Any,
+) -> Tensor:
+    """ln p(x) = sum_j ln(S((x_j + h - mean_j) / b_j) - S((x_j - h - mean_j) / b_j)), S the logistic function, in nats.
+
+    h is half a bin, (high - low) / (bins - 1) / 2, or width / 2 where low and high are None. The lowest bin begins at
+    -infinity, the highest one ends at +infinity. rows: as for :func:`gaussian_log_prob`.
+    """
+    given = {"x": x, "mean": mean, "log_scale": log_scale, "scale": scale}
+    return _log_prob("discretized_logistic", {**given, "low": low, "high": high, "bins": bins, "width": width}, **rows)
+
+
+def discretized_gaussian_log_prob(
+    x: Tensor,
+    mean: Tensor | float,
+    logvar: Tensor | float = 0.0,
+    *,
+    log_std: Tensor | float | None = None,
+    std: Tensor | float | None = None,
+    var: Tensor | float | None = None,
+    rho: Tensor | float | None = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
+    low: float | None = -1.0,
+    high: float | None = 1.0,
+    bins: int = 256,
+    width: float | None = None,
+    **rows: Any,
+) -> Tensor:
+    """ln p(x) = sum_j ln(Phi((x_j + h - mean_j) / sigma_j) - Phi((x_j - h - mean_j) / sigma_j)), in nats; bins and rows as
+    for :func:`discretized_logistic_log_prob`."""
+    given = {"x": x, "mean": mean, **_by_name("", logvar, log_std, std, var, rho, min_std, min_var)}
+    return _log_prob("discretized_gaussian", {**given, "low": low, "high": high, "bins": bins, "width": width}, **rows)
+
+
 def elbo_loss(
     recon: Tensor | None = None,
     x: Tensor | None = None,
@@ -491,6 +623,7 @@ def elbo_loss(
     recon_min_var: float | None = None,
     beta: Tensor | float = 1.0,
     weight: Tensor | None = None,
+    kl_weight: Tensor | None = None,
     batch_dims: int = 1,
     reduction: str = "mean",
 ) -> ELBO:
@@ -509,14 +642,15 @@ def elbo_loss(
         likelihood: a name or an object of :mod:`elbo_ext.likelihoods`; recon is what its ``decoder`` says, the mean of a
             Gaussian (scale: ``recon_logvar`` or another form), the logits of a Bernoulli.
         weight: factor of each element's log-likelihood, broadcastable to ``[*batch, *event]``.
+        kl_weight: factor of each element's KL, broadcastable to ``[*batch, *latent]``.
         batch_dims: number of recon's batch dimensions; the others are summed.
         reduction: over the batch: "none", "sum" or "mean" (sum / number of examples).
     """
     scales = _by_name("", recon_logvar, recon_log_std, recon_std, recon_var, recon_rho, recon_min_std, recon_min_var)
     if log_likelihood is None:
         chosen = by_name(likelihood)
-        given = {"x": x, chosen.likelihood.decoder: recon, **chosen.parameters}
-        if chosen.likelihood.name == "gaussian":
+        given = {"x": x, chosen.recon: recon, **chosen.parameters}
+        if "logvar" in chosen.likelihood.forms:
             given = {**scales, **given}
         log_likelihood = _log_prob(chosen.likelihood.name, given, weight, batch_dims)
     if kl is None:
@@ -527,7 +661,8 @@ def elbo_loss(
         )
         operands = (x, recon, *scales.values(), weight)
         sample_axes = 0 if x is None else max(t.dim() for t in operands if isinstance(t, Tensor)) - x.dim()
-        kl = gaussian_kl(mu, prior_mu=prior_mu, **own, **prior, batch_dims=batch_dims - sample_axes)
+        rows: dict[str, Any] = {"weight": kl_weight, "batch_dims": batch_dims - sample_axes}
+        kl = gaussian_kl(mu, prior_mu=prior_mu, **own, **prior, **rows)
     log_likelihood, kl, beta = _tensors(log_likelihood, kl, beta)
     kl = kl.expand_as(log_likelihood)
     loss = -(log_likelihood - beta * kl)

@@ -60,6 +60,29 @@ TOLERANCES = {
 }
 
 
+# Where parts cancel that are of this size, not 1: the derivatives of gamma functions by a dispersion, at 1/4 and less.
+_SIZE_OF_PARTS = {
+    "negative_binomial_log_prob": 4.0,
+    "zero_inflated_negative_binomial_log_prob": 4.0,
+    "student_t_log_prob": 6.0,
+    "continuous_bernoulli_log_prob": 2.0,  # a x beside ln((e^a - 1) / a)
+}
+
+
+def tolerance_of(function: str, dtype: torch.dtype) -> Tolerance:
+    """Of a public function computed in float32 or float64."""
+    size, tolerance = _SIZE_OF_PARTS.get(function, 1.0), TOLERANCES[dtype]
+    return replace(tolerance, value_atol=size * tolerance.value_atol, gradient_atol=size * tolerance.gradient_atol)
+
+
+# Of counts, beside operands of each dtype.
+INTEGERS = {
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+    torch.bfloat16: torch.uint8,
+    torch.float16: torch.int16,
+}
+
 # The noise itself, of size up to 6.66, by the dtype it is computed in. In float64 it is the reference that is less
 # exact: it rounds the angle of Box-Muller to 4e-16.
 NOISE_ERROR = {torch.float32: 1.5e-6, torch.float64: 6e-15}
@@ -68,7 +91,7 @@ NOISE_ERROR = {torch.float32: 1.5e-6, torch.float64: 6e-15}
 def computed_in(arguments: dict[str, Any]) -> torch.dtype:
     """float64 if any operand is, else float32: the dtype of values, and the accuracy of everything. A tensor without
     dimensions does not promote those that have some."""
-    tensors = [value for value in arguments.values() if isinstance(value, Tensor)]
+    tensors = [value for value in arguments.values() if isinstance(value, Tensor) and value.is_floating_point()]
     tensors = [t for t in tensors if t.dim() > 0] or tensors
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
@@ -107,8 +130,24 @@ class Maker:
         """In [0, 1): pixels, weights."""
         return self._to(torch.rand(shape, generator=self.generator, dtype=torch.float64), dtype)
 
+    def levels(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """On the grid of 8 values from 0 to 1."""
+        return self._to((7 * self.unit(*shape, dtype=torch.float64)).round() / 7, dtype)
+
     def bits(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return self._to(self.unit(*shape, dtype=torch.float64).round(), dtype)
+
+    def positive(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """About 1: rates, dispersions, degrees of freedom."""
+        return self._to((0.7 * self.normal(*shape, dtype=torch.float64).cpu()).exp(), dtype)
+
+    def counts(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Counts as they come, half of them 0, in an integer dtype for each dtype of the others. With a dtype of their own
+        they have gradients, and then none is 0, where log-probabilities of counts jump."""
+        counts = (5 * self.unit(*shape, dtype=torch.float64).cpu().square() ** 2 * 4).floor()
+        if dtype is not None and dtype.is_floating_point:
+            return self._to(counts + 1, dtype)
+        return self._to(counts, dtype or INTEGERS[self.dtype])
 
     def mask(self, *shape: int) -> Tensor:
         return self.unit(*shape, dtype=torch.float64) < 0.6
@@ -318,6 +357,9 @@ class Case:
 
     def unit(self, beside: bool = False) -> Tensor:
         return self.draw(self.m.unit, beside)
+
+    def levels(self, beside: bool = False) -> Tensor:
+        return self.draw(self.m.levels, beside)
 
     def scale(self, prefix: str = "", beside: bool = False) -> _X:
         """The next operand: a scale under the name of its form."""
@@ -644,6 +686,28 @@ GAUSSIAN = [
     ),
 ]
 
+DISCRETIZED_GAUSSIAN = [
+    Sample(
+        f"discretized_gaussian-{form}+{floor}-{extent}",
+        "discretized_gaussian_log_prob",
+        lambda m, form=form, floor=floor, extent=extent: {
+            "x": m.levels(4, 3, 2, 5),
+            "mean": m.normal(4, 3, 2, 5),
+            form: m.scale(form, *SCALE_SHAPES[extent]),
+            floor: 0.25,
+            "low": 0.0,
+            "high": 1.0,
+            "bins": 8,
+        },
+        "a floor under the scale",
+        core=form == "rho" and extent == "element",
+    )
+    for form in FORMS
+    for floor in FLOORS
+    for extent in ("channel", "element")
+]
+
+
 BERNOULLI = [
     _bernoulli("bits", lambda m: dict(x=m.bits(4, 6), logits=3 * m.normal(4, 6)), "binary data", core=True),
     _bernoulli("pixels", lambda m: dict(x=m.unit(4, 3, 6), logits=3 * m.normal(4, 3, 6)), "data between 0 and 1"),
@@ -668,6 +732,57 @@ BERNOULLI = [
         core=True,
     ),
     _bernoulli("empty-batch", lambda m: dict(x=m.unit(0, 4), logits=m.normal(0, 4), reduction="sum"), "no example"),
+]
+
+COUNTS = [
+    *(
+        Sample(
+            f"{prefix}-{form}-{theta_form}",
+            function,
+            lambda m, form=form, theta_form=theta_form, more=more: {
+                "x": m.counts(5, 70),
+                form: m.scale(form, 5, 70) if form == "mean" else m.normal(5, 70),
+                theta_form: m.scale(theta_form, 70),
+                **{name: m.normal(5, 70) for name in more},
+            },
+            "the mean and the dispersion in each form, one dispersion for a gene",
+            core=form == "logits",
+        )
+        for prefix, function, more in (
+            ("negative_binomial", "negative_binomial_log_prob", ()),
+            ("zinb", "zero_inflated_negative_binomial_log_prob", ("gate_logits",)),
+        )
+        for form in ("mean", "log_mean", "logits")
+        for theta_form in ("theta", "log_theta")
+    ),
+    *(
+        Sample(
+            f"poisson-{dtype}".replace("torch.", ""),
+            "poisson_log_prob",
+            lambda m, dtype=dtype: dict(x=m.counts(5, 70, dtype=dtype), rate=m.positive(70)),
+            "counts as they come, without a cast",
+        )
+        for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
+    ),
+    Sample(
+        "poisson-number",
+        "poisson_log_prob",
+        lambda m: dict(x=m.counts(5, 70, dtype=torch.float32), rate=2.5, weight=m.unit(5, 70)),
+        "one rate for all; counts above 0 that have a gradient",
+    ),
+    Sample(
+        "poisson-zeros",
+        "poisson_log_prob",
+        lambda m: dict(x=0 * m.counts(5, 70), log_rate=m.normal(5, 70)),
+        "no count at all",
+    ),
+    Sample(
+        "student_t-log_df",
+        "student_t_log_prob",
+        lambda m: dict(x=m.normal(5, 9), log_df=m.normal(9), scale=m.scale("scale", 5, 1)),
+        "degrees of freedom by their logarithm, mean 0",
+        core=True,
+    ),
 ]
 
 KL = [
@@ -962,6 +1077,14 @@ RSAMPLE_KL = [
         lambda m: dict(mu=m.normal(700, 20), logvar=m.scale("logvar", 700, 20), reduction="mean"),
         "a usual latent space",
     ),
+    _rsample_kl(
+        "kl_weight",
+        lambda m: dict(
+            mu=m.normal(4, 6), logvar=m.scale("logvar", 6), prior_mu=m.normal(4, 1), kl_weight=m.holes(4, 6)
+        ),
+        "weights of the KL, some of them zero",
+        core=True,
+    ),
     _rsample_kl("empty", lambda m: dict(mu=m.normal(0, 4), logvar=m.scale("logvar", 0, 4)), "no example"),
     _rsample_kl("0-dim", lambda m: dict(mu=m.normal(), logvar=m.scale("logvar"), batch_dims=0), "one number"),
 ]
@@ -1090,6 +1213,29 @@ LOG_PROB = [
             core=True,
         )
         for gradient in LOG_PROB_GRADIENTS[:2]
+    ),
+    *(
+        _log_prob(
+            f"kl_weight-{gradient}",
+            lambda m, gradient=gradient: dict(
+                mu=m.normal(4, 6),
+                logvar=m.scale("logvar", 6),
+                prior_mu=m.normal(4, 1),
+                num_samples=2,
+                kl_weight=m.holes(4, 6),
+                gradient=gradient,
+            ),
+            "weights of ln q and ln p, some of them zero",
+            core=gradient == "pathwise",
+        )
+        for gradient in LOG_PROB_GRADIENTS
+    ),
+    _log_prob(
+        "kl_weight-mask",
+        lambda m: dict(
+            mu=m.normal(4, 3, 6), std=m.scale("std", 6), prior_std=2.0, kl_weight=m.mask(4, 3, 1), batch_dims=2
+        ),
+        "a mask of steps",
     ),
     _log_prob(
         "number",
@@ -1235,6 +1381,14 @@ ELBO = [
         core=True,
     ),
     _elbo(
+        "kl_weight",
+        lambda m: dict(
+            recon=m.normal(5, 4, 6), x=m.normal(4, 6), **_latent(m), kl_weight=m.mask(4, 1), beta=0.5, batch_dims=2
+        ),
+        "a mask of the KL alone",
+        core=True,
+    ),
+    _elbo(
         "mixed",
         lambda m: dict(
             recon=m.normal(4, 60),
@@ -1251,6 +1405,39 @@ ELBO = [
             recon=m.normal(4, 6), x=m.normal(4, 6), **_latent(m), likelihood=likelihoods.Laplace(log_scale=0.3)
         ),
         "a likelihood with a parameter",
+        core=True,
+    ),
+    *(
+        _elbo(
+            likelihood.name,
+            lambda m, likelihood=likelihood: dict(
+                recon=m.normal(4, 6),
+                x=m.levels(4, 6),
+                **_latent(m),
+                likelihood=likelihood(low=0.0, high=1.0, bins=8),
+            ),
+            "a likelihood with numbers",
+            core=True,
+        )
+        for likelihood in (likelihoods.DiscretizedLogistic, likelihoods.DiscretizedGaussian)
+    ),
+    _elbo(
+        "discretized_gaussian-rho+min_var",
+        lambda m: dict(
+            recon=m.normal(4, 6),
+            x=m.levels(4, 6),
+            **_latent(m),
+            likelihood="discretized_gaussian",
+            recon_rho=m.scale("rho", 6),
+            recon_min_var=0.25,
+        ),
+        "the other likelihood with a Gaussian's scale",
+        core=True,
+    ),
+    _elbo(
+        "continuous_bernoulli",
+        lambda m: dict(recon=m.normal(4, 6), x=m.unit(4, 6), **_latent(m), likelihood="continuous_bernoulli"),
+        "a likelihood of one parameter",
         core=True,
     ),
     _elbo(
@@ -1293,6 +1480,14 @@ def _gaussian_row(c: Case) -> _X:
     return dict(x=c.normal(), mean=c.normal(beside=True), **c.scale())
 
 
+def _pixel_row(c: Case, spread: int = 1) -> _X:
+    """Bins so wide that some are narrow beside the scale and some are not; outermost ones among them. The derivative by a
+    logistic scale is small, the difference of numbers of size 1, where the mean is about as far from x as the scale is large;
+    ``spread`` is what keeps most away from there."""
+    x, mean = c.levels(), c.draw(lambda *shape, dtype: spread * c.m.normal(*shape, dtype=dtype), beside=True)
+    return dict(x=x, mean=mean, **c.scale(), low=0.0, high=1.0, bins=8)
+
+
 def _latent_row(c: Case) -> _X:
     return dict(mu=c.normal(), **c.scale())
 
@@ -1325,6 +1520,59 @@ STANDARD = [
         row=lambda c: dict(x=c.unit(), logits=2 * c.normal()),
     ),
     *standard("laplace", "laplace_log_prob", _gaussian_row, rows=2, forms_of_scale=("log_scale", "scale")),
+    *standard(
+        "poisson",
+        "poisson_log_prob",
+        lambda c: dict(x=c.draw(c.m.counts), **c.scale()),
+        rows=2,
+        forms_of_scale=("log_rate", "rate"),
+        without=("layout-all-*", "*-number"),  # nothing would have a gradient
+    ),
+    *standard(
+        "negative_binomial",
+        "negative_binomial_log_prob",
+        lambda c: dict(x=c.draw(c.m.counts), mean=c.draw(c.m.positive, beside=True), **c.scale()),
+        rows=2,
+        forms_of_scale=("theta", "log_theta"),
+    ),
+    *standard(
+        "zinb",
+        "zero_inflated_negative_binomial_log_prob",
+        lambda c: dict(x=c.draw(c.m.counts), mean=c.draw(c.m.positive), gate_logits=c.normal(beside=True), **c.scale()),
+        rows=2,
+        forms_of_scale=("theta", "log_theta"),
+        without=("layout-all-*", "row-*[3-9]", "sum-*", "rows-*"),
+    ),
+    *standard(
+        "student_t",
+        "student_t_log_prob",
+        lambda c: dict(x=c.normal(), df=c.draw(c.m.positive), mean=c.normal(beside=True), **c.scale()),
+        rows=2,
+        forms_of_scale=("log_scale", "scale"),
+        without=("layout-all-*", "row-*[3-9]", "sum-*", "rows-*"),
+    ),
+    *standard(
+        "continuous_bernoulli",
+        "continuous_bernoulli_log_prob",
+        lambda c: dict(x=c.unit(beside=True), logits=c.normal()),
+        rows=2,
+        row=lambda c: dict(x=c.unit(), logits=5 * c.normal()),
+    ),
+    *standard(
+        "discretized_logistic",
+        "discretized_logistic_log_prob",
+        lambda c: _pixel_row(c, spread=4),
+        rows=2,
+        forms_of_scale=("log_scale", "scale"),
+        row=lambda c: dict(x=(7 * c.unit()).round(), mean=3 * c.normal(), **c.scale(), low=None, high=None, width=1.0),
+    ),
+    *standard(
+        "discretized_gaussian",
+        "discretized_gaussian_log_prob",
+        _pixel_row,
+        rows=2,
+        row=lambda c: dict(x=(7 * c.unit()).round(), mean=3 * c.normal(), **c.scale(), low=None, high=None, width=1.0),
+    ),
     *standard(
         "kl",
         "gaussian_kl",
@@ -1374,7 +1622,7 @@ STANDARD = [
         row=lambda c: dict(recon=c.normal(), x=c.normal(), **_latent(c.m), **c.scale("recon_")),
     ),
 ]
-BY_HAND = [*GAUSSIAN, *BERNOULLI, *KL, *RSAMPLE, *RSAMPLE_KL, *LOG_PROB, *ELBO]
+BY_HAND = [*GAUSSIAN, *DISCRETIZED_GAUSSIAN, *BERNOULLI, *COUNTS, *KL, *RSAMPLE, *RSAMPLE_KL, *LOG_PROB, *ELBO]
 # A case of the standard set that is written by hand as well is the one written by hand.
 SAMPLES = [*BY_HAND, *(sample for sample in STANDARD if sample.id not in {by_hand.id for by_hand in BY_HAND})]
 assert len({sample.id for sample in SAMPLES}) == len(SAMPLES)

@@ -39,8 +39,7 @@ struct Noise {
   }
 
   static void* advance(const View& view, int64_t elements) {
-    constexpr int64_t kBytes[] = {4, 8, 2, 2, 1};  // in the order of DType
-    return static_cast<char*>(view.data) + elements * kBytes[static_cast<int>(view.dtype)];
+    return static_cast<char*>(view.data) + elements * bytes_of(view.dtype);
   }
 };
 

@@ -28,19 +28,36 @@ enum class FastPath {
   kRecomputed
 };
 
+// Numbers of elements of a tile, as wide as what they gather.
+template <class R>
+using Index = at::vec::int_same_size_t<R>;
+
+// Where x, the first input of a term of counts, is above 0 (terms/count.h), and how often.
+template <class R>
+int positions_above_zero(const TermTile<R>& tile, Index<R>* position) {
+  const Lane<R>& x = tile.operand[0];
+  int count = 0;
+  for (int64_t i = 0; i < tile.size; ++i) {
+    position[count] = static_cast<Index<R>>(i);
+    count += x.data[i * x.step] > R(0) ? 1 : 0;
+  }
+  return count;
+}
+
 template <template <class> class TermOf, class R, bool kGradient, FastPath kFastPath>
 void run_term_loop(TermTile<R>& tile, Forms forms, bool recompute) {
   using V = Vec<R>;
   using Term = TermOf<V>;
   constexpr int kWidth = V::size();
   constexpr int kInputs = Term::kInputs, kWeight = kInputs;
+  constexpr bool kInParts = HasParts<Term>::value;
   const V zero(R(0));
   if constexpr (kFastPath != FastPath::kNone) {
     forms = {0};
     recompute = kFastPath == FastPath::kRecomputed;
   }
   const bool weighted = kFastPath == FastPath::kNone && tile.weighted;
-  bool streams = kFastPath != FastPath::kNone && tile.streams;
+  bool streams = kFastPath != FastPath::kNone && tile.streams && !kInParts;  // a second part reads what the first one wrote
 
   // Copies, because the compiler must assume that a store through any pointer could change the tile itself.
   const R* from[kInputs];
@@ -85,8 +102,15 @@ void run_term_loop(TermTile<R>& tile, Forms forms, bool recompute) {
     if (recompute) precomputed = Term::precompute(in, forms);
 
     V value, derivative[kInputs];
-    if constexpr (kGradient) value = Term::gradient(precomputed, in, derivative);
-    else value = Term::value(precomputed, in);
+    if constexpr (kInParts) {
+      value = at_most_zero<Term, kGradient>(in, forms, derivative);
+      if constexpr (kGradient)
+        if (wanted[0]) derivative[0] = Term::data_gradient(in, forms);
+    } else if constexpr (kGradient) {
+      value = Term::gradient(precomputed, in, derivative);
+    } else {
+      value = Term::value(precomputed, in);
+    }
 
     V weight = zero, masked = zero;
     if (weighted) {
@@ -118,6 +142,53 @@ void run_term_loop(TermTile<R>& tile, Forms forms, bool recompute) {
   int64_t i = 0;
   for (; i + kWidth <= tile.size; i += kWidth) step(std::true_type{}, i, kWidth);
   if (i < tile.size) step(std::false_type{}, i, static_cast<int>(tile.size - i));
+
+  if constexpr (kInParts) {
+    // The elements whose x is above 0, a register of them at a time. Lanes past the last one repeat it.
+    Index<R> position[kTile + kWidth];
+    const int count = positions_above_zero(tile, position);
+    for (int first = 0; first < count; first += kWidth) {
+      const int lanes = std::min(kWidth, count - first);
+      for (int lane = count; lane < first + kWidth; ++lane) position[lane] = position[count - 1];
+      const auto at = Vec<Index<R>>::loadu(position + first);
+      const auto get = [&](const Lane<R>& lane) {
+        return lane.step == 0 ? V::loadu(lane.data) : at::vec::gather<sizeof(R)>(lane.data, at);
+      };
+      const auto add = [&](R* to, V number) {
+        R numbers[kWidth];
+        number.store(numbers);
+        for (int lane = 0; lane < lanes; ++lane) to[position[first + lane]] += numbers[lane];
+      };
+      const auto inside = [&](V result) { return lanes == kWidth ? result : V::set(zero, result, lanes); };
+
+      V in[kInputs], derivative[kInputs];
+      for (int k = 0; k < kInputs; ++k) in[k] = get(tile.operand[k]);
+      V value = Term::template above_zero<kGradient>(in, forms, derivative);
+      V weight = zero, masked = zero;
+      if (weighted) {
+        weight = get(tile.operand[kWeight]);
+        masked = weight == zero;
+      }
+      if constexpr (kGradient) {
+        const V grad = get(tile.upstream), factor = weighted ? grad * weight : grad;
+        for (int k = 1; k < kInputs; ++k) {
+          if (!wanted[k]) continue;
+          V result = derivative[k] * factor;
+          if (weighted) result = select(masked, zero, result);
+          if (to[k]) add(to[k], result);
+          else gradient_sum[k] = gradient_sum[k] + inside(result);
+        }
+        if (weighted) {
+          const V of_weight = select(masked, select(value - value == zero, value * grad, zero), value * grad);
+          if (weight_gradient) add(weight_gradient, of_weight);
+          weight_gradient_sum = weight_gradient_sum + inside(of_weight);
+        }
+      }
+      if (weighted) value = select(masked, zero, value * weight);
+      if (values) add(values, value);
+      sum = sum + inside(value);
+    }
+  }
 
   tile.sum = sum_lanes(sum);
   if constexpr (kGradient) {

@@ -126,7 +126,19 @@ inline void with_dtype(DType dtype, Call&& call) {
     case DType::kDouble: return call(double{});
     case DType::kBFloat16: return call(c10::BFloat16{});
     case DType::kHalf: return call(c10::Half{});
-    case DType::kBool: return call(bool{});
+    default: return call(bool{});
+  }
+}
+// The same for what is read, data too.
+template <class Call>
+inline void with_readable_dtype(DType dtype, Call&& call) {
+  switch (dtype) {
+    case DType::kUInt8: return call(uint8_t{});
+    case DType::kInt8: return call(int8_t{});
+    case DType::kInt16: return call(int16_t{});
+    case DType::kInt32: return call(int32_t{});
+    case DType::kInt64: return call(int64_t{});
+    default: return with_dtype(dtype, call);
   }
 }
 
@@ -174,7 +186,7 @@ inline Lane<R> load(const Space& space, const Operand& operand, const Tile& tile
   if (operand.dtype == dtype_of<R>() && adjoins(operand, tile))
     return {static_cast<const R*>(operand.data) + row_offset(space, operand, tile.row) + tile.col, 1};
   Lane<R> lane{buffer.data, 1};
-  with_dtype(operand.dtype, [&](auto zero) {
+  with_readable_dtype(operand.dtype, [&](auto zero) {
     using S = decltype(zero);
     const S* data = static_cast<const S*>(operand.data);
     if (const auto place = repeated(space, operand, tile)) {

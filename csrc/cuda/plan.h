@@ -12,8 +12,6 @@
 namespace elbo_ext {
 namespace {
 
-constexpr int64_t kBytes[] = {4, 8, 2, 2, 1};  // in the order of DType
-inline int64_t bytes_of(DType dtype) { return kBytes[static_cast<int>(dtype)]; }
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline char* as_bytes(const void* data) { return static_cast<char*>(const_cast<void*>(data)); }
 inline Array array_of(const View& view) { return {as_bytes(view.data), view.dtype}; }
@@ -94,7 +92,9 @@ class LayoutBuilder {
   }
 
   // `base_step`: the distance between the samples, for tensors that have several slices of the space's shape.
-  void set(int slot, const View& view, bool written = false, int64_t base_step = 0) {
+  // `integer_vectors`: the kernel reads vectors of integers, too (load_data).
+  void set(int slot, const View& view, bool written = false, int64_t base_step = 0, bool integer_vectors = false) {
+    integer_vectors_ = integer_vectors;
     layout_.array[slot] = array_of(view);
     if (view.data == nullptr) return;
     layout_.place[slot] = place_of(slot, view, written, base_step);
@@ -106,7 +106,8 @@ class LayoutBuilder {
   Place place_of(int slot, const View& view, bool written, int64_t base_step) {
     if (view.rows_uniform && view.cols_uniform && base_step == 0 && !written) return kUniform;
     const bool too_wide = view.dtype == DType::kDouble && !compute_double_;
-    const bool vectors = aligned(view.data, view.dtype, group_, base_step) && !too_wide;
+    const bool vectors = aligned(view.data, view.dtype, group_, base_step) && !too_wide &&
+                         (integer_vectors_ || !is_integer(view.dtype));
     if (view.rows_dense) {
       layout_.dense |= 1u << slot;
       return vectors ? kDense : kScattered;
@@ -135,7 +136,7 @@ class LayoutBuilder {
   const Dimensions& dims_;
   int64_t segment_;
   int group_;
-  bool compute_double_, whole_groups_;
+  bool compute_double_, whole_groups_, integer_vectors_ = false;
 };
 
 // How segments of a given length are spread over teams, and how many blocks to launch. `by_segment`: there are sums of each.

@@ -1,5 +1,7 @@
 // Sums of a term over rows, forward, backward, and both in one pass. Compiled once for each compute type, ELBO_REAL.
+#include <algorithm>
 #include <type_traits>
+#include <utility>
 
 #include "entries.h"
 #include "work.h"
@@ -38,9 +40,9 @@ __device__ __forceinline__ bool is_finite(R number) {
 }
 
 // The sums that a kernel over a term makes.
-template <int kInputs, bool kGradient>
+template <int kInputs, int kTensors, bool kGradient>
 constexpr unsigned kUsed =
-    1u << Slots<kInputs>::kValueSum | 1u << Slots<kInputs>::kKLSum | (kGradient ? (1u << kInputs) - 1 : 0u);
+    1u << Slots<kInputs>::kValueSum | 1u << Slots<kInputs>::kKLSum | (kGradient ? (1u << kTensors) - 1 : 0u);
 
 // What the grid does once its elements are done.
 template <class R, unsigned used, int kInputs>
@@ -58,31 +60,33 @@ __device__ __forceinline__ void finish(const TermParams<kInputs>& p, double (&su
 }
 
 // How many blocks of the dense kernel a multiprocessor is to hold at least: as many as its registers allow without spills.
-template <int kInputs, bool kGradient, int kFormClass>
-constexpr int kDenseBlocks = std::max(2, 4 - kGradient - (kFormClass > 0) - (kInputs > 3));
+template <class Term, bool kGradient, int kFormClass>
+constexpr int kDenseBlocks =
+    std::max(2, 4 - kGradient - (kFormClass > 0) - (Term::kInputs > 3) - (together_of<Term>() < 4) - HasParts<Term>::value);
 
 // The ordinary case, in which a kernel has to keep up with the memory: each operand is dense, also if it then repeats, or
 // one number; scales and the upstream gradient may be one number per unit; there is no weight. The vectors of all
 // operands are in flight at once; they are worked on in parts of kPart elements, which bounds the registers that a thread
-// needs.
+// needs (terms/forms.h).
 template <template <class> class TermOf, class R, int V, bool kGradient, int kFormClass>
-__global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>::kInputs, kGradient, kFormClass>) dense_kernel(
+__global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>, kGradient, kFormClass>) dense_kernel(
     const __grid_constant__ TermParams<TermOf<R>::kInputs> p) {
-  constexpr int kPart = V < 4 ? V : 4;
+  constexpr int kPart = std::min(V, together_of<TermOf<R>>());
   using T = Pack<R, kPart>;
   using Term = TermOf<T>;
-  constexpr int kInputs = Term::kInputs;
+  constexpr int kInputs = Term::kInputs, kTensors = tensors_of<Term>();
   using S = Slots<kInputs>;
   constexpr int kUpstream = S::kUpstream, kFirstSink = S::kFirstSink, kElement = S::kElement, kValueSum = S::kValueSum;
-  constexpr unsigned used = kUsed<kInputs, kGradient>;
+  constexpr unsigned used = kUsed<kInputs, kTensors, kGradient>;
+  constexpr bool kInParts = HasParts<Term>::value;  // terms/count.h
   const Forms forms{Term::template within<kFormClass>(p.forms), p.constant};
   T uniform[kInputs];
-  bool vectors[kInputs], recompute = false;
+  bool vectors[kInputs] = {}, recompute = false;
   ELBO_UNROLL
   for (int k = 0; k < kInputs; ++k) {
-    vectors[k] = reads_vectors(p.layout.place[k]);
+    if (k < kTensors) vectors[k] = reads_vectors(p.layout.place[k]);
     uniform[k] = T(elbo_ext::uniform_number<R>(p.layout, k, p.constant[k]));
-    recompute = recompute || (p.layout.place[k] > kUniform && (Term::kPrecomputedFrom >> k & 1));
+    recompute = recompute || (k < kTensors && p.layout.place[k] > kUniform && (Term::kPrecomputedFrom >> k & 1));
   }
   // What is made from uniform scales is computed once.
   const typename Term::Precomputed precomputed_once = Term::precompute(uniform, forms);
@@ -92,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>::kInputs, kGr
   for_each_unit<used>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
     if (p.layout.units_differ) {
       ELBO_UNROLL
-      for (int k = 0; k < kInputs; ++k)
+      for (int k = 0; k < kTensors; ++k)
         if ((Term::kPrecomputedFrom >> k & 1) && p.layout.place[k] == kPerUnit)
           uniform[k] = T(per_unit<R>(p.layout, k, first));
       if (kGradient && p.layout.place[kUpstream] == kPerUnit)
@@ -101,16 +105,21 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>::kInputs, kGr
     for (int64_t n = first + lane * V; n < end; n += lanes * V) {
       Raw<R, V> raw[kInputs];  // later the gradients
       ELBO_UNROLL
-      for (int k = 0; k < kInputs; ++k)
-        if (vectors[k]) raw[k] = load<R, V>(p.layout.array[k], p.layout.vector_offset(p.layout.place[k], n));
+      for (int k = 0; k < kTensors; ++k)
+        if (vectors[k]) {
+          const int64_t offset = p.layout.vector_offset(p.layout.place[k], n);
+          raw[k] = kInParts && k == 0 ? load_data<R, V>(p.layout.array[k], offset) : load<R, V>(p.layout.array[k], offset);
+        }
       R total = R(0), sink_sum[kInputs] = {};
       const auto part = [&](auto at) {
         constexpr int kAt = decltype(at)::value;
         T in[kInputs], value;
         ELBO_UNROLL
         for (int k = 0; k < kInputs; ++k) {
-          if (vectors[k]) convert<R, V, kAt, kPart>(raw[k], p.layout.array[k].dtype, in[k].x);
-          else in[k] = uniform[k];
+          if (vectors[k]) {
+            const DType dtype = p.layout.array[k].dtype;
+            convert<R, V, kAt, kPart>(raw[k], kInParts && k == 0 ? dtype_in_registers<R>(dtype) : dtype, in[k].x);
+          } else in[k] = uniform[k];
         }
         typename Term::Precomputed precomputed = precomputed_once;
         if (recompute) precomputed = Term::precompute(in, forms);
@@ -118,7 +127,7 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>::kInputs, kGr
           T d[kInputs];
           value = Term::gradient(precomputed, in, d);
           ELBO_UNROLL
-          for (int k = 0; k < kInputs; ++k) {
+          for (int k = 0; k < kTensors; ++k) {
             if (p.layout.place[kFirstSink + k] == kDense)
               pack<R, V, kAt, kPart>((d[k] * upstream).x, p.layout.array[kFirstSink + k].dtype, raw[k]);
             else if (p.sums.kind[k] != kNoSum) sink_sum[k] += sum_of(d[k] * upstream);
@@ -131,12 +140,13 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>::kInputs, kGr
         }
         total += sum_of(value);
       };
-      part(std::integral_constant<int, 0>{});
-      if constexpr (V > kPart) part(std::integral_constant<int, kPart>{});
+      [&]<int... i>(std::integer_sequence<int, i...>) {
+        (part(std::integral_constant<int, i * kPart>{}), ...);
+      }(std::make_integer_sequence<int, V / kPart>{});
       sum[kValueSum] += static_cast<double>(total);
       if constexpr (kGradient) {
         ELBO_UNROLL
-        for (int k = 0; k < kInputs; ++k) {
+        for (int k = 0; k < kTensors; ++k) {
           if (p.layout.place[kFirstSink + k] == kDense) store_raw<R, V>(p.layout.array[kFirstSink + k], n, raw[k]);
           else if (p.sums.kind[k] != kNoSum) sum[k] += static_cast<double>(sink_sum[k]);
         }
@@ -146,18 +156,23 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>::kInputs, kGr
   finish<R, used>(p, sum);
 }
 
+// Of the kernel for any layout.
+template <class Term, class R>
+constexpr int kTermGroup = std::min(kGroup<R>, together_of<Term>());
+
 // Any layout, any operands, in groups of kWidth neighbours.
 template <template <class> class TermOf, class R, int kWidth>
 __global__ void __launch_bounds__(kThreads, sizeof(R) == 8 || TermOf<R>::kInputs > 3 ? 1 : 2) general_kernel(
     const __grid_constant__ TermParams<TermOf<R>::kInputs> p) {
   using T = Pack<R, kWidth>;
   using Term = TermOf<T>;
-  constexpr int kInputs = Term::kInputs;
+  constexpr int kInputs = Term::kInputs, kTensors = tensors_of<Term>();
   using S = Slots<kInputs>;
   using Reader = AnyGroup<R, kWidth, S::kCount>;
   constexpr int kWeight = S::kWeight, kOperands = S::kOperands, kUpstream = S::kUpstream, kFirstSink = S::kFirstSink,
                 kElement = S::kElement, kValueSum = S::kValueSum;
-  constexpr unsigned used = kUsed<kInputs, true> | 1u << kWeight;
+  constexpr unsigned used = kUsed<kInputs, kTensors, true> | 1u << kWeight;
+  const auto is_number = [](int k) { return k >= kTensors && k < kInputs; };
   const bool weighted = p.layout.place[kWeight] != kAbsent;
   const R upstream = uniform_upstream<R>(p.layout, kUpstream, p.constant[kUpstream], p.upstream_factor);
   R uniform[kOperands];
@@ -171,12 +186,18 @@ __global__ void __launch_bounds__(kThreads, sizeof(R) == 8 || TermOf<R>::kInputs
       Reader reader[kOperands + 1];
       T in[kOperands], grad;
       ELBO_UNROLL
-      for (int k = 0; k <= kUpstream; ++k) reader[k].begin(p.layout, k, n, mask);
+      for (int k = 0; k <= kUpstream; ++k)
+        if (!is_number(k)) reader[k].begin(p.layout, k, n, mask);
       ELBO_UNROLL
-      for (int k = 0; k < kOperands; ++k) reader[k].finish(p.layout, k, mask, in[k].x, uniform[k]);
+      for (int k = 0; k < kOperands; ++k) {
+        if (is_number(k)) in[k] = T(uniform[k]);
+        else reader[k].finish(p.layout, k, mask, in[k].x, uniform[k]);
+      }
       reader[kUpstream].finish(p.layout, kUpstream, mask, grad.x, R(1));
 
       T d[kOperands], value = Term::gradient(Term::precompute(in, Forms{p.forms, p.constant}), in, d);
+      if constexpr (HasParts<Term>::value)
+        if (p.layout.place[kFirstSink] != kAbsent || p.sums.kind[0] != kNoSum) d[0] = Term::data_gradient(in, p.forms);
       const T& weight = in[kWeight];
       ELBO_UNROLL
       for (int i = 0; i < kWidth; ++i) {
@@ -184,13 +205,14 @@ __global__ void __launch_bounds__(kThreads, sizeof(R) == 8 || TermOf<R>::kInputs
         const bool inside = mask >> i & 1, counts = inside && weight.x[i] != R(0);
         const R g = grad.x[i] * upstream, factor = weighted ? g * weight.x[i] : g;
         ELBO_UNROLL
-        for (int k = 0; k < kInputs; ++k) d[k].x[i] = counts ? d[k].x[i] * factor : R(0);
+        for (int k = 0; k < kTensors; ++k) d[k].x[i] = counts ? d[k].x[i] * factor : R(0);
         // A term that is left out and is not finite says nothing about its weight.
         d[kWeight].x[i] = inside && (counts || is_finite(value.x[i])) ? value.x[i] * g : R(0);
         value.x[i] = counts ? (weighted ? value.x[i] * weight.x[i] : value.x[i]) : R(0);
       }
       ELBO_UNROLL
       for (int k = 0; k < kOperands; ++k) {
+        if (is_number(k)) continue;
         if (p.layout.place[kFirstSink + k] != kAbsent) Reader::store(p.layout, kFirstSink + k, n, mask, d[k].x);
         else if (p.sums.kind[k] != kNoSum) sum[k] += static_cast<double>(sum_of(d[k]));
       }
@@ -220,6 +242,8 @@ struct GatherTerm {
     ELBO_UNROLL
     for (int k = 0; k < kInputs; ++k) x[k] = element.number(k, p.constant[k]);
     const R value = Term::gradient(Term::precompute(x, Forms{p.forms, p.constant}), x, d);
+    if constexpr (HasParts<Term>::value)
+      if (p.gather.out[0].data != nullptr) d[0] = Term::data_gradient(x, p.forms);
     const R weight = element.number(kWeight, p.constant[kWeight]);
     const R grad = element.upstream(kUpstream, p.constant[kUpstream], p.upstream_factor);
     ELBO_UNROLL
@@ -230,37 +254,44 @@ struct GatherTerm {
 
 // ---- on the host ----
 
+// The widest vectors of the dense kernel: 16 bytes of half precision, but for terms in parts, which would spill registers.
+template <class Term>
+constexpr int kWidest = HasParts<Term>::value ? 4 : 8;
+
 // Lays the tensors out, and returns the width of the dense kernel's vectors: 16 bytes of what all operands are, or of the
 // narrowest; 0 if it does not serve.
 template <template <class> class TermOf, class R, int kCount>
 int lay_out(Layout<kCount>& layout, const TermSumProblem& p, const Dimensions& dims, int64_t segment) {
   using S = Slots<TermOf<R>::kInputs>;
   constexpr int kUpstream = S::kUpstream, kFirstSink = S::kFirstSink, kElement = S::kElement;
-  const auto for_width = [&](int width) {
+  constexpr bool kInParts = HasParts<TermOf<R>>::value;
+  const auto for_width = [&](int width, bool dense = true) {
     layout = {};
     LayoutBuilder<kCount> builder(layout, dims, segment, width, p.compute_double);
     for (int k = 0; k < S::kOperands; ++k) {
-      builder.set(k, p.operand[k]);
+      builder.set(k, p.operand[k], /*written=*/false, /*base_step=*/0, /*integer_vectors=*/dense && kInParts && k == 0);
       if (!p.gradient[k].summed) builder.set(kFirstSink + k, p.gradient[k], /*written=*/true);
     }
     builder.set(kUpstream, p.upstream);
     builder.set(kElement, dense_view(p.values.element, compute_type(p.compute_double)), /*written=*/true);
   };
-  // Each of these would double the kernels there are to compile: weights, float64, and forms of several classes.
-  const bool may_be_dense =
-      !p.operand[S::kWeight].present() && !p.compute_double && TermOf<R>::form_class(p.forms) != kAnyForms;
-  for (int width = 8; may_be_dense && width >= 4; width /= 2) {
+  // Each of these would double the kernels there are to compile: weights, float64, forms of several classes, and the
+  // derivative by data of terms in parts.
+  const bool may_be_dense = !p.operand[S::kWeight].present() && !p.compute_double &&
+                            TermOf<R>::form_class(p.forms) != kAnyForms && !(kInParts && p.gradient[0].wanted());
+  for (int width = kWidest<TermOf<R>>; may_be_dense && width >= 4; width /= 2) {
     for_width(width);
     bool fits = segment % width == 0 && !reads_vectors(layout.place[kUpstream]);
     for (int slot = 0; slot < kElement; ++slot) {
       const Place place = layout.place[slot];
       fits = fits && is_dense(place) && (place != kPerUnit || slot == kUpstream || TermOf<R>::kPrecomputedFrom >> slot & 1);
       // Eight elements are 16 bytes where all that is read or written element by element is of half precision.
-      if (width == 8 && reads_vectors(place) && bytes_of(layout.array[slot].dtype) != 2) fits = false;
+      const DType dtype = layout.array[slot].dtype;
+      if (width == 8 && reads_vectors(place) && (bytes_of(dtype) != 2 || is_integer(dtype))) fits = false;
     }
     if (fits) return width;
   }
-  for_width(kGroup<R>);
+  for_width(kTermGroup<TermOf<R>, R>, /*dense=*/false);
   return 0;
 }
 
@@ -271,10 +302,12 @@ const char* launch_dense(const TermSumProblem& p, const TermParams<TermOf<R>::kI
   if constexpr (kFormClass + 1 < TermOf<R>::kFormClasses)
     if (TermOf<R>::form_class(p.forms) != kFormClass)
       return launch_dense<TermOf, R, kFormClass + 1>(p, params, width, grid, call);
+  constexpr int kWide = kWidest<TermOf<R>>;
   const auto kernel =
-      width == 8
-          ? (p.wants_gradient ? dense_kernel<TermOf, R, 8, true, kFormClass> : dense_kernel<TermOf, R, 8, false, kFormClass>)
-          : (p.wants_gradient ? dense_kernel<TermOf, R, 4, true, kFormClass> : dense_kernel<TermOf, R, 4, false, kFormClass>);
+      width == kWide ? (p.wants_gradient ? dense_kernel<TermOf, R, kWide, true, kFormClass>
+                                         : dense_kernel<TermOf, R, kWide, false, kFormClass>)
+                     : (p.wants_gradient ? dense_kernel<TermOf, R, 4, true, kFormClass>
+                                         : dense_kernel<TermOf, R, 4, false, kFormClass>);
   return launch(kernel, grid, kThreads, params, call);
 }
 
@@ -284,7 +317,7 @@ const char* launch_main(const TermSumProblem& p, const TermParams<TermOf<R>::kIn
   const dim3 grid(static_cast<unsigned>(blocks));
   if constexpr (sizeof(R) == 4)
     if (width != 0) return launch_dense<TermOf, R>(p, params, width, grid, call);
-  return launch(general_kernel<TermOf, R, kGroup<R>>, grid, kThreads, params, call);
+  return launch(general_kernel<TermOf, R, kTermGroup<TermOf<R>, R>>, grid, kThreads, params, call);
 }
 
 template <template <class> class TermOf, class R>
@@ -321,7 +354,7 @@ const char* run(const TermSumProblem& p, const CudaCall& call) {
   const DType compute = compute_type(p.compute_double);
 
   const int width = lay_out<TermOf, R>(params.layout, p, dims, segment);
-  Work<S::kSums> work(params.units, params.sums, dims, segment, by_segment, width == 0 ? kGroup<R> : width, call);
+  Work<S::kSums> work(params.units, params.sums, dims, segment, by_segment, width == 0 ? kTermGroup<TermOf<R>, R> : width, call);
   work.add_values(S::kValueSum, p.values, compute, p.space);
   work.add_gradients(sinks, p.gradient);
   if (p.elbo.loss != nullptr) {

@@ -87,6 +87,58 @@ __device__ __forceinline__ Raw<R, V> load(const Array& array, int64_t offset) {
   return raw;
 }
 
+// A vector of integers, as numbers of the compute type: what four of them are is not in every word of Raw.
+template <class R, int V>
+__device__ __forceinline__ void put_number(Raw<R, V>& raw, int i, R number) {
+  if constexpr (sizeof(R) == 8) {
+    raw.word[2 * i] = __double2loint(number);
+    raw.word[2 * i + 1] = __double2hiint(number);
+  } else {
+    raw.word[i] = __float_as_uint(number);
+  }
+}
+template <class R>
+__device__ __forceinline__ DType dtype_in_registers(DType dtype) {
+  return is_integer(dtype) ? (sizeof(R) == 8 ? DType::kDouble : DType::kFloat) : dtype;
+}
+__device__ __forceinline__ int64_t read_integer(const Array& array, int64_t offset) {
+  switch (array.dtype) {
+    case DType::kUInt8: return __ldg(reinterpret_cast<const uint8_t*>(array.data) + offset);
+    case DType::kInt8: return __ldg(reinterpret_cast<const signed char*>(array.data) + offset);
+    case DType::kInt16: return __ldg(reinterpret_cast<const int16_t*>(array.data) + offset);
+    case DType::kInt32: return __ldg(reinterpret_cast<const int32_t*>(array.data) + offset);
+    default: return __ldg(reinterpret_cast<const long long*>(array.data) + offset);
+  }
+}
+// V neighbours of any dtype that data may have. Their dtype_in_registers() is what convert() takes.
+template <class R, int V>
+__device__ __forceinline__ Raw<R, V> load_data(const Array& array, int64_t offset) {
+  if (V == 8 || !is_integer(array.dtype)) return load<R, V>(array, offset);
+  Raw<R, V> raw = {};
+  if constexpr (V != 8) {
+    const auto load_as = [&](auto integer) {
+      using I = decltype(integer);
+      uint32_t word[(V * sizeof(I) + 3) / 4];
+      load_bytes<V* static_cast<int>(sizeof(I))>(array.data + static_cast<int>(sizeof(I)) * offset, word);
+      ELBO_UNROLL
+      for (int i = 0; i < V; ++i) {
+        if constexpr (sizeof(I) == 8)
+          put_number<R, V>(raw, i, static_cast<R>(static_cast<I>(static_cast<uint64_t>(word[2 * i + 1]) << 32 | word[2 * i])));
+        else
+          put_number<R, V>(raw, i, static_cast<R>(static_cast<I>(word[i * sizeof(I) / 4] >> (8 * (i * sizeof(I) % 4)))));
+      }
+    };
+    switch (array.dtype) {
+      case DType::kUInt8: load_as(uint8_t{}); break;
+      case DType::kInt8: load_as(int8_t{}); break;
+      case DType::kInt16: load_as(int16_t{}); break;
+      case DType::kInt32: load_as(int32_t{}); break;
+      default: load_as(int64_t{}); break;
+    }
+  }
+  return raw;
+}
+
 // Elements that lie apart, each into sizeof(R) bytes of its own; those outside of the mask are not touched.
 template <class R, int V>
 __device__ __forceinline__ Raw<R, V> load_scattered(const Array& array, const int64_t (&offset)[V], unsigned mask) {
@@ -113,7 +165,12 @@ __device__ __forceinline__ Raw<R, V> load_scattered(const Array& array, const in
       break;
     case DType::kFloat: load_as(uint32_t{}); break;
     case DType::kBool: load_as(uint8_t{}); break;
-    default: load_as(uint16_t{}); break;
+    case DType::kBFloat16:
+    case DType::kHalf: load_as(uint16_t{}); break;
+    default:
+      ELBO_UNROLL
+      for (int i = 0; i < V; ++i)
+        if (mask >> i & 1) put_number<R, V>(raw, i, static_cast<R>(read_integer(array, offset[i])));
   }
   return raw;
 }
@@ -161,7 +218,8 @@ __device__ __forceinline__ void convert(const Raw<R, V>& raw, DType dtype, R* to
 }
 
 template <class R, int V>
-__device__ __forceinline__ void convert_scattered(const Raw<R, V>& raw, DType dtype, R* to) {
+__device__ __forceinline__ void convert_scattered(const Raw<R, V>& raw, DType in_memory, R* to) {
+  const DType dtype = dtype_in_registers<R>(in_memory);
   ELBO_UNROLL
   for (int i = 0; i < V; ++i) {
     const uint32_t word = raw.word[sizeof(R) / 4 * i];
@@ -241,6 +299,7 @@ __device__ __forceinline__ void store_vector(const Array& array, int64_t offset,
 template <class R>
 __device__ __forceinline__ R read(const Array& array, int64_t offset) {
   if (array.dtype == DType::kDouble) return static_cast<R>(__ldg(reinterpret_cast<const double*>(array.data) + offset));
+  if (is_integer(array.dtype)) return static_cast<R>(read_integer(array, offset));
   R number = R(0);
   convert<R, 1>(load<R, 1>(array, offset), array.dtype, &number);
   return number;

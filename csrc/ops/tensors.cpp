@@ -18,10 +18,12 @@ extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_ba
 namespace elbo_ext {
 namespace {
 
-// The numbers of the dtypes in the C interface, asked for once: ours in the order of DType, and int64 for seeds.
+// The numbers of the dtypes in the C interface, asked for once, in the order of DType.
 int32_t code_of(DType dtype) {
   static const int32_t codes[] = {aoti_torch_dtype_float32(), aoti_torch_dtype_float64(), aoti_torch_dtype_bfloat16(),
-                                  aoti_torch_dtype_float16(), aoti_torch_dtype_bool()};
+                                  aoti_torch_dtype_float16(), aoti_torch_dtype_bool(), aoti_torch_dtype_uint8(),
+                                  aoti_torch_dtype_int8(), aoti_torch_dtype_int16(), aoti_torch_dtype_int32(),
+                                  aoti_torch_dtype_int64()};
   return codes[static_cast<int>(dtype)];
 }
 
@@ -58,7 +60,8 @@ void check_allocation(AOTITorchError error, int64_t ndim, const int64_t* shape, 
   const char* words = torch_exception_get_what_without_backtrace != nullptr ? torch_exception_get_what_without_backtrace()
                       : cpu                                                 ? "DefaultCPUAllocator: can't allocate memory"
                                                                             : "CUDA out of memory.";
-  static const char* const names[] = {"float32", "float64", "bfloat16", "float16", "bool"};  // in the order of DType
+  static const char* const names[] = {"float32", "float64", "bfloat16", "float16", "bool",
+                                      "uint8", "int8", "int16", "int32", "int64"};  // in the order of DType
   double elements = 1.0;  // in double, because the product may be beyond int64
   for (int64_t i = 0; i < ndim; ++i) elements += static_cast<double>(shape[i] - 1) * static_cast<double>(strides[i]);
   const double bytes = elements * static_cast<double>(aoti_torch_dtype_element_size(code_of(dtype)));
@@ -95,24 +98,25 @@ void check_numbers(int64_t batch_dims, int64_t reduction, const Dims& shape) {
 
 DType dtype_of(const Tensor& tensor) {
   const int32_t code = code_of(tensor);
-  for (const DType dtype : {DType::kFloat, DType::kDouble, DType::kBFloat16, DType::kHalf, DType::kBool})
-    if (code == code_of(dtype)) return dtype;
-  STD_TORCH_CHECK(false, "elbo_ext: unsupported dtype; float32, float64, bfloat16 or float16 expected");
+  for (int dtype = 0; dtype <= static_cast<int>(DType::kInt64); ++dtype)
+    if (code == code_of(static_cast<DType>(dtype))) return static_cast<DType>(dtype);
+  STD_TORCH_CHECK(false, "elbo_ext: unsupported dtype; float32, float64, bfloat16 or float16 expected, for data also an integer type");
 }
 
 bool is_seed(const Tensor& tensor) {
-  static const int32_t int64_code = aoti_torch_dtype_int64();
-  return code_of(tensor) == int64_code;
+  return code_of(tensor) == code_of(DType::kInt64);
 }
 
 int64_t numel_of(const Dims& shape) {
   return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>());
 }
 
+bool is_floating_point(const Tensor& tensor) { return dtype_of(tensor) < DType::kBool; }
+
 std::vector<const Tensor*> leading(const std::vector<const Tensor*>& tensors) {
   std::vector<const Tensor*> with_dims;
   for (const Tensor* tensor : tensors)
-    if (tensor->dim() > 0) with_dims.push_back(tensor);
+    if (tensor->dim() > 0 && is_floating_point(*tensor)) with_dims.push_back(tensor);
   return with_dims.empty() ? tensors : with_dims;
 }
 

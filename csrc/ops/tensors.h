@@ -27,8 +27,10 @@ DType dtype_of(const Tensor& tensor);  // raises for any that is none of DType
 bool is_seed(const Tensor& tensor);    // int64
 int64_t numel_of(const Dims& shape);
 
+bool is_floating_point(const Tensor& tensor);
+
 // Computed in float64 if any of the tensors is, else in float32: half precision is computed and summed in single precision. As
-// in torch, a tensor without dimensions does not promote those that have some: leading() leaves it out.
+// in torch, a tensor without dimensions does not promote floating-point ones that have some: leading() leaves it out.
 bool any_double(const std::vector<const Tensor*>& tensors);
 std::vector<const Tensor*> leading(const std::vector<const Tensor*>& tensors);
 inline DType compute_type(bool compute_double) { return compute_double ? DType::kDouble : DType::kFloat; }

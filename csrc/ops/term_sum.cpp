@@ -28,6 +28,8 @@ struct TermCall {
     STD_TORCH_CHECK(has_forms(*info, forms), "elbo_ext: ", info->name, " has no forms ", forms);
     std::vector<const Tensor*> tensors;
     for (size_t k = 0; k < operands.size(); ++k) {
+      STD_TORCH_CHECK(!operands[k] || k < info->tensors || k == info->inputs.size(), "elbo_ext: ", info->name,
+                      " takes no tensor for its input ", k, ", which is a number");
       if (operands[k]) tensors.push_back(&*operands[k]);
       problem.operand[k].constant = constants[k];
     }

@@ -9,7 +9,7 @@ namespace {
 
 template <class Term>
 TermInfo info_of(int number, const char* name) {
-  TermInfo info{number, name, {}};
+  TermInfo info{number, name, {}, static_cast<size_t>(tensors_of<Term>())};
   std::istringstream inputs(Term::kSignature);
   for (std::string input; inputs >> input;) {
     info.inputs.emplace_back();

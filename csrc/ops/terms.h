@@ -10,6 +10,7 @@ struct TermInfo {
   int number;  // in the operator schema
   std::string name;
   std::vector<std::vector<std::string>> inputs;  // for each, the names of its forms (terms/forms.h)
+  size_t tensors;  // how many of them may be tensors, the first ones; the others are numbers
 };
 
 const std::vector<TermInfo>& terms();

@@ -45,5 +45,30 @@ struct TwoForms {
   }
 };
 
+// Inputs whose forms are looked at while a kernel runs, all in one class: what they differ by is little beside the rest.
+struct ManyForms {
+  static constexpr int kFormClasses = 1;
+  ELBO_INLINE static constexpr int form_class(int /*forms*/) { return 0; }
+  template <int kClass>
+  ELBO_INLINE static constexpr int within(int forms) {
+    return forms;
+  }
+};
+
+// How many of a term's inputs may be tensors. Where it declares kTensors, the inputs after those are numbers alone, and
+// kernels keep no room for their vectors and gradients.
+template <class Term>
+constexpr int tensors_of() {
+  if constexpr (requires { Term::kTensors; }) return Term::kTensors;
+  else return Term::kInputs;
+}
+
+// How many elements a CUDA thread works on at once. A formula that needs many registers declares kTogether, an even number.
+template <class Term>
+constexpr int together_of() {
+  if constexpr (requires { Term::kTogether; }) return Term::kTogether;
+  else return 4;
+}
+
 }  // namespace
 }  // namespace elbo_ext

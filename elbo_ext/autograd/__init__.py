@@ -7,21 +7,25 @@ come from the kernels. Derivatives of derivatives are taken of the same formula 
 by torch itself.
 """
 
+from .derivatives import sum_of_elements
 from .elbo import elbo
 from .importance import importance_bound, normalized_weights
-from .latent import LatentSpec, latent
+from .latent import LatentSpec, explicit_noise, latent
 from .surrogates import weighted_gradient, weighted_once_more, with_gradient_of
 from .term_sum import TermSpec, term_sum
-from .torch_internals import in_forward_mode
+from .torch_internals import in_forward_mode, in_trace
 
 __all__ = [
     "LatentSpec",
     "TermSpec",
     "elbo",
+    "explicit_noise",
     "importance_bound",
     "in_forward_mode",
+    "in_trace",
     "latent",
     "normalized_weights",
+    "sum_of_elements",
     "term_sum",
     "weighted_gradient",
     "weighted_once_more",

@@ -16,6 +16,10 @@ def joint_shape(operands: Operands) -> torch.Size:
     return shape
 
 
+def sum_of_elements(values: Tensor, batch_dims: int) -> Tensor:
+    return values.flatten(batch_dims).sum(-1) if values.dim() > batch_dims else values
+
+
 def fill_missing_with_none(gradients: Iterable[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
     """A gradient or None per operand; ``gradients`` has only those that are needed."""
     rest = iter(gradients)

@@ -11,7 +11,7 @@ from ..ops import NONE
 from .derivatives import Operands, fill_missing_with_none
 from .modes import any_float16, needed_gradients, take_gradients, wants_grad
 from .term_sum import TermSpec, TermSumBackward
-from .torch_internals import apply_outside_torch_func, in_transform
+from .torch_internals import apply_outside_torch_func, in_trace, in_transform
 
 _ops = torch.ops.elbo_ext
 
@@ -67,7 +67,7 @@ _grad_in_forward = apply_outside_torch_func(ELBOGradInForward)
 def elbo(spec: TermSpec, beta: float, kl: Tensor, operands: Operands) -> Sequence[Tensor] | None:
     """(loss, log_likelihood, kl), reduced, by one operator; None where that is not possible."""
     results: Sequence[Tensor]
-    if spec.reduction == NONE or torch.compiler.is_compiling() or in_transform():
+    if spec.reduction == NONE or torch.compiler.is_compiling() or in_transform() or in_trace():
         return None
     if wants_grad(operands) and not any_float16(operands):
         results = _grad_in_forward(spec, beta, kl, *operands)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .modes import wants_grad
-from .torch_internals import apply_outside_torch_func, in_transform
+from .torch_internals import apply_outside_torch_func, in_trace, in_transform, is_tracing
 
 _ops = torch.ops.elbo_ext
 
@@ -16,7 +16,9 @@ _ops = torch.ops.elbo_ext
 def _in_torch(log_weights: Tensor) -> Tensor:
     # Where all weights are zero, so are all derivatives: torch's would be NaN.
     nothing = (log_weights == -math.inf).all(0)
-    bound = torch.where(nothing, 0.0, log_weights).logsumexp(0) - math.log(len(log_weights))
+    # ln K of a size that may be another when a traced program is called, or of a number.
+    log_count = torch.ones_like(log_weights).sum(0).log() if is_tracing() else math.log(len(log_weights))
+    bound = torch.where(nothing, 0.0, log_weights).logsumexp(0) - log_count
     return torch.where(nothing, -math.inf, bound)
 
 
@@ -51,7 +53,7 @@ _grad_in_forward = apply_outside_torch_func(ImportanceBoundGradInForward)
 
 def importance_bound(log_weights: Tensor) -> Tensor:
     bound: Tensor
-    if torch.compiler.is_compiling() or in_transform():
+    if torch.compiler.is_compiling() or in_transform() or in_trace():
         return _in_torch(log_weights)
     if wants_grad((log_weights,)):
         bound = _grad_in_forward(log_weights)

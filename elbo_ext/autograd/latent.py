@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import formulas
 from ..likelihoods import GAUSSIAN_KL
 from ..ops import NONE, WITH_KL, WITH_LOG_PROB, Z_ALONE, sample_dtype, value_dtype
-from .derivatives import Operands, fill_missing_with_none, joint_shape, vjp, without_none
+from .derivatives import Operands, fill_missing_with_none, joint_shape, sum_of_elements, vjp, without_none
 from .modes import (
     GradientFunction,
     ValueFunction,
@@ -60,7 +60,7 @@ class LatentSpec(NamedTuple):
 # ---- noise ----
 
 
-def _explicit_noise(seed: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+def explicit_noise(seed: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """What the kernels make from the seeds ``[n]``: ``[n, *shape]``."""
     noise: Tensor = _ops.normal_noise(seed.reshape(-1), math.prod(shape), dtype == torch.float64)
     return noise.reshape(seed.numel(), *shape)  # no -1: there may be no element
@@ -79,7 +79,7 @@ def _mapped_noise(
     if noise is None:
         assert seed is not None
         seeds = seed if seed_dim is None else seed.movedim(seed_dim, 0)
-        noise = _explicit_noise(seeds, shape, value_dtype(*inputs))
+        noise = explicit_noise(seeds, shape, value_dtype(*inputs))
         if seed_dim is None:
             noise = noise.expand(size, *shape)
     else:
@@ -218,10 +218,9 @@ class Latent(ValueFunction):
             torch.full((), constant, dtype=dtype, device=device) if t is None else t.to(dtype)
             for t, constant in zip(inputs, spec.constants, strict=True)
         )
-        shape = spec.sample_shape(joint_shape(inputs))
         if noise is None:
             assert seed is not None
-            eps = _explicit_noise(seed, shape, dtype)[0]
+            eps = explicit_noise(seed, spec.sample_shape(joint_shape(inputs)), dtype)[0]
         else:
             eps = noise.to(dtype)
         form, prior_form = GAUSSIAN_KL.form_names(spec.forms)
@@ -236,10 +235,7 @@ class Latent(ValueFunction):
             return rounded, TermSum.in_torch(kl, *inputs, None)
         prior_mu, prior_scale = prior
         log_p = formulas.gaussian(z, prior_mu, prior_scale, prior_form.replace("prior_", ""), prior_floor)
-        batch = shape[: spec.batch_dims + spec.sample_axes]
-        return rounded, *(
-            t.expand(shape).reshape(*batch, math.prod(shape[len(batch) :])).sum(-1) for t in (log_q, log_p)
-        )
+        return rounded, *(sum_of_elements(t, spec.batch_dims + spec.sample_axes) for t in (log_q, log_p))
 
     @staticmethod
     def vmap(

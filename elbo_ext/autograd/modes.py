@@ -27,7 +27,7 @@ from torch.autograd import Function
 
 from ..ops import NONE
 from .derivatives import Operands, fill_missing_with_none, jvp, vjp
-from .torch_internals import any_batched, apply_outside_torch_func, count_nested_jvp, in_transform
+from .torch_internals import any_batched, apply_outside_torch_func, count_nested_jvp, in_trace, in_transform
 
 _ops = torch.ops.elbo_ext
 Apply = Callable[..., Any]
@@ -231,6 +231,8 @@ def choose_forward(function: type[ValueFunction], operands: Operands, reduction:
     """The cheapest way to a forward pass that serves the caller's way of differentiating. ``operands``: all that may need
     a gradient."""
     compiling = torch.compiler.is_compiling()
+    if in_trace():
+        return function.in_torch
     if in_transform():
         # torch.func inside of a compiled function, and forward mode over forward mode, go past a Function's rules
         # (the latter with a derivative of zero), so that they get the formula itself.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..likelihoods import TERMS_BY_NUMBER
 from ..ops import NONE, value_dtype
-from .derivatives import Operands, fill_missing_with_none, joint_shape, vjp, without_none
+from .derivatives import Operands, fill_missing_with_none, sum_of_elements, vjp, without_none
 from .modes import (
     GradientFunction,
     ValueFunction,
@@ -102,9 +102,7 @@ class TermSum(ValueFunction):
         value = TERMS_BY_NUMBER[spec.term].in_torch(
             spec.forms, inputs, None if operands[-1] is None else weight, spec.constants
         )
-        shape = joint_shape(operands)
-        value = value.expand(shape)
-        examples = value.flatten(spec.batch_dims).sum(-1) if len(shape) > spec.batch_dims else value
+        examples = sum_of_elements(torch.broadcast_tensors(value, *without_none(operands))[0], spec.batch_dims)
         if spec.reduction == NONE:
             return examples
         return examples.mean() if spec.reduction == MEAN else examples.sum()

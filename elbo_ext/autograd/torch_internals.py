@@ -14,6 +14,8 @@ from torch.autograd import Function, forward_ad
 _functorch = torch._C._functorch
 _is_legacy_batched: Callable[[Tensor], bool] = _functorch.is_legacy_batchedtensor
 _torch_func_is_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+_is_tracing: Callable[[], bool] = torch._C._is_tracing
+_DYNAMO_HANDLES_OVERRIDES = torch.__version__ >= "2.13"
 
 
 def in_forward_mode() -> bool:
@@ -24,6 +26,17 @@ def in_forward_mode() -> bool:
 def in_transform() -> bool:
     """Under torch.func, or in forward mode."""
     return _torch_func_is_active() or forward_ad._current_level >= 0  # not by a call: it is asked often
+
+
+def is_tracing() -> bool:
+    """Inside of torch.jit.trace. Its public name takes ten times as long, and Dynamo knows neither."""
+    return not torch.compiler.is_compiling() and _is_tracing()
+
+
+def in_trace() -> bool:
+    """Inside of torch.jit.trace or torch.onnx.export, which have no translation of our operators. Both of its exporters trace,
+    one by torch.jit.trace and the other by torch.export."""
+    return torch.onnx.is_in_onnx_export() if torch.compiler.is_compiling() else _is_tracing()
 
 
 def count_nested_jvp() -> int:
@@ -37,6 +50,17 @@ def any_batched(tensors: tuple[Tensor | None, ...]) -> bool:
         if t is not None and _is_legacy_batched(t):
             return True
     return False
+
+
+def any_overrides(values: tuple[Any, ...]) -> bool:
+    """Whether one of the values has a ``__torch_function__`` of its own: torch.overrides.has_torch_function, but for modes."""
+    return any(type(value) is not Tensor for value in torch.overrides._get_overloaded_args(values))
+
+
+def dynamo_knows_of_overrides() -> bool:
+    """False inside of Tensor.__torch_function__, where torch.overrides.has_torch_function says so only in eager code; and in
+    torch 2.11, whose Dynamo stops at torch.overrides.handle_torch_function (that of 2.13 and 2.15 does not)."""
+    return _DYNAMO_HANDLES_OVERRIDES and torch._C._is_torch_function_enabled()
 
 
 def apply_outside_torch_func(function: type[Function]) -> Callable[..., Any]:

@@ -81,6 +81,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..dispatch import public
 from ..functional import elbo_loss, rsample_with_log_prob
 from .estimators import dreg, iwae, iwae_bound, score_function, sgvb_a, sgvb_b, sticking_the_landing
 from .kl_controls import (
@@ -115,6 +116,7 @@ __all__ = [
 ]
 
 
+@public
 def free_energy(
     recon: Tensor, x: Tensor, mu: Tensor | None = None, logvar: Any = None, *, reduction: str = "mean", **options: Any
 ) -> Tensor:

@@ -10,7 +10,7 @@ They differ in what they leave to chance. All take the same arguments:
     num_samples: K >= 1, the number of samples z of each example, on axis 0.
     reduction: over the examples: "none", "sum" or "mean".
     options: ``prior_mu``, ``prior_logvar`` ... of p(z), N(0, I) by default; ``generator``, ``noise``; ``batch_dims``, the
-        number of dimensions of the batch: all as in :func:`elbo_ext.rsample_with_log_prob`.
+        number of dimensions of the batch; ``kl_weight``: all as in :func:`elbo_ext.rsample_with_log_prob`.
 
 and return an estimate of the bound in nats, ``[*batch]`` or a scalar, to be maximized: its value estimates the bound, its
 gradient the bound's gradient. Errors are those of :func:`elbo_ext.rsample_with_log_prob`; also ValueError if K < 1 or if
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .. import arguments
 from ..autograd import importance_bound, in_forward_mode, normalized_weights, weighted_once_more, with_gradient_of
+from ..dispatch import public, public_with_callback
 from ..functional import Scale, gaussian_log_prob, rsample_kl, rsample_with_log_prob
 from ..ops import REDUCTIONS, value_dtype
 
@@ -32,6 +33,7 @@ __all__ = ["dreg", "iwae", "iwae_bound", "score_function", "sgvb_a", "sgvb_b", "
 LogLikelihood = Callable[[Tensor], Tensor]
 
 
+@public
 def iwae_bound(log_weights: Tensor, *, dim: int = 0, reduction: str = "none") -> Tensor:
     """Importance-weighted bound, L_K = ln 1/K sum_k w_k, from log-weights ln w_k = ln p(x, z_k) - ln q(z_k|x).
 
@@ -65,6 +67,7 @@ def iwae_bound(log_weights: Tensor, *, dim: int = 0, reduction: str = "none") ->
 # ---- from a Gaussian q ----
 
 
+@public_with_callback
 def sgvb_a(
     log_likelihood: LogLikelihood,
     mu: Tensor,
@@ -85,6 +88,7 @@ def sgvb_a(
     return _mean_weight(_of_samples(log_likelihood, z, log_p) + log_p - log_q, reduction)
 
 
+@public_with_callback
 def sgvb_b(
     log_likelihood: LogLikelihood,
     mu: Tensor,
@@ -106,6 +110,7 @@ def sgvb_b(
     return _mean_weight(_of_samples(log_likelihood, z, samples) - samples, reduction)
 
 
+@public_with_callback
 def sticking_the_landing(
     log_likelihood: LogLikelihood,
     mu: Tensor,
@@ -126,6 +131,7 @@ def sticking_the_landing(
     return _mean_weight(_of_samples(log_likelihood, z, log_p) + log_p - log_q, reduction)
 
 
+@public_with_callback
 def iwae(
     log_likelihood: LogLikelihood,
     mu: Tensor,
@@ -145,6 +151,7 @@ def iwae(
     return iwae_bound(_of_samples(log_likelihood, z, log_p) + log_p - log_q, reduction=reduction)
 
 
+@public_with_callback
 def dreg(
     log_likelihood: LogLikelihood,
     mu: Tensor,
@@ -179,6 +186,7 @@ def dreg(
     return with_gradient_of(iwae_bound(log_weights, reduction=reduction), surrogate)
 
 
+@public_with_callback
 def score_function(
     log_likelihood: LogLikelihood,
     mu: Tensor,
@@ -234,7 +242,7 @@ def _of_samples(log_likelihood: LogLikelihood, z: Tensor, samples: Tensor) -> Te
     if not callable(log_likelihood):
         raise TypeError(f"log_likelihood must be a function of z, got {type(log_likelihood).__name__}")
     value = arguments.tensor("log_likelihood(z)", log_likelihood(z))
-    if value.shape != samples.shape:
+    if not arguments.same_shape(value.shape, samples.shape):
         raise ValueError(
             f"log_likelihood(z) must be one number for each sample and example, shape {tuple(samples.shape)}, "
             f"got {tuple(value.shape)}"
@@ -255,7 +263,8 @@ def _log_prior(z: Tensor, options: dict[str, Any]) -> Tensor | None:
     prior = {name.removeprefix("prior_"): v for name, v in options.items() if name in _PRIOR and v is not None}
     if not any(isinstance(v, Tensor) and v.requires_grad for v in prior.values()):
         return None
-    return gaussian_log_prob(z, prior.pop("mu", 0.0), **prior, batch_dims=options.get("batch_dims", 1) + 1)
+    rows = {"weight": options.get("kl_weight"), "batch_dims": options.get("batch_dims", 1) + 1}
+    return gaussian_log_prob(z, prior.pop("mu", 0.0), **prior, **rows)
 
 
 def _reduce(examples: Tensor, reduction: int) -> Tensor:

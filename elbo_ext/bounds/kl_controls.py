@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import arguments, autograd
+from ..dispatch import public
 from ..functional import Scale, gaussian_kl
 from ..ops import value_dtype
 
@@ -137,12 +138,14 @@ class CyclicalSchedule:
 
 
 def _between(start: float, end: float, fraction: float) -> float:
-    return (1 - fraction) * start + fraction * end  # exactly end at fraction 1
+    # Exactly end at fraction 1; of Python, also where a number of the schedule is NumPy's.
+    return float((1 - fraction) * start + fraction * end)
 
 
 # ---- penalties made of KLs ----
 
 
+@public
 def free_bits(kl: Tensor, nats: Tensor | float, *, per: str, batch_dims: int = 1) -> Tensor:
     """sum over groups g of max(nats, KL_g): a group's KL costs nothing until it exceeds ``nats``.
 
@@ -183,6 +186,7 @@ def free_bits(kl: Tensor, nats: Tensor | float, *, per: str, batch_dims: int = 1
     return floored.flatten(batch_dims).sum(-1) if groups else floored
 
 
+@public
 def capacity(kl: Tensor, nats: Tensor | float, *, per: str) -> Tensor:
     """|KL - C|, which draws the KL to a chosen capacity C = ``nats`` (Burgess et al. 2018).
 
@@ -214,9 +218,10 @@ def _kls(kl: Any, per: Any) -> Tensor:
 
 
 def _nats(value: Any, kl: Tensor, shape: torch.Size, target: str) -> Tensor | float:
+    value = arguments.tensor_or_number("nats", value)
     if not isinstance(value, Tensor):
         return arguments.number("nats", value, low=0)
-    arguments.broadcasts_to_batch("nats of shape {}", arguments.tensor("nats", value), shape, target)
+    arguments.broadcasts_to_batch("nats of shape {}", value, shape, target)
     arguments.broadcast({"kl": kl, "nats": value})  # for the device
     return value
 
@@ -224,6 +229,7 @@ def _nats(value: Any, kl: Tensor, shape: torch.Size, target: str) -> Tensor | fl
 # ---- balance ----
 
 
+@public
 def balanced_kl(
     mu: Tensor,
     logvar: Scale = None,

@@ -9,9 +9,11 @@ from torch import Tensor
 from .. import arguments, autograd, likelihoods
 from ..arguments import PRIOR_SCALES, RECON_SCALES, SCALES
 from ..autograd import TermSpec
+from ..dispatch import overridden_by_arguments, public
 from ..likelihoods import GAUSSIAN_KL, Likelihood, LikelihoodWithParameters
 from ..ops import NONE, REDUCTIONS, value_dtype
 from ..reference import ELBO
+from . import densities
 from .operands import Forms, Scale, named_inputs, no_use_beside, posterior_and_prior, sum_of_term, term_call
 
 __all__ = [
@@ -21,13 +23,14 @@ __all__ = [
 _POSTERIOR_AND_PRIOR = (*SCALES, "prior_mu", *PRIOR_SCALES)
 
 
+@public
 def elbo_loss(
     recon: Tensor | None = None,
     x: Tensor | None = None,
     mu: Tensor | None = None,
     logvar: Scale = None,
     *,
-    kl: Tensor | None = None,
+    kl: Tensor | float | None = None,
     log_likelihood: Tensor | None = None,
     log_std: Scale = None,
     std: Scale = None,
@@ -53,6 +56,7 @@ def elbo_loss(
     recon_min_var: float | None = None,
     beta: Tensor | float = 1.0,
     weight: Tensor | None = None,
+    kl_weight: Tensor | None = None,
     batch_dims: int = 1,
     reduction: str = "mean",
 ) -> ELBO:
@@ -63,28 +67,29 @@ def elbo_loss(
     first backward pass after a reduced result, the gradients are ready: the forward pass made them.
 
     Args:
-        recon: the decoder's output: the mean of a Gaussian or Laplace likelihood, the logits of a Bernoulli. With K samples
-            it has a leading axis K that x lacks, which counts among ``batch_dims`` (K samples of B examples:
-            ``batch_dims=2``).
+        recon: the decoder's output: the mean, the logits of a Bernoulli, the logarithm of a Poisson's rate; or what an object
+            says it is, ``likelihoods.NegativeBinomial(theta=theta, recon="logits")``. With K samples it has a leading axis K
+            that x lacks, which counts among ``batch_dims`` (K samples of B examples: ``batch_dims=2``).
         x: data; broadcasts to recon without a copy.
         mu, logvar: of the posterior, whose KL to the prior is computed (:func:`gaussian_kl`); or
-        kl: the KL of each example, as :func:`rsample_kl` returns it. Broadcasts to the batch shape.
+        kl: the KL of each example, as :func:`rsample_kl` returns it. Broadcasts to the batch shape; or a number, 0.0 for none.
         log_likelihood: ln p(x|z) of each example, ``[*batch]``, computed by the caller, in place of recon and x;
             ``batch_dims`` are then those of mu.
-        likelihood: "gaussian", "bernoulli" or "laplace"; or an object of :mod:`elbo_ext.likelihoods` with the parameters
-            that the decoder does not give, ``likelihoods.Laplace(scale=0.5)``.
-        recon_logvar: scale of the Gaussian likelihood, ln sigma^2 = 0 by default; or ``recon_log_std=``, ``recon_std=``,
-            ``recon_var=``, ``recon_rho=``, with ``recon_min_std=`` or ``recon_min_var=``.
-        beta: factor of the KL, a number or a tensor that broadcasts to the batch shape.
+        likelihood: the name of a function without ``_log_prob``; or an object of :mod:`elbo_ext.likelihoods` with the
+            parameters that the decoder does not give, ``likelihoods.DiscretizedLogistic(log_scale=-2.0, low=0.0, high=1.0)``.
+        recon_logvar: scale of a Gaussian likelihood, discretized or not, ln sigma^2 = 0 by default; or ``recon_log_std=``,
+            ``recon_std=``, ``recon_var=``, ``recon_rho=``, with ``recon_min_std=`` or ``recon_min_var=``.
+        beta: factor of the KL, a finite number or a tensor that broadcasts to the batch shape.
         weight: multiplies each element's log-likelihood.
-        batch_dims, reduction: see the module's conventions.
+        kl_weight: multiplies the KL of each element of mu: the ``weight`` of :func:`gaussian_kl`.
+        batch_dims, reduction: see :mod:`elbo_ext.functional`.
 
     Returns:
         ``ELBO(loss, log_likelihood, kl)`` in nats, each of the batch shape, or scalars if reduced; kl is without beta.
 
     Raises:
-        ValueError, TypeError: see the module's conventions; also for an unknown likelihood, a scale with another likelihood
-            than the Gaussian, if recon and x repeat against each other, and if neither or both of kl and mu are given.
+        ValueError, TypeError: see :mod:`elbo_ext.functional`; also for an unknown likelihood, a scale with another likelihood
+            than those two, if recon and x repeat against each other, and if neither or both of kl and mu are given.
     """
     spec: TermSpec | None = None
     operands: tuple[Tensor | None, ...]
@@ -107,8 +112,9 @@ def elbo_loss(
         others = {"recon": recon, "x": x, "likelihood": named_likelihood, **recon_scales, "weight": weight}
         no_use_beside("log_likelihood", others)
         sample_axes, first = 0, {"log_likelihood": arguments.tensor("log_likelihood", log_likelihood)}
-        operands, batch = (log_likelihood,), log_likelihood.shape
+        operands, batch, named = (log_likelihood,), log_likelihood.shape, {}
 
+    of_batch = named if weight is None else {**named, "weight": weight}
     if (kl is None) == (mu is None):
         raise ValueError(f"exactly one of kl and mu must be given, got {'neither' if kl is None else 'both'}")
     scales, prior_scales = (
@@ -116,33 +122,46 @@ def elbo_loss(
         (prior_logvar, prior_log_std, prior_std, prior_var, prior_rho, prior_min_std, prior_min_var),
     )
     if kl is None:
-        named, forms = posterior_and_prior(mu, scales, prior_mu, prior_scales)
-        arguments.broadcast(named)  # a posterior at odds with itself comes before one at odds with recon
-        arguments.on_one_device(first, named)
+        of_kl, forms_of_kl = posterior_and_prior(mu, scales, prior_mu, prior_scales)
+        shape = arguments.broadcast(of_kl)  # a posterior at odds with itself comes before one at odds with recon
+        assert mu is not None  # posterior_and_prior has refused it
+        kl_weight = arguments.kl_weight(kl_weight, mu, shape)
+        arguments.on_one_device(first, of_kl)
         if spec is not None:
             assert x is not None and mu is not None  # _recon_and_x and _posterior_and_prior have refused them
             _check_batch(spec.batch_dims, sample_axes, x, mu, batch)
             batch_dims = spec.batch_dims - sample_axes
-        kl = sum_of_term(GAUSSIAN_KL, named, forms, None, batch_dims, "none")
-        arguments.broadcasts_to_batch("the KL of mu and its scale has shape {}, which", kl, batch)
+        kl = sum_of_term(GAUSSIAN_KL, of_kl, forms_of_kl, kl_weight, batch_dims, "none")
+        arguments.broadcasts_to_batch(
+            "the KL of mu and its scale has shape {}, which", kl, batch, operands={**named, "weight": weight}
+        )
     else:
-        arguments.tensor("kl", kl)
+        kl = arguments.tensor_or_number("kl", kl)
+        if not isinstance(kl, Tensor):
+            (like,) = first.values()
+            kl = torch.full((), kl, dtype=value_dtype(*operands), device=like.device)
         if spec is None and (type(batch_dims) is not int or batch_dims != 1):  # all dimensions are of the batch
             arguments.batch_dims(batch_dims, batch)
         given = dict(zip(_POSTERIOR_AND_PRIOR, (*scales, prior_mu, *prior_scales), strict=True))
-        no_use_beside("kl", given)
-        arguments.broadcasts_to_batch("kl of shape {}", kl, batch)
-    beta = arguments.tensor_or_number("beta", beta)
+        no_use_beside("kl", {**given, "kl_weight": kl_weight})
+        arguments.broadcasts_to_batch("kl of shape {}", kl, batch, operands=of_batch)
+    beta = arguments.beta(beta)
     arguments.on_one_device(first, {"kl": kl, "beta": beta})
     arguments.broadcasts_to_batch("beta of shape {}", beta, batch)
 
     dtype = value_dtype(*operands, kl, beta if isinstance(beta, Tensor) else None)
     if spec is not None:
-        if isinstance(beta, float) and dtype is value_dtype(*operands):
+        if isinstance(likelihood, LikelihoodWithParameters) and overridden_by_arguments(operands):
+            # A parameter inside of the object, which is an argument of the log-likelihood's function alone.
+            log_prob = getattr(densities, f"{term.name}_log_prob")
+            of_object = {likelihood.recon: recon, **likelihood.parameters}
+            log_likelihood = log_prob(x, **of_object, weight=weight, batch_dims=spec.batch_dims)
+        elif isinstance(beta, float) and dtype is value_dtype(*operands):
             reduced = autograd.elbo(spec, beta, kl, operands)
             if reduced is not None:
                 return ELBO(*reduced)
-        log_likelihood = autograd.term_sum(spec._replace(reduction=NONE), operands)
+        if log_likelihood is None:
+            log_likelihood = autograd.term_sum(spec._replace(reduction=NONE), operands)
     assert log_likelihood is not None  # given, where there is no spec
     log_likelihood, kl = log_likelihood.to(dtype), kl.to(dtype).expand(batch)
     parts = ELBO(beta * kl - log_likelihood, log_likelihood, kl)
@@ -159,13 +178,13 @@ def _recon_and_x(
     chosen = likelihoods.by_name(likelihood)
     term = chosen.likelihood
     scales = arguments.recon_scales(chosen, recon_scales)
-    arguments.tensor("x", x)
+    arguments.data("x", x)
     arguments.tensor("recon", recon)
     arguments.at_most_one_broadcasts(recon, x)
-    shown = {term.decoder: "recon"}
+    shown = {chosen.recon: "recon"}
     if not chosen.parameters:
         shown |= {name.removeprefix("recon_"): name for name in recon_scales}
-    named, forms = named_inputs(term, {"x": x, term.decoder: recon, **scales, **chosen.parameters}, shown)
+    named, forms = named_inputs(term, {"x": x, chosen.recon: recon, **scales, **chosen.parameters}, shown)
     return named, forms, term
 
 

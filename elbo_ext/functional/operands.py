@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import arguments, autograd
+from .. import arguments, autograd, validation
 from ..arguments import PRIOR_SCALES, SCALES
 from ..autograd import TermSpec
 from ..likelihoods import GAUSSIAN_KL, Likelihood, Term
 
 Scale = Tensor | float | None
+Generators = torch.Generator | Sequence[torch.Generator] | None
 
 _UNIT_SCALE = (0.0, 0.0, 1.0, 1.0)  # sigma = 1 in each form, in the order of SCALES
 
@@ -66,13 +67,18 @@ def named_inputs(term: Term, given: Mapping[str, Any], shown: Mapping[str, str])
     the forms of the inputs; ``shown`` their names where they differ."""
     named: dict[str, Any] = {}
     chosen, floors = [], []
+    given = term.with_numbers(given)
     for name, forms, positive, floors_of_input in zip(
         term.inputs, term.forms_of_inputs, term.positive_of_inputs, term.floors_of_inputs, strict=True
     ):
         floor = 0.0
-        if len(forms) == 1 and name not in term.defaults:
-            check = arguments.tensor if name == "x" else arguments.tensor_or_number
+        if name in term.numbers:
+            label, value, form = name, given[name], 0
+        elif len(forms) == 1 and name not in term.defaults:
             label, form = shown.get(name, name), 0
+            if name not in given:
+                raise ValueError(f"{name} must be given for the {term.name} likelihood, got none")
+            check = arguments.data if name == "x" else arguments.tensor_or_number
             value = check(label, given[name])
         else:
             every = (*forms, *floors_of_input)
@@ -94,6 +100,7 @@ def term_call(
     """Spec, operands (weight last) and joint shape of a term whose inputs are checked one by one."""
     weight = arguments.weight(weight)
     shape = arguments.broadcast(named if weight is None else {**named, "weight": weight})
+    validation.operands(term, named, forms.number, weight)
     operands, constants = operands_and_constants(
         (*named.values(), 1.0 if weight is None else weight), (*forms.floors, 0.0)
     )

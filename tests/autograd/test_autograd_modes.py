@@ -1060,6 +1060,7 @@ NUMBER_IN_A_TENSOR = {
     "rsample_kl": lambda module, a, s: module.rsample_kl(a, log_std=s, noise=torch.ones_like(a), batch_dims=0),
     "gaussian_kl": lambda module, a, s: module.gaussian_kl(a, s, batch_dims=0),
     "laplace_log_prob": lambda module, a, s: module.laplace_log_prob(a, a + 1, s, batch_dims=0),
+    "discretized_logistic_log_prob": lambda module, a, s: module.discretized_logistic_log_prob(a, 0.1, s, batch_dims=0),
 }
 
 

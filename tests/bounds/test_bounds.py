@@ -496,7 +496,7 @@ def test_capacity() -> None:
         ),
         (lambda: free_bits(KL, 0.5, per="batch", batch_dims=3), ValueError, "batch_dims must be between 0 and 2"),
         (lambda: free_bits([0.5], 0.5, per="batch"), TypeError, "kl must be a torch.Tensor, got list"),
-        (lambda: free_bits(KL, "1", per="batch"), TypeError, "nats must be a number, got str"),
+        (lambda: free_bits(KL, "1", per="batch"), TypeError, "nats must be a torch.Tensor or a number, got str"),
     ],
 )
 def test_control_errors(call: Any, error: type[Exception], message: str) -> None:

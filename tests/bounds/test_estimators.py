@@ -510,3 +510,20 @@ def test_errors_of_the_baseline() -> None:
         score_function(likelihood, MU, MU, num_samples=1)
     with pytest.raises(ValueError, match="baseline must be 'leave-one-out', got 'mean'"):
         score_function(likelihood, MU, MU, num_samples=2, baseline="mean")
+
+
+@pytest.mark.parametrize("estimator", EVERY.values(), ids=EVERY.keys())
+def test_a_masked_step_does_not_count(estimator: Estimator) -> None:
+    """A latent that kl_weight leaves out, and that the decoder does not look at, changes neither the bound nor a gradient."""
+    mask = torch.tensor([True, True, False])
+    noise = numbers(4, 5, 3)
+
+    def results(columns: int, **options: Any) -> tuple[Tensor, ...]:
+        q = {"mu": numbers(5, 3, seed=1), "logvar": numbers(5, 3, seed=2), "prior_mu": numbers(3, seed=3)}
+        q = {name: t[..., :columns].clone().requires_grad_() for name, t in q.items()}
+        bound = estimator(
+            lambda z: -(z[..., :2] - 1).square().sum(-1), **q, num_samples=4, noise=noise[..., :columns], **options
+        )
+        return bound, *(g[..., :2] for g in torch.autograd.grad(bound.sum(), list(q.values())))
+
+    torch.testing.assert_close(results(3, kl_weight=mask), results(2), rtol=1e-12, atol=1e-12)

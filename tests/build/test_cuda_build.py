@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -139,12 +140,25 @@ def test_no_local_memory() -> None:
     assert [(name, stack, local) for name, _, stack, local in kernels if (stack, local) != ("0", "0")] == []
 
 
-def terms() -> dict[str, tuple[int, int]]:
-    """How many inputs each term has, and how many classes of forms, by its name in csrc/terms."""
-    classes = {"OneForm": 1, "TwoForms": 2, "ScaleForms": 2}
+class DenseTerm(NamedTuple):
+    """What a term's header in csrc/terms says of its kernels for dense tensors."""
+
+    tensors: int
+    gradients: int  # that they make: not the one by x for a term in parts (count.h)
+    together: int  # elements that are worked on at once; values are stored so
+    kernels: int  # 4 and, but for a term in parts, 8 elements of a thread, with gradients and without, for each class of forms
+
+
+def terms() -> dict[str, DenseTerm]:
+    classes = {"OneForm": 1, "ManyForms": 1, "TwoForms": 2, "ScaleForms": 2}
     text = "".join(path.read_text() for path in (ROOT / "csrc" / "terms").glob("*.h"))
-    found = re.findall(r"struct (\w+) : (\w+)[^{]* {\s+static constexpr int kInputs = (\d);", text)
-    return {name: (int(inputs), classes[forms]) for name, forms, inputs in found}
+    bases = r"struct (\w+) : ([^{]*\b(\w+Forms?)\b[^{]*) {"
+    declaration = bases + r"\s+static constexpr int kInputs = (\d)(?:, kTensors = (\d))?(?:, kTogether = (\d))?"
+    found = {}
+    for name, inherited, forms, inputs, tensors, together in re.findall(declaration, text):
+        in_parts, count = "CountTerm" in inherited, int(tensors or inputs)
+        found[name] = DenseTerm(count, count - in_parts, int(together or 4), classes[forms] * (2 if in_parts else 4))
+    return found
 
 
 @needs_sources
@@ -167,8 +181,8 @@ def test_wide_accesses() -> None:
             name = function.split(maxsplit=1)[0]
             assert re.search(r"\b(LDL|STL)\b", function) is None, name
             if kernel := re.search(r"12dense_kernelINS0_\d+([A-Za-z]+)EfLi[48]ELb([01])E", name):
-                loads, _ = terms()[kernel[1]]
-                stores = loads if kernel[2] == "1" else 1
+                term = terms()[kernel[1]]
+                loads, stores = term.tensors, term.gradients if kernel[2] == "1" else int(term.together == 4)
             elif kernel := re.search(r"\d([a-z_]+_kernel)IfLb1E", name):  # of float, and dense
                 loads, stores = latent[kernel[1]]
             else:
@@ -176,8 +190,7 @@ def test_wide_accesses() -> None:
             seen[kernel[1]] += 1
             assert len(re.findall(r"\bLDG\.E[.\w]*\.128\b", function)) >= loads, name
             assert len(re.findall(r"\bSTG\.E[.\w]*\.128\b", function)) >= stores, name
-    # A term has four kernels, with 4 and 8 elements of a thread, with gradients and without, for each class of forms.
-    expected = {name: 4 * classes for name, (_, classes) in terms().items()} | dict.fromkeys(latent, 2)
+    expected = {name: term.kernels for name, term in terms().items()} | dict.fromkeys(latent, 2)
     assert seen == {name: count * len(machine_code()) for name, count in expected.items()}
 
 

@@ -17,6 +17,8 @@ def test_every_likelihood_has_its_functions() -> None:
     """Under the names of its forms, in both modules, and its entry under its name in elbo_ext.likelihoods."""
     for name, likelihood in LIKELIHOODS.items():
         forms = {form for forms in (*likelihood.forms_of_inputs, *likelihood.floors_of_inputs) for form in forms}
+        assert set(likelihood.numbers) == set(likelihood.with_numbers({})) <= set(likelihood.inputs)
+        forms = forms - set(likelihood.numbers) | set(likelihood.options)
         for module in (elbo_ext, reference):
             assert f"{name}_log_prob" in module.__all__
         parameters = inspect.signature(getattr(elbo_ext, f"{name}_log_prob")).parameters

@@ -44,6 +44,15 @@ TRACED_IDS = {
     "gaussian-empty-batch",
     "bernoulli-weight",
     "laplace-crossed",
+    "poisson-plain",
+    "negative_binomial-logits-log_theta",
+    "zinb-crossed",
+    "student_t-log_df",
+    "continuous_bernoulli-plain",
+    "discretized_logistic-crossed",
+    "discretized_gaussian-batch_dims-1-mean",
+    "elbo-discretized_gaussian",
+    "discretized_gaussian-rho+min_std-element",
     "kl-std-prior_std",
     "kl-batch_dims-1-sum",
     "rsample-num_samples-3",
@@ -534,6 +543,7 @@ EXPORTED: dict[str, tuple[Callable[[Tensor], Any], Callable[[int], Tensor]]] = {
     "scale": (lambda x: elbo_ext.gaussian_log_prob(x, 0.0, log_std=torch.zeros(3, 1, 1)), _image),
     "weight": (lambda x: elbo_ext.bernoulli_log_prob(x, 0 * x, weight=torch.ones(3, 1, 1)), _image),
     "laplace": (lambda x: elbo_ext.laplace_log_prob(x, 0.0, scale=torch.ones(4)), _image),
+    "bins": (lambda x: elbo_ext.discretized_gaussian_log_prob(x, 0.0, std=torch.ones(4), low=None, high=None), _image),
     "prior": (lambda mu: gaussian_kl(mu, 0.0, prior_mu=FIVE, prior_std=FIVE), _vector),
     "rsample": (lambda mu: elbo_ext.rsample(mu, FIVE, num_samples=3), _vector),
     "rsample_kl": (lambda mu: elbo_ext.rsample_kl(mu, FIVE, prior_mu=FIVE, num_samples=3), _vector),
@@ -630,3 +640,19 @@ def test_one_tensor_as_two_arguments(name: str) -> None:
 
     compiled = torch.compile(TWICE[name], backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(gradients(compiled), gradients(TWICE[name]))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.array, lambda value: torch.tensor(int(10 * value))])
+def test_numbers_of_other_kinds(kind: Callable[[float], Any]) -> None:
+    """A NumPy number may change from call to call without another compilation."""
+
+    def loss(mu: Tensor, number: Any) -> Tensor:
+        kl = bounds.free_bits(gaussian_kl(mu, std=number), number, per="example")
+        return elbo_loss(mu, mu, kl=kl, beta=number).loss
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(loss, backend=counter, fullgraph=True)
+    mu = numbers(4, 3)
+    for value in (0.5, 0.7, 1.1, 1.3):
+        torch.testing.assert_close(compiled(mu, kind(value)), loss(mu, kind(value)))
+    assert counter.frame_count <= 2  # the first value may be a constant

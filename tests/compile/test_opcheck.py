@@ -16,6 +16,7 @@ from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import elbo_ext
+from elbo_ext.likelihoods import TERMS
 from samples import CORE, Sample, devices, differentiable
 
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
@@ -167,6 +168,15 @@ def test_numbers_that_mean_nothing(name: str, sentence: str, number: int) -> Non
         if not left:
             break
     assert not left
+
+
+def test_a_tensor_in_the_place_of_a_number() -> None:
+    """Kernels read what is a number alone from the constants, and make no gradient of it."""
+    number, x = TERMS["discretized_logistic"].number, torch.zeros(2, 3)
+    for at in (3, 4, 5):
+        operands = [x if k in (0, 1, at) else None for k in range(7)]
+        with pytest.raises(RuntimeError, match=f"discretized_logistic takes no tensor for its input {at}, which is a"):
+            torch.ops.elbo_ext.term_sum(number, operands, [0.5] * 7, 0, 1, 0)
 
 
 @ON_DEVICES

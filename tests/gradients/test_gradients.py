@@ -9,6 +9,7 @@ from torch import Tensor
 
 import elbo_ext
 from elbo_ext import reference
+from elbo_ext.ops import WITH_LOG_PROB
 from samples import (
     CORE,
     DTYPES,
@@ -16,7 +17,6 @@ from samples import (
     LAYOUTS,
     NOISE_ERROR,
     SAMPLES,
-    TOLERANCES,
     Maker,
     Sample,
     computed_in,
@@ -27,6 +27,7 @@ from samples import (
     parametrize,
     rounding,
     run,
+    tolerance_of,
 )
 
 Arguments = dict[str, Any]
@@ -102,7 +103,8 @@ def compare(
     truth: dict[str, tuple[Tensor, Tensor, Tensor]],
 ) -> None:
     dtype = computed_in(arguments)
-    tolerance, atol = TOLERANCES[dtype], TOLERANCES[dtype].gradient_atol
+    tolerance = tolerance_of(sample.function, dtype)
+    atol = tolerance.gradient_atol
     if sample.function.startswith("rsample") and "noise" not in arguments:
         # A sample's derivative by its scale is the noise; ln q's may be its square, with twice the relative error.
         atol += NOISE_ERROR[dtype] * (2 if sample.function == "rsample_with_log_prob" else 1)
@@ -362,6 +364,49 @@ def test_zero_weight_leaves_an_element_out(function: str, kind: str, poison: flo
                     expected = gradients[key]
                 eps = torch.finfo(gradient.dtype).eps
                 torch.testing.assert_close(gradient, expected, rtol=16 * eps, atol=16 * eps)
+
+
+@pytest.mark.parametrize("victim", ["mu", "logvar", "prior_mu", "prior_std", "noise"])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -6e4])
+@pytest.mark.parametrize("function", ["rsample_kl", *WITH_LOG_PROB, "elbo_loss"])
+def test_zero_weight_of_the_kl_leaves_an_element_out(function: str, poison: float, victim: str) -> None:
+    """The same for kl_weight, as at the padded steps of a sequence; and a learned weight has no gradient there."""
+    m = Maker(torch.float64, "cpu", 0)
+    weight = (m.unit(4, 5) + 0.5) * m.mask(4, 5)
+    hole = weight == 0
+    clean = {"mu": m.normal(4, 5), "logvar": m.scale("logvar", 4, 5), "prior_mu": m.normal(4, 5)}
+    clean |= {"prior_std": m.scale("std", 4, 5), "noise": m.normal(3, 4, 5), "kl_weight": weight}
+    options: Arguments = {"num_samples": 3}
+    if function == "elbo_loss":
+        del clean["noise"]
+        options = {"recon": m.normal(4, 5), "x": m.normal(4, 5), "reduction": "none"}
+        if victim == "noise":
+            pytest.skip("no argument of this function")
+    elif function != "rsample_kl":
+        options["gradient"] = function
+
+    def results(arguments: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Of the KL, or of ln q and ln p."""
+        leaves = {name: t.clone().requires_grad_() for name, t in arguments.items()}
+        of = elbo_ext.rsample_with_log_prob if "gradient" in options else getattr(elbo_ext, function)
+        values = list(of(**leaves, **options))[1 if function != "elbo_loss" else 2 :]
+        total = sum((t * (i + 1)).sum() for i, t in enumerate(values))
+        return values, list(torch.autograd.grad(total, list(leaves.values()), allow_unused=True))
+
+    values, gradients = results(clean)
+    dirty = {**clean, victim: poisoned(clean[victim], hole, poison)}
+    dirty_values, dirty_gradients = results(dirty)
+    torch.testing.assert_close(dirty_values, values)
+    for name, expected, gradient in zip(clean, gradients, dirty_gradients, strict=True):
+        if gradient is None or expected is None:
+            assert gradient is expected is None
+            continue
+        if name == "kl_weight":
+            assert gradient.isfinite().all() or poison == -6e4  # a finite term is the gradient
+            gradient, expected = gradient[~hole], expected[~hole]
+        else:
+            assert bool((gradient[..., hole] == 0).all())
+        torch.testing.assert_close(gradient, expected)
 
 
 # ---- memory ----

@@ -14,15 +14,25 @@ import elbo_ext
 from elbo_ext import (
     ELBOLoss,
     bernoulli_log_prob,
+    bounds,
+    continuous_bernoulli_log_prob,
+    discretized_gaussian_log_prob,
+    discretized_logistic_log_prob,
     elbo_loss,
     gaussian_kl,
     gaussian_log_prob,
     laplace_log_prob,
     likelihoods,
+    negative_binomial_log_prob,
+    poisson_log_prob,
     rsample,
     rsample_kl,
     rsample_with_log_prob,
+    student_t_log_prob,
+    zero_inflated_negative_binomial_log_prob,
 )
+from elbo_ext.arguments import DATA_DTYPES
+from elbo_ext.likelihoods import LIKELIHOODS
 
 A = torch.full((2, 3), 0.5)  # valid as anything: data, mean, logits, each form of a scale
 ROWS = torch.full((2,), 0.5)  # one number per example
@@ -52,6 +62,16 @@ VALID: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "gaussian_log_prob": (gaussian_log_prob, dict(x=A, mean=A, logvar=A, weight=A)),
     "bernoulli_log_prob": (bernoulli_log_prob, dict(x=A, logits=A, weight=A)),
     "laplace_log_prob": (laplace_log_prob, dict(x=A, mean=A, log_scale=A, weight=A)),
+    "poisson_log_prob": (poisson_log_prob, dict(x=A, log_rate=A, weight=A)),
+    "negative_binomial_log_prob": (negative_binomial_log_prob, dict(x=A, mean=A, theta=A, weight=A)),
+    "zero_inflated_negative_binomial_log_prob": (
+        zero_inflated_negative_binomial_log_prob,
+        dict(x=A, mean=A, theta=A, gate_logits=A, weight=A),
+    ),
+    "student_t_log_prob": (student_t_log_prob, dict(x=A, df=A, mean=A, log_scale=A, weight=A)),
+    "continuous_bernoulli_log_prob": (continuous_bernoulli_log_prob, dict(x=A, logits=A, weight=A)),
+    "discretized_logistic_log_prob": (discretized_logistic_log_prob, dict(x=A, mean=A, log_scale=A, weight=A)),
+    "discretized_gaussian_log_prob": (discretized_gaussian_log_prob, dict(x=A, mean=A, logvar=A, weight=A)),
     "elbo_loss-computed": (elbo_loss, dict(log_likelihood=ROWS, mu=A, logvar=A)),
     "elbo_loss-likelihood": (elbo_loss, dict(x=A, recon=A, recon_logvar=A, weight=A, kl=ROWS)),
     "elbo_loss-bernoulli": (elbo_loss, dict(x=A, recon=A, weight=A, kl=ROWS, likelihood="bernoulli")),
@@ -59,7 +79,8 @@ VALID: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "ELBOLoss": (module, dict(x=A, recon=A, recon_logvar=A, weight=A, kl=ROWS)),
 }
 # Operands that a number may stand for.
-NUMBERS = {"logvar", "prior_mu", "prior_logvar", "mean", "logits", "log_scale", "recon_logvar", "beta"}
+NUMBERS = {"logvar", "prior_mu", "prior_logvar", "mean", "logits", "log_scale", "recon_logvar", "beta", "kl"}
+NUMBERS |= {"log_rate", "theta", "gate_logits", "df"}
 # Arguments that are no operands of the joint shape.
 APART = {"kl", "likelihood", "log_likelihood"}
 
@@ -92,10 +113,12 @@ def test_every_tensor_argument_is_tested() -> None:
     elsewhere = {
         "noise",
         "beta",
+        "kl_weight",
         "scale",
         *FORMS,
         *(f"prior_{form}" for form in FORMS),
         *(f"recon_{form}" for form in FORMS),
+        *(form for likelihood in LIKELIHOODS.values() for forms in likelihood.forms_of_inputs for form in forms[1:]),
     }
     for name in elbo_ext.__all__:
         function = getattr(elbo_ext, name)
@@ -113,8 +136,11 @@ def test_every_tensor_argument_is_tested() -> None:
 @pytest.mark.parametrize(("case", "name"), OPERANDS)
 def test_dtype(case: str, name: str, dtype: torch.dtype) -> None:
     value = VALID[case][1][name].to(dtype)
-    if name == "weight" and dtype == torch.bool:
+    if name == "weight" and dtype in (torch.bool, torch.int64, torch.uint8):
         call(case, weight=value)  # a mask is welcome
+        return
+    if name == "x" and dtype in DATA_DTYPES:
+        call(case, x=value)  # so are counts and pixels as they come; their values are tested in test_values.py
         return
     message = DTYPE_MESSAGE.format(name=name, dtype=str(dtype).removeprefix("torch."))
     assert_error(TypeError, message, call, case, **{name: value})
@@ -123,7 +149,7 @@ def test_dtype(case: str, name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("value", [[0.5, 0.5], np.zeros(3), "0.5", True, 0.5, 1j, np.float32(0.5), A.shape], ids=repr)
 @pytest.mark.parametrize(("case", "name"), OPERANDS)
 def test_not_a_tensor(case: str, name: str, value: Any) -> None:
-    if name in NUMBERS and type(value) is float:
+    if name in NUMBERS and type(value) in (float, np.float32):
         call(case, **{name: value})
         return
     expected = "a torch.Tensor or a number" if name in NUMBERS else "a torch.Tensor"
@@ -170,8 +196,8 @@ def test_none_where_a_mean_is_needed() -> None:
 def test_value_of_a_scale(function: Callable[..., Any], arguments: dict[str, Any], prefix: str, form: str) -> None:
     """Each keyword of a scale is checked under its own name, and as a number > 0 where it says sigma or its square."""
     name = prefix + form
-    for value in (torch.ones(3, dtype=torch.int32), torch.ones((), dtype=torch.int32)):
-        assert_error(TypeError, DTYPE_MESSAGE.format(name=name, dtype="int32"), function, **{**arguments, name: value})
+    value: Any = torch.ones(3, dtype=torch.int32)
+    assert_error(TypeError, DTYPE_MESSAGE.format(name=name, dtype="int32"), function, **{**arguments, name: value})
     for value in ("1", True, [1.0]):
         message = f"{name} must be a torch.Tensor or a number, got {type(value).__name__}"
         assert_error(TypeError, message, function, **{**arguments, name: value})
@@ -212,12 +238,16 @@ def test_no_scale(function: Callable[..., Any], arguments: dict[str, Any]) -> No
         (gaussian_kl, dict(mu=A), ""),
         (gaussian_kl, dict(mu=A, std=1.0), "prior_"),
         (gaussian_log_prob, dict(x=A, mean=A), ""),
+        (discretized_gaussian_log_prob, dict(x=A, mean=A), ""),
         (elbo_loss, dict(recon=A, x=A, mu=A), ""),
         (elbo_loss, dict(recon=A, x=A, mu=A, logvar=A), "prior_"),
         (elbo_loss, dict(recon=A, x=A, kl=ROWS), "recon_"),
+        (elbo_loss, dict(recon=A, x=A, kl=ROWS, likelihood="discretized_gaussian"), "recon_"),
         (ELBOLoss, dict(), "recon_"),
         (ELBOLoss(), dict(recon=A, x=A, kl=ROWS), "recon_"),
         (ELBOLoss(recon_std=2.0), dict(recon=A, x=A, mu=A, logvar=A), "prior_"),
+        (likelihoods.Gaussian, dict(), ""),
+        (likelihoods.DiscretizedGaussian, dict(), ""),
     ],
 )
 def test_several_scales(function: Callable[..., Any], arguments: dict[str, Any], prefix: str) -> None:
@@ -240,11 +270,15 @@ FLOORED: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (gaussian_kl, dict(mu=A), ""),
     (gaussian_kl, dict(mu=A, std=1.0), "prior_"),
     (gaussian_log_prob, dict(x=A, mean=A), ""),
+    (discretized_gaussian_log_prob, dict(x=A, mean=A), ""),
     (elbo_loss, dict(recon=A, x=A, mu=A), ""),
     (elbo_loss, dict(recon=A, x=A, mu=A, logvar=A), "prior_"),
     (elbo_loss, dict(recon=A, x=A, kl=ROWS), "recon_"),
+    (elbo_loss, dict(recon=A, x=A, kl=ROWS, likelihood="discretized_gaussian"), "recon_"),
     (ELBOLoss, dict(), "recon_"),
     (ELBOLoss(), dict(recon=A, x=A, mu=A), ""),
+    (likelihoods.Gaussian, dict(), ""),
+    (likelihoods.DiscretizedGaussian, dict(low=None, high=None), ""),
 ]
 
 
@@ -285,12 +319,13 @@ def test_a_floor_elsewhere(floor: str) -> None:
     assert_error(ValueError, message, elbo_loss, A, A, kl=ROWS, likelihood="bernoulli", **{"recon_" + floor: 0.1})
     message = f"{floor} has no use beside kl, which is computed already"
     assert_error(ValueError, message, elbo_loss, A, A, kl=ROWS, **{floor: 0.1})
-    gaussian = likelihoods.Gaussian(rho=A, **{floor: 0.1})
-    loss = elbo_loss(A, A, kl=ROWS, likelihood=gaussian).loss
-    assert loss == elbo_loss(A, A, kl=ROWS, recon_rho=A, **{"recon_" + floor: 0.1}).loss
-    assert loss == ELBOLoss(gaussian)(A, A, kl=ROWS).loss
-    message = f"{floor} has no use without a scale; pass one of {', '.join(FORMS)} beside it"
-    assert_error(ValueError, message, elbo_loss, A, A, kl=ROWS, likelihood=likelihoods.Gaussian(**{floor: 0.1}))
+    for likelihood in (likelihoods.Gaussian, likelihoods.DiscretizedGaussian):
+        with_floor = likelihood(rho=A, **{floor: 0.1})
+        loss = elbo_loss(A, A, kl=ROWS, likelihood=with_floor).loss
+        assert loss == elbo_loss(A, A, kl=ROWS, likelihood=likelihood, recon_rho=A, **{"recon_" + floor: 0.1}).loss
+        assert loss == ELBOLoss(with_floor)(A, A, kl=ROWS).loss != elbo_loss(A, A, kl=ROWS, likelihood=likelihood).loss
+    message = f"{floor} is no parameter of the laplace likelihood, which takes log_scale, scale"
+    assert_error(TypeError, message, likelihoods.Laplace, **{floor: 0.1})
 
 
 def test_a_scale_of_the_call_beside_that_of_the_module() -> None:
@@ -382,6 +417,18 @@ def test_one_number_per_example(name: str, value: Tensor, reduction: str) -> Non
     assert_error(ValueError, message, ELBOLoss(), A, A, **arguments)
 
 
+@pytest.mark.parametrize("name", ["scale", "recon_std", "weight"])
+def test_a_parameter_that_is_larger_than_recon(name: str) -> None:
+    """Not the KL is at fault."""
+    larger = torch.ones(5, 2, 3)
+    message = (
+        f"kl of shape (2,) does not broadcast to the batch shape (5,), the first axes of {name}, "
+        "which has shape (5, 2, 3), more axes than recon and x"
+    )
+    options = {"likelihood": likelihoods.Laplace(scale=larger)} if name == "scale" else {name: larger}
+    assert_error(ValueError, message, elbo_loss, A, A, kl=ROWS, **options)
+
+
 def test_a_posterior_of_another_batch() -> None:
     """The KL is not the caller's argument: the message has to name what the caller passed."""
     message = "the KL of mu and its scale has shape {}, which does not broadcast to the batch shape {}"
@@ -413,7 +460,7 @@ OPTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("value", [1.0, "1", None, True, torch.tensor(1), np.int64(1), [1]], ids=repr)
+@pytest.mark.parametrize("value", [1.0, "1", None, True, torch.tensor(1), np.float64(1), [1]], ids=repr)
 @pytest.mark.parametrize("case", OPTIONS)
 def test_batch_dims_is_an_int(case: str, value: Any) -> None:
     assert_error(TypeError, f"batch_dims must be an int, got {type(value).__name__}", call, case, batch_dims=value)
@@ -423,6 +470,8 @@ def test_batch_dims_is_an_int(case: str, value: Any) -> None:
 @pytest.mark.parametrize("case", OPTIONS)
 def test_batch_dims_in_range(case: str, value: int) -> None:
     message = f"batch_dims must be between 0 and 2, the number of dimensions of (2, 3), got {value}"
+    if case == "ELBOLoss" and value < 0:  # where the module is made, which knows no shape
+        message = f"batch_dims must be at least 0, got {value}"
     assert_error(ValueError, message, call, case, batch_dims=value)
 
 
@@ -451,9 +500,10 @@ def test_gradient(value: Any) -> None:
     assert_error(ValueError, message, rsample_with_log_prob, A, A, gradient=value)
 
 
-@pytest.mark.parametrize("value", ["poisson", "Gaussian", "", None, 0, ["gaussian"], {}], ids=repr)
+@pytest.mark.parametrize("value", ["weibull", "Gaussian", "", None, 0, ["gaussian"], {}], ids=repr)
 def test_likelihood(value: Any) -> None:
-    names = "'gaussian', 'bernoulli' or 'laplace', or an object of elbo_ext.likelihoods"
+    *names, last = map(repr, LIKELIHOODS)
+    names = f"{', '.join(names)} or {last}, or an object of elbo_ext.likelihoods"
     message = f"likelihood must be {names}, got {value!r}"
     assert_error(ValueError, message, elbo_loss, A, A, kl=ROWS, likelihood=value)
     assert_error(ValueError, message, ELBOLoss, value)
@@ -478,6 +528,22 @@ def test_kl_or_mu(function: Callable[..., Any]) -> None:
     assert_error(ValueError, message.format("both"), function, A, A, mu=A, kl=ROWS)
 
 
+@pytest.mark.parametrize("function", [rsample_kl, rsample_with_log_prob, kl_of_elbo])
+def test_kl_weight(function: Callable[..., Any]) -> None:
+    function(mu=A, logvar=A, kl_weight=A > 0)
+    message = DTYPE_MESSAGE.format(name="kl_weight", dtype="complex64")
+    assert_error(TypeError, message, function, mu=A, logvar=A, kl_weight=A.to(torch.complex64))
+    message = "kl_weight must be a torch.Tensor, got float"
+    assert_error(TypeError, message, function, mu=A, logvar=A, kl_weight=0.5)
+    for shape in ((3, 2), (4, 2, 3)):  # z would have no shape, or more than its parameters
+        message = f"kl_weight of shape {shape} does not broadcast to the shape of posterior and prior, (2, 3)"
+        assert_error(ValueError, message, function, mu=A, logvar=A[0], kl_weight=torch.ones(shape))
+    message = "kl_weight has no use beside kl, which is computed already"
+    assert_error(ValueError, message, elbo_loss, A, A, kl=ROWS, kl_weight=A)
+    message = "all tensors must be on one device, got mu on cpu and kl_weight on meta"
+    assert_error(ValueError, message, function, mu=A, logvar=A, kl_weight=A.to("meta"))
+
+
 @pytest.mark.parametrize("name", [*FORMS, *FLOORS, "prior_mu", *(f"prior_{form}" for form in (*FORMS, *FLOORS))])
 def test_what_has_no_use_beside_kl(name: str) -> None:
     message = f"{name} has no use beside kl, which is computed already"
@@ -496,10 +562,95 @@ def test_beta(value: Any) -> None:
     assert_error(TypeError, message, elbo_loss, A, A, kl=ROWS, beta=value)
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
-def test_dtype_of_beta(dtype: torch.dtype) -> None:
-    message = DTYPE_MESSAGE.format(name="beta", dtype=str(dtype).removeprefix("torch."))
-    assert_error(TypeError, message, elbo_loss, A, A, kl=ROWS, beta=torch.ones((), dtype=dtype))
+@pytest.mark.parametrize("value", [torch.ones(2, dtype=torch.int64), torch.ones((), dtype=torch.complex64)], ids=str)
+def test_dtype_of_beta(value: Tensor) -> None:
+    message = DTYPE_MESSAGE.format(name="beta", dtype=str(value.dtype).removeprefix("torch."))
+    assert_error(TypeError, message, elbo_loss, A, A, kl=ROWS, beta=value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), np.float32("nan")], ids=repr)
+def test_beta_is_finite(value: Any) -> None:
+    message = f"beta must be a finite number, got {float(value)}"
+    assert_error(ValueError, message, elbo_loss, A, A, kl=ROWS, beta=value)
+    assert_error(ValueError, message, ELBOLoss, beta=value)
+    elbo_loss(A, A, kl=ROWS, beta=torch.tensor(value))  # whose value is not looked at
+
+
+def test_options_of_the_module_when_it_is_made() -> None:
+    assert_error(TypeError, "beta must be a torch.Tensor or a number, got str", ELBOLoss, beta="1")
+    assert_error(TypeError, "batch_dims must be an int, got float", ELBOLoss, batch_dims=1.0)
+
+
+# ---- numbers of other kinds ----
+
+KINDS = [
+    np.float32,
+    np.float64,
+    np.float16,
+    np.int64,
+    np.uint8,
+    np.array,
+    torch.tensor,
+    lambda v: torch.tensor(bool(v)),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["float32", "float64", "float16", "int64", "uint8", "0-dim", "int", "bool"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_numbers_of_other_kinds(kind: Callable[[int], Any], dtype: torch.dtype) -> None:
+    """They are what the Python number is, in value and dtype."""
+    a, one = A.to(dtype), kind(1)
+    for function, arguments in (
+        (rsample, dict(mu=a, noise=a, logvar=1)),
+        (gaussian_kl, dict(mu=a, std=1, prior_mu=1, prior_var=1)),
+        (gaussian_log_prob, dict(x=a, mean=1, log_std=1)),
+        (laplace_log_prob, dict(x=a, mean=a, scale=1)),
+        (elbo_loss, dict(recon=a, x=a, mu=a, var=1, beta=1, recon_var=1)),
+        (elbo_loss, dict(recon=a, x=a, kl=1, beta=1, reduction="none")),
+        (elbo_loss, dict(log_likelihood=a[:, 0], kl=1)),
+        (bounds.free_bits, dict(kl=a, nats=1, per="example")),
+        (bounds.capacity, dict(kl=a, nats=1, per="batch")),
+        (bounds.LinearSchedule(4), dict(step=1)),
+        (bounds.balanced_kl, dict(mu=a, std=1, posterior_weight=1, prior_weight=0.5)),
+        (lambda beta: ELBOLoss(beta=beta)(a, a, kl=a[:, 0]), dict(beta=1)),
+        (lambda scale: elbo_loss(a, a, kl=0, likelihood=likelihoods.Laplace(scale=scale)), dict(scale=1)),
+    ):
+        expected = function(**arguments)
+        others = {name: one if isinstance(value, int) else value for name, value in arguments.items()}
+        torch.testing.assert_close(function(**others), expected, rtol=1e-6, atol=0)
+
+
+def test_schedules_of_numpy_numbers() -> None:
+    schedule = bounds.CyclicalSchedule(bounds.LinearSchedule(np.int64(10), np.float32(0.5)), np.float64(20))
+    for step in (np.int64(25), np.int32(25), torch.tensor(25)):
+        value = schedule(step)
+        assert type(value) is float and value == 0.75
+    assert_error(TypeError, "step must be a number, got Tensor", schedule, torch.tensor(2.5))
+
+
+def test_counts_of_numpy() -> None:
+    for kind in (np.int64, np.uint8):
+        z, kl = rsample_kl(A, A, num_samples=kind(3), batch_dims=kind(2))
+        assert z.shape == (3, 2, 3) and kl.shape == (2, 3)
+
+
+def test_a_kl_that_is_a_number() -> None:
+    recon = A.clone().requires_grad_()
+    for reduction in ("none", "sum", "mean"):
+        got = elbo_loss(recon, A, kl=0.25, beta=2.0, reduction=reduction)
+        expected = elbo_loss(recon, A, kl=torch.full((2,), 0.25), beta=2.0, reduction=reduction)
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+        assert torch.equal(*(torch.autograd.grad(e.loss.sum(), recon)[0] for e in (got, expected)))
+
+
+def test_integer_weights() -> None:
+    """Masks of 0 and 1, as tokenizers return them; NaN is left out by a zero."""
+    mask = torch.tensor([[1, 0, 1], [1, 1, 0]])
+    x = torch.where(mask == 1, A, float("nan"))
+    for kind in (torch.int64, torch.uint8):
+        assert torch.equal(gaussian_log_prob(x, A, weight=mask.to(kind)), gaussian_log_prob(x, A, weight=mask == 1))
+        assert gaussian_log_prob(A.double(), A, weight=mask.to(kind)).dtype == torch.float64
+        assert torch.equal(rsample_kl(x, 0.0, kl_weight=mask.to(kind))[1], gaussian_kl(x, 0.0, weight=mask == 1))
 
 
 # ---- sampling ----
@@ -509,7 +660,7 @@ SAMPLERS = pytest.mark.parametrize("function", [rsample, rsample_kl, rsample_wit
 
 
 @SAMPLERS
-@pytest.mark.parametrize("value", [2.0, "2", True, torch.tensor(2), np.int64(2)], ids=repr)
+@pytest.mark.parametrize("value", [2.0, "2", True, torch.tensor(2), np.float32(2)], ids=repr)
 def test_num_samples_is_an_int(function: Callable[..., Any], value: Any) -> None:
     message = f"num_samples must be an int or None, got {type(value).__name__}"
     assert_error(TypeError, message, function, A, A, num_samples=value)
@@ -569,8 +720,19 @@ def test_device_of_noise(function: Callable[..., Any]) -> None:
 @SAMPLERS
 @pytest.mark.parametrize("value", [3, "cpu", A], ids=["int", "str", "Tensor"])
 def test_generator_is_a_generator(function: Callable[..., Any], value: Any) -> None:
-    message = f"generator must be a torch.Generator or None, got {type(value).__name__}"
+    message = f"generator must be a torch.Generator, a list of them, or None, got {type(value).__name__}"
     assert_error(TypeError, message, function, A, A, generator=value)
+    message = f"generator must be a list of torch.Generator, got one of {type(value).__name__}"
+    assert_error(TypeError, message, function, A, A, generator=[torch.Generator(), value])
+
+
+@SAMPLERS
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_one_generator_for_each_example(function: Callable[..., Any], count: int) -> None:
+    message = f"generator must be a list of one for each example of the joint shape (2, 3), got {count} of them"
+    assert_error(ValueError, message, function, A[0], A, generator=[torch.Generator()] * count)
+    message = f"generator must be a list of one for each example of the joint shape (), got {count} of them"
+    assert_error(ValueError, message, rsample, A[0, 0], 0.0, generator=[torch.Generator()] * count)
 
 
 # ---- layouts that the kernels do not know ----
@@ -695,6 +857,41 @@ def test_parameters_of_a_likelihood(parameters: dict[str, Any], error: type[Exce
     """Refused where the object is made, by either way."""
     assert_error(error, message, likelihoods.Laplace, **parameters)
     assert_error(error, message, likelihoods.LikelihoodWithParameters, likelihoods.Laplace, parameters)
+
+
+BINS = [
+    (dict(low=None), ValueError, "low and high must be given both, or be None both, got low=None and high=1.0"),
+    (dict(high=None), ValueError, "low and high must be given both, or be None both, got low=-1.0 and high=None"),
+    (dict(low="a"), TypeError, "low must be a number, got str"),
+    (dict(low=True), TypeError, "low must be a number, got bool"),
+    (dict(high=A), TypeError, "high must be a number, got Tensor"),
+    (dict(low=float("-inf")), ValueError, "low must be a finite number, got -inf"),
+    (dict(low=0.0, high=0.0), ValueError, "high must be a finite number above 0, got 0.0"),
+    (dict(bins=1), ValueError, "bins must be at least 2, got 1"),
+    (dict(bins=8.0), TypeError, "bins must be an int, got float"),
+    (dict(width=1.0), ValueError, "width has no use beside low and high, between which bins says it, got 1.0"),
+    (dict(low=None, high=None, width=0.0), ValueError, "width must be a finite number above 0, got 0.0"),
+    (dict(low=None, high=None, width="1"), TypeError, "width must be a number, got str"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), BINS)
+@pytest.mark.parametrize("family", ["logistic", "gaussian"])
+def test_bins(family: str, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    """In the functions, and where a likelihood object is made."""
+    assert_error(error, message, getattr(elbo_ext, f"discretized_{family}_log_prob"), A, A, **options)
+    assert_error(error, message, getattr(likelihoods, f"Discretized{family.title()}"), **options)
+
+
+def test_parameters_of_a_likelihood_with_bins() -> None:
+    known = "log_scale, scale, low, high, bins, width"
+    message = f"half_bin is no parameter of the discretized_logistic likelihood, which takes {known}"
+    assert_error(TypeError, message, likelihoods.DiscretizedLogistic, half_bin=0.5)
+    message = (
+        "recon_std has no meaning for likelihood='discretized_logistic'; "
+        "pass likelihoods.DiscretizedLogistic(log_scale=...) instead"
+    )
+    assert_error(ValueError, message, elbo_loss, A, A, kl=ROWS, likelihood="discretized_logistic", recon_std=1.0)
 
 
 def test_a_scale_beside_a_likelihood_object() -> None:

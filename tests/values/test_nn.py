@@ -224,6 +224,18 @@ def test_a_tensor_for_beta_and_the_parameters_of_a_likelihood() -> None:
     assert {t.device.type for t in module.to("meta").state_dict().values()} == {"meta"}
 
 
+@pytest.mark.parametrize("options", [dict(low=None, high=None, width=0.5), dict(low=0.0, high=2.0, bins=9)], ids=str)
+def test_the_bins_of_a_likelihood(options: dict[str, Any]) -> None:
+    """Numbers among the parameters: no state, but of the call and of what is shown."""
+    scale = torch.nn.Parameter(torch.tensor(0.5, dtype=DOUBLE))
+    likelihood = likelihoods.DiscretizedLogistic(scale=scale, **options)
+    module = ELBOLoss(likelihood)
+    assert list(module.state_dict()) == ["recon_scale"]
+    truth = reference.elbo_loss(RECON, X, kl=KL, likelihood=likelihood)
+    assert_close(tuple(module(RECON, X, kl=KL)), tuple(truth))
+    assert all(f"{name}={value}" in repr(module) for name, value in options.items())
+
+
 @pytest.mark.parametrize("device", devices())
 def test_a_fixed_tensor_is_a_buffer(device: str) -> None:
     """Saved and moved with the module, but not learned."""

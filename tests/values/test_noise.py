@@ -10,7 +10,7 @@ from torch import Tensor
 
 import elbo_ext
 from elbo_ext import formulas, reference, rsample, rsample_kl
-from samples import DTYPES, FORMS, LAYOUTS, NOISE_ERROR, Maker, devices
+from samples import DTYPES, FORMS, LAYOUTS, NOISE_ERROR, Maker, devices, in_float64
 
 SEEDS = [0, 1, -1, 2**63 - 1, -(2**63), 0x0123456789ABCDEF, -987654321987654321]
 
@@ -282,3 +282,53 @@ def test_samples_have_the_moments_of_their_distribution(device: str) -> None:
         (unit[:, 0], other[:, 0]),
     ):
         assert abs((a * b).mean()) < 4.5 / math.sqrt(len(a))
+
+
+# ---- a generator for each example ----
+
+
+def generators(count: int, device: str) -> list[torch.Generator]:
+    return [torch.Generator(device).manual_seed(100 + i) for i in range(count)]
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("num_samples", [None, 1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_a_generator_for_each_example(dtype: torch.dtype, num_samples: int | None, device: str) -> None:
+    """Each example draws what it would draw alone, whatever the batch around it."""
+    m = Maker(dtype, device, 0)
+    q = {"mu": m.normal(4, 3, 5), "std": m.scale("std", 5), "prior_mu": m.normal(4, 1, 1)}
+    for name in ("rsample", "rsample_kl", "rsample_with_log_prob"):
+        given = {key: t for key, t in q.items() if name != "rsample" or key != "prior_mu"}
+        function, in_python = getattr(elbo_ext, name), getattr(reference, name)
+        results = function(**given, num_samples=num_samples, generator=generators(4, device))
+        results = [results] if isinstance(results, Tensor) else list(results)
+        for i, generator in enumerate(generators(4, device)):
+            alone = {key: t[i : i + 1] if t.dim() == 3 else t for key, t in given.items()}
+            expected = function(**alone, num_samples=num_samples, generator=generator)
+            expected = [expected] if isinstance(expected, Tensor) else list(expected)
+            for k, (got, one) in enumerate(zip(results, expected, strict=True)):
+                axis = 0 if num_samples is None or (name == "rsample_kl" and k == 1) else 1
+                torch.testing.assert_close(got.narrow(axis, i, 1), one, rtol=1e-6, atol=1e-6)
+                if k == 0:
+                    assert torch.equal(got.narrow(axis, i, 1), one)
+        truth = in_python(**in_float64(given), num_samples=num_samples, generator=generators(4, device))
+        truth = truth if isinstance(truth, Tensor) else truth[0]
+        torch.testing.assert_close(
+            results[0].double().cpu(), truth, rtol=1e-2 if dtype is torch.bfloat16 else 1e-5, atol=1e-2
+        )
+
+
+def test_a_generator_for_each_example_has_the_gradients_of_its_noise() -> None:
+    m = Maker(torch.float64, "cpu", 0)
+    mu, std = m.normal(3, 4).requires_grad_(), m.scale("std", 3, 4).requires_grad_()
+    z, kl = elbo_ext.rsample_kl(mu, std=std, generator=generators(3, "cpu"))
+    noise = ((z - mu) / std).detach()
+    torch.testing.assert_close(*(
+        torch.autograd.grad((z * z).sum() + (kl * kl).sum(), (mu, std))
+        for z, kl in ((z, kl), elbo_ext.rsample_kl(mu, std=std, noise=noise))
+    ))  # fmt: skip
+
+
+def test_no_examples_and_no_generators() -> None:
+    assert elbo_ext.rsample(torch.zeros(0, 3), 0.0, num_samples=2, generator=[]).shape == (2, 0, 3)

@@ -4,7 +4,8 @@ import pytest
 
 from samples import DTYPES, LAYOUTS, REDUCTIONS, ROW_LENGTHS, SAMPLES, STANDARD, WEIGHTS, Case, differentiable, standard
 
-FUNCTIONS = {"gaussian", "bernoulli", "kl", "rsample", "rsample_kl", "log_prob", "elbo"}
+PIXELS = ("continuous_bernoulli", "discretized_logistic", "discretized_gaussian")
+FUNCTIONS = {"gaussian", "bernoulli", *PIXELS, "kl", "rsample", "rsample_kl", "log_prob", "elbo"}
 IDS = {sample.id for sample in SAMPLES}
 
 
@@ -15,7 +16,7 @@ def test_every_function_has_the_cases_that_all_have(prefix: str) -> None:
     assert {f"{prefix}-{name}" for name in names} <= IDS
 
 
-@pytest.mark.parametrize("prefix", ["gaussian", "bernoulli", "kl"])
+@pytest.mark.parametrize("prefix", ["gaussian", "bernoulli", *PIXELS, "kl"])
 def test_every_term_has_the_cases_of_its_options(prefix: str) -> None:
     names = [f"batch_dims-{dims}-{reduction}" for dims in range(4) for reduction in REDUCTIONS]
     names += [f"weight-{name}" for name in WEIGHTS] + [f"layout-all-{name}" for name in LAYOUTS]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import elbo_ext
-from elbo_ext import formulas, likelihoods, reference
+from elbo_ext import arguments, formulas, likelihoods, reference
 from samples import (
     CORE,
     DTYPES,
@@ -18,7 +18,6 @@ from samples import (
     FORMS,
     LAYOUTS,
     NOISE_ERROR,
-    TOLERANCES,
     Maker,
     Sample,
     Tolerance,
@@ -29,6 +28,7 @@ from samples import (
     parametrize,
     rounding,
     run,
+    tolerance_of,
 )
 
 Arguments = dict[str, Any]
@@ -57,8 +57,8 @@ def error_of_examples(term: Callable[..., Tensor], arguments: Arguments, toleran
 def error_of_elbo(arguments: Arguments, tolerance: Tolerance) -> dict[str, Tensor]:
     dims = arguments.get("batch_dims", 1)
     chosen = likelihoods.by_name(arguments.get("likelihood", "gaussian"))
-    names = {"x": "x", chosen.likelihood.decoder: "recon", "weight": "weight", "batch_dims": "batch_dims"}
-    if chosen.likelihood is likelihoods.Gaussian:
+    names = {"x": "x", chosen.recon: "recon", "weight": "weight", "batch_dims": "batch_dims"}
+    if "logvar" in chosen.likelihood.forms:
         names |= {form: "recon_" + form for form in (*FORMS, *FLOORS)}
     term = getattr(reference, chosen.likelihood.name + "_log_prob")
     examples = error_of_examples(term, {**renamed(arguments, **names), **chosen.parameters}, tolerance)
@@ -67,7 +67,8 @@ def error_of_elbo(arguments: Arguments, tolerance: Tolerance) -> dict[str, Tenso
     else:
         names = [prefix + name for prefix in ("", "prior_") for name in ("mu", *FORMS, *FLOORS)]
         latent_dims = dims - max(arguments["recon"].dim() - arguments["x"].dim(), 0)
-        posterior = {**renamed(arguments, **{name: name for name in names}), "batch_dims": latent_dims}
+        names = {name: name for name in names} | {"weight": "kl_weight"}
+        posterior = {**renamed(arguments, **names), "batch_dims": latent_dims}
         kl = error_of_examples(reference.gaussian_kl, posterior, tolerance)
     beta = torch.as_tensor(arguments.get("beta", 1.0), dtype=torch.float64).abs()
     reduce = REDUCE[arguments.get("reduction", "mean")]
@@ -99,7 +100,9 @@ def errors_of_log_probs(
 
     eps, _, log_q = standardized("")
     u, prior_sigma, log_p = standardized("prior_")
+    weight = arguments.get("kl_weight", torch.ones(())).double()
     errors = {"log_q": log_q + eps.abs() * noise_error, "log_p": log_p + (u / prior_sigma).abs() * error_of_z}
+    errors = {name: error * weight for name, error in errors.items()}
     return {name: error.reshape(*z.shape[:dims], math.prod(z.shape[dims:])).sum(-1) for name, error in errors.items()}
 
 
@@ -110,7 +113,7 @@ def allowed_errors(
 
     Arguments and truth are in float64.
     """
-    tolerance = TOLERANCES[dtype]
+    tolerance = tolerance_of(sample.function, dtype)
     reduce = REDUCE[arguments.get("reduction", "none")]
     if sample.function == "elbo_loss":
         return error_of_elbo(arguments, tolerance)
@@ -122,7 +125,8 @@ def allowed_errors(
     if "log_q" in truth:
         errors |= errors_of_log_probs(arguments, truth["z"], errors["z"], noise_error, tolerance)
     if "kl" in truth:
-        posterior = {name: v for name, v in arguments.items() if name not in ("noise", "num_samples")}
+        posterior = {name: v for name, v in arguments.items() if name not in ("noise", "num_samples", "kl_weight")}
+        posterior |= renamed(arguments, weight="kl_weight")
         errors["kl"] = reduce(error_of_examples(reference.gaussian_kl, posterior, tolerance))
     return errors
 
@@ -343,3 +347,23 @@ def test_the_weight_of_a_term_that_is_not_finite(shape: tuple[int, ...], device:
             gradients.append(torch.autograd.grad(value.sum(), leaf)[0].cpu())
         assert bool(gradients[0].isfinite().all())
         torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", arguments.DATA_DTYPES, ids=str)
+@pytest.mark.parametrize("name", likelihoods.LIKELIHOODS)
+def test_data_as_it_comes(name: str, dtype: torch.dtype) -> None:
+    """Data of an integer type gives what the same numbers in float give, bit for bit, in any layout."""
+    x = torch.arange(60).reshape(4, 15).remainder(7).to(dtype)
+    parameters = {
+        input: torch.full((15,), 0.4, requires_grad=True)
+        for input in likelihoods.LIKELIHOODS[name].inputs
+        if input not in ("x", *likelihoods.LIKELIHOODS[name].numbers)
+    }
+    function = getattr(elbo_ext, f"{name}_log_prob")
+    for data in (x, x.t().contiguous().t(), x[:, ::1], x[0].expand(4, 15)):
+        results = []
+        for given in (data, data.float()):
+            value = function(given, **parameters)
+            results.append((value, *torch.autograd.grad(value.sum(), list(parameters.values()))))
+        for actual, expected in zip(*results, strict=True):
+            assert torch.equal(actual, expected)
