@@ -86,7 +86,7 @@ def _minus_1(scale: Tensor, form: str, of: str) -> Tensor:
     if form in ("std", "var"):
         return scale - 1 if form == "std" else (scale - 1) / (scale.sqrt() + 1)
     if form == "rho":
-        root = torch.tensor(_ROOT[0], dtype=scale.dtype).item()
+        root = _ROOT[0] if scale.dtype == torch.float64 else float.fromhex("0x1.152888p-1")  # in float32
         rest = (_ROOT[0] - root) + _ROOT[1]
         return torch.log1p(-math.expm1(-1) * torch.expm1((scale - root) - rest))
     return torch.expm1(scale / 2 if form == "logvar" else scale)

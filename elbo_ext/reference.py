@@ -237,7 +237,8 @@ def rsample(
 
     Args:
         mu: tensor of any shape.
-        logvar: ln sigma^2, broadcastable with mu; or one of ``log_std``, ``std``, ``var`` in its place.
+        logvar: ln sigma^2, broadcastable with mu; or one of ``log_std``, ``std``, ``var``, ``rho`` in its place, and
+            ``min_std`` or ``min_var``, if any, beside it.
         num_samples: K adds a leading axis of length K to z; None adds no axis.
         generator: where the seed of eps is drawn from; None is torch's default generator. A list has one for each example
             along the first dimension of S.
