@@ -52,7 +52,8 @@ struct View {
 };
 
 struct Operand : View {
-  double constant = 0.0;  // stands for every element where data is null
+  // Stands for every element where data is null; else for what belongs to the form of the numbers (terms/forms.h).
+  double constant = 0.0;
   bool present() const { return data != nullptr; }
 };
 

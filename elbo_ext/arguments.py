@@ -13,11 +13,12 @@ from .autograd.torch_internals import is_tracing
 from .likelihoods import GAUSSIAN_KL, LikelihoodWithParameters
 from .ops import REDUCTIONS
 
-# Names of the scales of a Gaussian, in the order of their forms.
-SCALES = GAUSSIAN_KL.forms["logvar"]
-PRIOR_SCALES = GAUSSIAN_KL.forms["prior_logvar"]
+# The arguments for the scale of a Gaussian: the names of its forms in their order, and after them those of its floors.
+_FORMS = GAUSSIAN_KL.forms["logvar"]
+SCALES = (*_FORMS, *GAUSSIAN_KL.floors["logvar"])
+PRIOR_SCALES = tuple(f"prior_{name}" for name in SCALES)
 RECON_SCALES = tuple(f"recon_{name}" for name in SCALES)
-_DIRECT_SCALES = (SCALES.index("std"), SCALES.index("var"))
+_DIRECT_SCALES = (_FORMS.index("std"), _FORMS.index("var"))
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -140,9 +141,48 @@ def one_form(
     return names[form], value, form
 
 
-def scale(names: Sequence[str], values: Sequence[Any]) -> tuple[str, Tensor | float, int]:
-    """Name, value and form of the one scale of a Gaussian that is given; names and values in the order of SCALES."""
-    return one_form(names, values, _DIRECT_SCALES)
+def scale(
+    names: Sequence[str],
+    values: Sequence[Any],
+    positive: Sequence[int] = _DIRECT_SCALES,
+    default: float | None = None,
+) -> tuple[str, Tensor | float, int, float]:
+    """Name, value, form and floor of the one scale of a Gaussian that is given; names and values in the order of SCALES, the
+    floors last. A number is returned with its floor in it; of a tensor the form says which floor it has, if not 0."""
+    count = len(_FORMS)
+    chosen, floor = 0, 0.0
+    for k in range(count, len(values)):
+        if values[k] is None:
+            continue
+        if chosen:
+            raise ValueError(f"at most one of {' and '.join(names[count:])} may be given, got both")
+        chosen, floor = k - count + 1, number(names[k], values[k], low=0)
+    if chosen and all(value is None for value in values[:count]):
+        name = names[count + chosen - 1]
+        raise ValueError(f"{name} has no use without a scale; pass one of {', '.join(names[:count])} beside it")
+    name, value, form = one_form(names[:count], values[:count], positive, default)
+    if floor == 0:
+        return name, value, form, 0.0
+    if isinstance(value, Tensor):
+        return name, value, form + chosen * count, floor
+    return name, *_above(floor, chosen == 2, value, form), 0.0
+
+
+def _above(floor: float, of_variance: bool, value: float, form: int) -> tuple[float, int]:
+    """A number for a scale with its floor in it, as var or std, and the number of this form."""
+    name = _FORMS[form]
+    try:
+        if name == "rho":
+            std = max(value, 0.0) + math.log1p(math.exp(-abs(value)))
+        elif name in ("logvar", "log_std"):
+            std = math.exp(value / 2 if name == "logvar" else value)
+        else:
+            std = value if name == "std" else math.sqrt(value)
+        if of_variance:
+            return (value if name == "var" else std**2) + floor, _FORMS.index("var")
+    except OverflowError:  # no floor to speak of
+        return value, form
+    return std + floor, _FORMS.index("std")
 
 
 def bins(low: Any, high: Any, bins: Any, width: Any) -> dict[str, float]:
@@ -248,7 +288,7 @@ def recon_scales(likelihood: LikelihoodWithParameters, scales: Mapping[str, Any]
     """The scales recon_logvar, ... by their names without recon_: for a Gaussian without parameters of its own."""
     given = {name.removeprefix("recon_"): value for name, value in scales.items() if value is not None}
     of_term = likelihood.likelihood
-    known = {form for forms in of_term.forms_of_inputs for form in forms}
+    known = {form for forms in (*of_term.forms_of_inputs, *of_term.floors_of_inputs) for form in forms}
     for name in given:
         if name not in known:
             of_decoder = of_term.forms.get(of_term.decoder, (of_term.decoder,))

@@ -6,8 +6,8 @@
         = I_q(n; z) + KL(q(z) || p(z))       aggregate_posterior
 
 Nothing here has a gradient. q is a diagonal Gaussian given by ``mu`` and ``logvar`` (or ``log_std=``, ``std=``,
-``var=`` in its place). Everything is in nats. Bad arguments raise the errors of the package: see
-:mod:`elbo_ext.functional`.
+``var=``, ``rho=`` in its place, with ``min_std=`` or ``min_var=``). Everything is in nats. Bad arguments raise the errors
+of the package: see :mod:`elbo_ext.functional`.
 """
 
 import math
@@ -328,6 +328,9 @@ def aggregate_posterior(
     log_std: Scale = None,
     std: Scale = None,
     var: Scale = None,
+    rho: Scale = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     num_samples: int = 1,
     generator: Generators = None,
     **prior: Any,
@@ -341,7 +344,8 @@ def aggregate_posterior(
     are, or at least far more than e^I.
 
     Args:
-        mu, logvar: of q, ``[N, *latent]``, N >= 1; or ``log_std=``, ``std=``, ``var=`` in place of ``logvar``.
+        mu, logvar: of q, ``[N, *latent]``, N >= 1; or ``log_std=``, ``std=``, ``var=``, ``rho=`` in place of
+            ``logvar``, with ``min_std=`` or ``min_var=``.
         num_samples: draws of z from each q(z|x_n).
         generator: where the seed of the draws comes from; or a list, one for each of the q(z|x_n).
         prior: ``prior_mu``, ``prior_logvar``, ... as in :func:`elbo_ext.gaussian_kl`, the same for all examples.
@@ -350,13 +354,14 @@ def aggregate_posterior(
         :class:`AggregatePosterior`, in float64. Takes num_samples * N^2 densities, in blocks of bounded memory.
     """
     arguments.examples("mu", mu, 1)
-    name, scale, _ = arguments.scale(arguments.SCALES, (logvar, log_std, std, var))
+    scales = (logvar, log_std, std, var, rho, min_std, min_var)
+    name, scale, *_ = arguments.scale(arguments.SCALES, scales)
     arguments.keywords(prior, _PRIOR)
     arguments.count("num_samples", num_samples)
     arguments.broadcasts_to_batch(name + " of shape {}", scale, mu.shape, "shape of mu,")
     for label, value in prior.items():  # broadcast to q(z), which has no examples
         arguments.broadcasts_to_batch(label + " of shape {}", value, torch.Size((1, *mu.shape[1:])), "shape of one z,")
-    of_q: dict[str, Any] = {name: scale}
+    of_q: dict[str, Any] = {k: v for k, v in zip(arguments.SCALES, scales, strict=True) if v is not None}
     kl = gaussian_kl(mu, **of_q, **prior).double().mean()
     total, count = torch.zeros_like(kl), len(mu)
     rows = max(1, _BLOCK // count)

@@ -1,9 +1,9 @@
 """The formulas in torch operations, differentiable any number of times in every tensor argument.
 
-Each takes the inputs of a term in order, tensors that broadcast, and then the form of each input that has several; it
-gives their broadcast shape, in nats. The registry (likelihoods.py) names them. Derivatives of derivatives are taken of
-them, and :mod:`elbo_ext.reference` sums them; first derivatives come from the kernels, which have the same formulas in
-csrc/terms.
+Each takes the inputs of a term in order, tensors that broadcast, then the form of each input that has several, and then
+the floor of each that may have one; it gives their broadcast shape, in nats. The registry (likelihoods.py) names them.
+Derivatives of derivatives are taken of them, and :mod:`elbo_ext.reference` sums them; first derivatives come from the
+kernels, which have the same formulas in csrc/terms.
 """
 
 import math
@@ -16,22 +16,91 @@ from torch import Tensor
 LOG_TWO_PI = math.log(2 * math.pi)
 
 
-def _logvar(scale: Tensor, form: str) -> Tensor:
-    """ln sigma^2 from a scale tensor of any shape that holds what ``form`` says."""
+# ---- the scale of a Gaussian: a tensor of any shape that holds what its form says. "rho+min_std" is rho with a floor ----
+
+
+def _logvar(scale: Tensor, form: str, floor: float = 0.0) -> Tensor:
+    """ln sigma^2."""
     if form == "logvar":
         return scale
     if form == "log_std":
         return 2 * scale
-    return 2 * scale.log() if form == "std" else scale.log()
+    if form in ("std", "var"):
+        return 2 * scale.log() if form == "std" else scale.log()
+    name, _, of = form.partition("+")
+    # Where sigma leaves the range of the dtype: upwards there is no floor to speak of, downwards none at all.
+    info = torch.finfo(scale.dtype)
+    beyond = torch.zeros_like(scale, dtype=torch.bool)
+    if name in ("logvar", "log_std"):
+        beyond = _logvar(scale, name) > math.log(info.max) - 1
+    elif name == "rho" and not of:
+        beyond = scale < math.log(info.tiny) - math.log(info.eps)
+    inside = torch.where(beyond, _UNIT[name], scale)
+    size = _above_floor(inside, name, of) + floor
+    near = (size - 1).abs() < 0.5
+    # ln(1 + what sigma or sigma^2 has beyond 1), which keeps its digits there; elsewhere of numbers with a finite derivative
+    unit = torch.where(near, inside, _UNIT[name])
+    excess = _minus_1(unit, name, of) + floor
+    log_size = torch.where(near, torch.where(near, excess, 0.0).log1p(), torch.where(near, 1.0, size).log())
+    logvar = log_size if of == "min_var" else 2 * log_size
+    return torch.where(beyond, 2 * scale if name == "rho" else _logvar(scale, name), logvar)
 
 
-def standard_deviation(scale: Tensor, form: str) -> Tensor:
-    """sigma from a scale tensor of any shape that holds what ``form`` says."""
-    if form == "logvar":
+def standard_deviation(scale: Tensor, form: str, floor: float = 0.0) -> Tensor:
+    """sigma."""
+    name, _, of = form.partition("+")
+    if of == "min_std":
+        return standard_deviation(scale, name) + floor
+    if of == "min_var":
+        if name == "var":
+            return (scale + floor).sqrt()
+        return torch.hypot(standard_deviation(scale, name), scale.new_full((), math.sqrt(floor)))
+    if name == "logvar":
         return (scale / 2).exp()
-    if form == "log_std":
+    if name == "log_std":
         return scale.exp()
-    return scale if form == "std" else scale.sqrt()
+    if name == "rho":
+        return -torch.nn.functional.logsigmoid(-scale)  # ln(1 + e^rho); torch's softplus is rho itself above 20
+    return scale if name == "std" else scale.sqrt()
+
+
+_ROOT = 0.5413248546129181, -1.8138570925507325e-17  # ln(e - 1), the rho of sigma = 1, in two parts
+_UNIT = {"logvar": 0.0, "log_std": 0.0, "std": 1.0, "var": 1.0, "rho": _ROOT[0]}  # sigma = 1
+
+
+def _above_floor(scale: Tensor, form: str, of: str) -> Tensor:
+    """sigma, or its square if that is what the floor is added to."""
+    if of == "min_var" and form == "var":
+        return scale
+    sigma = standard_deviation(scale, form)
+    return sigma.square() if of == "min_var" else sigma
+
+
+def _minus_1(scale: Tensor, form: str, of: str) -> Tensor:
+    """sigma - 1, or sigma^2 - 1 if that is what the floor is added to, to full relative precision."""
+    if of == "min_var":
+        if form == "var":
+            return scale - 1
+        excess = _minus_1(scale, form, "")
+        return excess * (2 + excess)
+    if form in ("std", "var"):
+        return scale - 1 if form == "std" else (scale - 1) / (scale.sqrt() + 1)
+    if form == "rho":
+        root = _ROOT[0] if scale.dtype == torch.float64 else float.fromhex("0x1.152888p-1")  # in float32
+        rest = (_ROOT[0] - root) + _ROOT[1]
+        return torch.log1p(-math.expm1(-1) * torch.expm1((scale - root) - rest))
+    return torch.expm1(scale / 2 if form == "logvar" else scale)
+
+
+def _difference(a: Tensor, b: Tensor, form: str) -> Tensor:
+    """sigma_a - sigma_b, to full relative precision."""
+    if form == "std":
+        return a - b
+    if form == "var":
+        return (a - b) / (a.sqrt() + b.sqrt())
+    if form == "rho":  # the quotient of 1 + e^a and 1 + e^b is 1 + this
+        return torch.log1p(b.sigmoid() * torch.expm1(a - b))
+    return standard_deviation(b, form) * torch.expm1((a - b) / 2 if form == "logvar" else a - b)
 
 
 def _standardize(difference: Tensor, logvar: Tensor) -> Tensor:
@@ -48,17 +117,19 @@ def _standardize(difference: Tensor, logvar: Tensor) -> Tensor:
     return (difference * root) * root
 
 
-def gaussian(x: Tensor, mean: Tensor, scale: Tensor, form: str) -> Tensor:
+def gaussian(x: Tensor, mean: Tensor, scale: Tensor, form: str, floor: float = 0.0) -> Tensor:
     """ln N(x; mean, sigma^2) = -1/2 ((x - mean)^2 / sigma^2 + ln sigma^2 + ln 2 pi), in nats.
 
     Kingma & Welling 2014, appendix C.2. Broadcastable tensors in, their broadcast shape out.
     """
-    logvar = _logvar(scale, form)
+    logvar = _logvar(scale, form, floor)
     z = _standardize(x - mean, logvar)
     return -0.5 * (z * z + logvar + LOG_TWO_PI)
 
 
-def sample_and_log_prob(mu: Tensor, scale: Tensor, form: str, eps: Tensor, gradient: str) -> tuple[Tensor, Tensor]:
+def sample_and_log_prob(
+    mu: Tensor, scale: Tensor, form: str, eps: Tensor, gradient: str, floor: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """z = mu + sigma * eps and, element by element, ln N(z; mu, sigma^2) = -1/2 (eps^2 + ln sigma^2 + ln 2 pi).
 
     ln q depends on the parameters of q in two ways: directly, and by way of z. ``gradient`` says which of them is
@@ -68,8 +139,8 @@ def sample_and_log_prob(mu: Tensor, scale: Tensor, form: str, eps: Tensor, gradi
     - "sticking_the_landing": by way of z alone (Roeder, Wu & Duvenaud 2017, "Sticking the Landing").
     - "score": directly alone, z being a constant, also to whatever else is made of it (Williams 1992).
     """
-    z = mu + standard_deviation(scale, form) * eps
-    logvar = _logvar(scale, form)
+    z = mu + standard_deviation(scale, form, floor) * eps
+    logvar = _logvar(scale, form, floor)
     if gradient == "sticking_the_landing":
         logvar = logvar.detach()
         eps = eps.detach() + _standardize(z - z.detach(), logvar)
@@ -235,7 +306,7 @@ def _log_mass_of_narrow_bin(c: Tensor, r: Tensor, log_width: Tensor) -> Tensor:
 
 
 def discretized_gaussian(
-    x: Tensor, mean: Tensor, scale: Tensor, low: Tensor, high: Tensor, half_bin: Tensor, form: str
+    x: Tensor, mean: Tensor, scale: Tensor, low: Tensor, high: Tensor, half_bin: Tensor, form: str, floor: float = 0.0
 ) -> Tensor:
     """ln(Phi(hi) - Phi(lo)), hi, lo = (x - mean +- half_bin) / sigma, in nats; the outermost bins as above.
 
@@ -243,7 +314,7 @@ def discretized_gaussian(
     and beside sigma / hi; those in the tail, by erfcx; and those around the mean, 1 minus what lies outside. What a regime
     does not use is replaced by a number that keeps its derivatives finite.
     """
-    logvar = _logvar(scale, form)
+    logvar = _logvar(scale, form, floor)
     begins, ends = x > low + half_bin, x < high - half_bin
     bounded = begins & ends
     difference = x - mean
@@ -269,10 +340,14 @@ def discretized_gaussian(
     return torch.where(is_narrow, narrow, torch.where(in_tail, tail, torch.log1p(-outside / 2)))
 
 
-def _log_var_ratio(scale: Tensor, prior_scale: Tensor, form: str, prior_form: str) -> Tensor:
-    """d = ln(sigma^2 / sigma_p^2), to full relative precision for sigma -> sigma_p where the forms agree."""
-    if form != prior_form or form == "logvar":
-        return _logvar(scale, form) - _logvar(prior_scale, prior_form)
+def _log_var_ratio(
+    scale: Tensor, prior_scale: Tensor, form: str, prior_form: str, floor: float, prior_floor: float
+) -> Tensor:
+    """d = ln(sigma^2 / sigma_p^2), to full relative precision for sigma -> sigma_p where forms and floors agree."""
+    if form != prior_form or floor != prior_floor or form == "logvar":
+        return _logvar(scale, form, floor) - _logvar(prior_scale, prior_form, prior_floor)
+    if form == "rho" or "+" in form:
+        return _log_floored_ratio(scale, prior_scale, form, floor)
     if form == "log_std":
         return 2 * (scale - prior_scale)
     # The difference of logarithms would cancel for close scales, ln(1 + (s - s_p) / s_p) for s << s_p. Where
@@ -281,6 +356,22 @@ def _log_var_ratio(scale: Tensor, prior_scale: Tensor, form: str, prior_form: st
     s, p = torch.where(close, scale, 1.0), torch.where(close, prior_scale, 1.0)
     log_ratio = torch.where(close, torch.log1p((s - p) / p), scale.log() - prior_scale.log())
     return 2 * log_ratio if form == "std" else log_ratio
+
+
+def _log_floored_ratio(scale: Tensor, prior_scale: Tensor, form: str, floor: float) -> Tensor:
+    """ln(1 + (s - s_p) / s_p) of close scales, s being what the floor is added to; else the difference of logarithms."""
+    name, _, of = form.partition("+")
+
+    def relative(a: Tensor, b: Tensor) -> Tensor:
+        difference = a - b if of == "min_var" and name == "var" else _difference(a, b, name)
+        if of == "min_var" and name != "var":
+            difference = difference * (standard_deviation(a, name) + standard_deviation(b, name))
+        return difference / (_above_floor(b, name, of) + floor)
+
+    close = relative(scale.detach(), prior_scale.detach()).abs() < 0.5
+    s, p = (torch.where(close, t, _UNIT[name]) for t in (scale, prior_scale))
+    far = _logvar(scale, form, floor) - _logvar(prior_scale, form, floor)
+    return torch.where(close, torch.log1p(relative(s, p)) * (1 if of == "min_var" else 2), far)
 
 
 def _exp_remainder(d: Tensor) -> Tensor:
@@ -298,15 +389,18 @@ def _exp_remainder(d: Tensor) -> Tensor:
     return torch.where(near, small * (small * series), torch.where(far.isinf(), far, far - (1 + d)))
 
 
-def gaussian_kl(mu: Tensor, scale: Tensor, prior_mu: Tensor, prior_scale: Tensor, form: str, prior_form: str) -> Tensor:
+def gaussian_kl(
+    mu: Tensor, scale: Tensor, prior_mu: Tensor, prior_scale: Tensor, form: str, prior_form: str,
+    floor: float = 0.0, prior_floor: float = 0.0,
+) -> Tensor:  # fmt: skip
     """KL(N(mu, sigma^2) || N(mu_p, sigma_p^2)) = 1/2 ((mu - mu_p)^2 / sigma_p^2 + e^d - 1 - d), in nats.
 
     d = ln(sigma^2 / sigma_p^2). For mu_p = 0, sigma_p = 1 this is minus Kingma & Welling 2014, appendix B.
-    Never negative. Broadcastable tensors in, their broadcast shape out. The prior's forms begin with "prior_".
+    Never negative. Broadcastable tensors in, their broadcast shape out. The names in the prior's form begin with "prior_".
     """
-    prior_form = prior_form.removeprefix("prior_")
-    z = _standardize(mu - prior_mu, _logvar(prior_scale, prior_form))
-    return 0.5 * (z * z + _exp_remainder(_log_var_ratio(scale, prior_scale, form, prior_form)))
+    prior_form = prior_form.replace("prior_", "")
+    z = _standardize(mu - prior_mu, _logvar(prior_scale, prior_form, prior_floor))
+    return 0.5 * (z * z + _exp_remainder(_log_var_ratio(scale, prior_scale, form, prior_form, floor, prior_floor)))
 
 
 def weighted(

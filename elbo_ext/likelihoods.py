@@ -11,7 +11,7 @@ Inputs and forms are declared here and by the C++ term of the same name (``kSign
 against each other.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,8 @@ __all__ = [
     "by_name",
 ]
 
-_SCALES = ("logvar", "log_std", "std", "var")
+_SCALES = ("logvar", "log_std", "std", "var", "rho")
+_FLOORS = ("min_std", "min_var")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +50,7 @@ class Term:
         inputs: in the order of the formula, each under the name of its first form.
         formula: in torch operations (formulas.py).
         forms: the names of the forms of each input that has several, the first one included.
+        floors: the names of the floors, Python numbers, that an input of several forms may have beside its form.
         positive: forms whose Python numbers have to be above 0.
         defaults: numbers for inputs that need not be given.
         masked: for each input a number that the formula bears and that stands in for an element of weight 0.
@@ -56,6 +58,9 @@ class Term:
             ``numbers_from``, which checks them and returns the numbers by name.
         number: in the operator schema.
         forms_of_inputs: the names of the forms of each input.
+        floors_of_inputs: the names of the floors of each input.
+        numbered_forms: the names of all forms of each input, by their numbers: without a floor, with the first one
+            ("rho+min_std"), and so on.
         positive_of_inputs: the numbers of those whose Python numbers have to be above 0.
     """
 
@@ -63,6 +68,7 @@ class Term:
     inputs: tuple[str, ...]
     formula: Callable[..., Tensor]
     forms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    floors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     positive: tuple[str, ...] = ()
     defaults: Mapping[str, float] = field(default_factory=dict)
     masked: tuple[float, ...] = ()
@@ -71,13 +77,20 @@ class Term:
     numbers_from: Callable[..., Mapping[str, float]] = dict
     number: int = field(init=False)
     forms_of_inputs: tuple[tuple[str, ...], ...] = field(init=False)
+    floors_of_inputs: tuple[tuple[str, ...], ...] = field(init=False)
+    numbered_forms: tuple[tuple[str, ...], ...] = field(init=False)
     positive_of_inputs: tuple[tuple[int, ...], ...] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "number", TERM_NUMBERS[self.name])
         object.__setattr__(self, "masked", self.masked or (1.0,) * len(self.inputs))
         forms = tuple(self.forms.get(name, (name,)) for name in self.inputs)
+        floors = tuple(self.floors.get(name, ()) for name in self.inputs)
         object.__setattr__(self, "forms_of_inputs", forms)
+        object.__setattr__(self, "floors_of_inputs", floors)
+        object.__setattr__(self, "numbered_forms", tuple(
+            (*names, *(f"{name}+{floor}" for floor in of_input for name in names))
+            for names, of_input in zip(forms, floors, strict=True)))  # fmt: skip
         object.__setattr__(self, "positive_of_inputs", tuple(
             tuple(k for k, form in enumerate(names) if form in self.positive) for names in forms))  # fmt: skip
 
@@ -87,12 +100,16 @@ class Term:
 
     def form_names(self, forms: int) -> list[str]:
         """Of the inputs that have several forms, which is what the formula takes after its inputs."""
-        return [names[forms >> 4 * k & 15] for k, names in enumerate(self.forms_of_inputs) if len(names) > 1]
+        return [names[forms >> 4 * k & 15] for k, names in enumerate(self.numbered_forms) if len(names) > 1]
 
-    def by_form(self, inputs: Iterable[Any], forms: int) -> dict[str, Any]:
-        """The inputs by the names of the forms that they are in."""
-        return {names[forms >> 4 * k & 15]: value for k, (names, value) in
-                enumerate(zip(self.forms_of_inputs, inputs, strict=True))}  # fmt: skip
+    def floors_in(self, forms: int, constants: Sequence[float]) -> list[float]:
+        """Of the inputs that may have one, 0 where it has none: what the formula takes last. ``constants`` has one for each
+        input."""
+        return [
+            constants[k] if (forms >> 4 * k & 15) >= len(self.forms_of_inputs[k]) else 0.0
+            for k, names in enumerate(self.floors_of_inputs)
+            if names
+        ]
 
     def with_numbers(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """Arguments by name and, beside them, the numbers that their options stand for."""
@@ -101,10 +118,12 @@ class Term:
         options = {name: given.get(name, default) for name, default in self.options.items()}
         return {**given, **self.numbers_from(**options)}
 
-    def in_torch(self, forms: int, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
-        """The formula, times the weight."""
-        names = self.form_names(forms)
-        return formulas.weighted(lambda *tensors: self.formula(*tensors, *names), inputs, self.masked, weight)
+    def in_torch(
+        self, forms: int, inputs: Sequence[Tensor], weight: Tensor | None, constants: Sequence[float]
+    ) -> Tensor:
+        """The formula, times the weight. ``constants`` are those of the inputs, of which the floors are taken."""
+        how = (*self.form_names(forms), *self.floors_in(forms, constants))
+        return formulas.weighted(lambda *tensors: self.formula(*tensors, *how), inputs, self.masked, weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,12 +175,13 @@ class LikelihoodWithParameters:
             for names, input in zip(term.forms_of_inputs, term.inputs, strict=True)
             if input not in ("x", term.decoder, *term.numbers)
         ]
-        known = [form for names in inputs for form in names] + list(term.options)
+        floors = [floor for names in term.floors_of_inputs for floor in names]
+        known = [*(form for names in inputs for form in names), *floors, *term.options]
         for name, value in self.parameters.items():
             if name not in known:
                 takes = f"takes {', '.join(known)}" if known else "takes no parameters"
                 raise TypeError(f"{name} is no parameter of the {term.name} likelihood, which {takes}")
-            if name in term.options:
+            if name in floors or name in term.options:
                 continue
             is_number = arguments.is_number(value)
             if not is_number and not isinstance(value, Tensor):
@@ -172,6 +192,10 @@ class LikelihoodWithParameters:
             given = [name for name in names if name in self.parameters]
             if len(given) > 1:
                 raise ValueError(f"exactly one of {', '.join(names)} must be given, got {' and '.join(given)}")
+        for names, of_input in zip(term.forms_of_inputs, term.floors_of_inputs, strict=True):
+            if any(self.parameters.get(floor) is not None for floor in of_input):
+                every = (*names, *of_input)
+                arguments.scale(every, [self.parameters.get(name) for name in every])
         term.with_numbers(self.parameters)
 
     def __repr__(self) -> str:
@@ -195,6 +219,7 @@ Gaussian = _register(
     inputs=("x", "mean", "logvar"),
     decoder="mean",
     forms={"logvar": _SCALES},
+    floors={"logvar": _FLOORS},
     positive=("std", "var"),
     defaults={"logvar": 0.0},
     formula=formulas.gaussian,
@@ -299,6 +324,7 @@ DiscretizedGaussian = _register(
     inputs=("x", "mean", "logvar", "low", "high", "half_bin"),
     decoder="mean",
     forms={"logvar": _SCALES},
+    floors={"logvar": _FLOORS},
     positive=("std", "var"),
     defaults={"logvar": 0.0},
     formula=formulas.discretized_gaussian,
@@ -310,6 +336,7 @@ GAUSSIAN_KL = Term(
     "gaussian_kl",
     inputs=("mu", "logvar", "prior_mu", "prior_logvar"),
     forms={"logvar": _SCALES, "prior_logvar": tuple(f"prior_{name}" for name in _SCALES)},
+    floors={"logvar": _FLOORS, "prior_logvar": tuple(f"prior_{name}" for name in _FLOORS)},
     positive=("std", "var", "prior_std", "prior_var"),
     formula=formulas.gaussian_kl,
 )

@@ -19,7 +19,8 @@ class ELBOLoss(torch.nn.Module):
         beta: factor of the KL; a tensor or a ``torch.nn.Parameter`` is moved and saved with the module.
         batch_dims, reduction: as in :func:`elbo_ext.elbo_loss`.
         recon_logvar: scale of the Gaussian likelihood: a number, a tensor, or a ``torch.nn.Parameter``, which is then
-            learned with the module; ``recon_log_std=``, ``recon_std=`` or ``recon_var=`` may stand in its place.
+            learned with the module; ``recon_log_std=``, ``recon_std=``, ``recon_var=`` or ``recon_rho=`` may stand in its
+            place, ``recon_min_std=`` or ``recon_min_var=`` beside it.
 
     Shapes: as in :func:`elbo_ext.elbo_loss`; returns ``ELBO(loss, log_likelihood, kl)`` in nats. Anything else that the
     function takes (``kl``, the prior, ``weight``, another ``beta``) may be passed to the call.
@@ -40,9 +41,13 @@ class ELBOLoss(torch.nn.Module):
         recon_log_std: Any = None,
         recon_std: Any = None,
         recon_var: Any = None,
+        recon_rho: Any = None,
+        recon_min_std: float | None = None,
+        recon_min_var: float | None = None,
     ) -> None:
         super().__init__()
-        scales = dict(zip(arguments.RECON_SCALES, (recon_logvar, recon_log_std, recon_std, recon_var), strict=True))
+        given = (recon_logvar, recon_log_std, recon_std, recon_var, recon_rho, recon_min_std, recon_min_var)
+        scales = dict(zip(arguments.RECON_SCALES, given, strict=True))
         chosen = by_name(likelihood)
         arguments.recon_scales(chosen, scales)
         arguments.reduction(reduction)
@@ -51,11 +56,12 @@ class ELBOLoss(torch.nn.Module):
             self._set(f"recon_{name}", value)
         self._set("beta", arguments.beta(beta))
         self.batch_dims, self.reduction = arguments.count("batch_dims", batch_dims, low=0), reduction
-        self.scale_name, scale = None, None
+        self.scale_name, self.floor = None, {}
         if any(scale is not None for scale in scales.values()):
-            self.scale_name, scale, _ = arguments.scale(arguments.RECON_SCALES, tuple(scales.values()))
+            self.scale_name, *_ = arguments.scale(arguments.RECON_SCALES, given)
             # Under the name of its form, so that the state of one form does not load into another.
-            self._set(self.scale_name, scale)
+            self._set(self.scale_name, scales.pop(self.scale_name))
+            self.floor = {name: value for name, value in scales.items() if value is not None}
 
     def _set(self, name: str, value: Any) -> None:
         """A parameter is learned, a tensor moved and saved with the module."""
@@ -79,7 +85,7 @@ class ELBOLoss(torch.nn.Module):
     ) -> ELBO:
         fixed: dict[str, Any] = {"beta": self.beta, "batch_dims": self.batch_dims, "reduction": self.reduction}
         if self.scale_name is not None:
-            fixed[self.scale_name] = self.scale
+            fixed |= {self.scale_name: self.scale, **self.floor}
         return elbo_loss(recon, x, mu, logvar, **{"likelihood": self._likelihood_now(), **fixed, **options})
 
     def _likelihood_now(self) -> str | Likelihood | LikelihoodWithParameters:
@@ -95,5 +101,6 @@ class ELBOLoss(torch.nn.Module):
         if self.scale_name is not None:
             scale = self.scale
             options[self.scale_name] = f"tensor of shape {tuple(scale.shape)}" if isinstance(scale, Tensor) else scale
+            options |= self.floor
         options |= {"beta": self.beta, "batch_dims": self.batch_dims, "reduction": self.reduction}
         return ", ".join(f"{name}={value!r}" for name, value in options.items())

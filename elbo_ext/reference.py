@@ -140,12 +140,25 @@ def normal_noise(seed: int, n: int, offset: int = 0) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _pick_scale(logvar: Any, log_std: Any, std: Any, var: Any) -> tuple[Tensor | float, str]:
-    """(scale, form) for the one that is given, a keyword before ``logvar``; unit scale if none is."""
-    for scale, form in ((log_std, "log_std"), (std, "std"), (var, "var"), (logvar, "logvar")):
-        if scale is not None:
-            return scale, form
-    return 0.0, "logvar"
+def _pick(given: dict[str, Any], forms: Sequence[str], floors: Sequence[str]) -> tuple[str | None, str, float]:
+    """Which of an input's ``forms`` is given, a keyword before the form by position; its name with its floor,
+    "rho+min_std", the first form's if none is given; and the floor. All by their names in ``given``."""
+    form = next((form for form in reversed(forms) if given.get(form) is not None), None)
+    floor = next((floor for floor in floors if given.get(floor)), None)
+    name = forms[0] if form is None else form
+    return form, name if floor is None else f"{name}+{floor}", 0.0 if floor is None else given[floor]
+
+
+def _pick_scale(given: dict[str, Any]) -> tuple[Tensor | float, str, float]:
+    """(scale, form, floor) of a Gaussian, by the arguments' names; unit scale if none is given."""
+    chosen, form, floor = _pick(given, GAUSSIAN_KL.forms["logvar"], GAUSSIAN_KL.floors["logvar"])
+    return 0.0 if chosen is None else given[chosen], form, floor
+
+
+def _by_name(prefix: str, *scales: Any) -> dict[str, Any]:
+    """The arguments for a scale, forms and floors, under their names."""
+    names = (*GAUSSIAN_KL.forms["logvar"], *GAUSSIAN_KL.floors["logvar"])
+    return {prefix + name: value for name, value in zip(names, scales, strict=True)}
 
 
 def _tensors(*values: Tensor | float | None) -> list[Any]:
@@ -166,11 +179,18 @@ def _reduce(examples: Tensor, reduction: str) -> Tensor:
 
 
 def _sum_term(
-    term: Term, inputs: list[Any], forms: int, weight: Tensor | None, batch_dims: int, reduction: str
+    term: Term,
+    inputs: list[Any],
+    forms: Sequence[str],
+    floors: Sequence[float],
+    weight: Tensor | None,
+    batch_dims: int,
+    reduction: str,
 ) -> Tensor:
     """Weights the elements, sums all but the first ``batch_dims`` dimensions, then reduces the examples."""
     *tensors, weight = _tensors(*inputs, weight)
-    value = term.in_torch(forms, tensors, weight)
+    number = term.pack([names.index(form) for names, form in zip(term.numbered_forms, forms, strict=True)])
+    value = term.in_torch(number, tensors, weight, floors)
     batch, elements = value.shape[:batch_dims], value.shape[batch_dims:]
     return _reduce(value.reshape(*batch, math.prod(elements)).sum(-1), reduction)
 
@@ -179,15 +199,21 @@ def _log_prob(
     name: str, given: dict[str, Any], weight: Tensor | None = None, batch_dims: int = 1, reduction: str = "none"
 ) -> Tensor:
     """ln p(x), summed over the event dimensions, of a likelihood of the registry; ``given`` has forms of its inputs."""
-    likelihood = LIKELIHOODS[name]
-    inputs, chosen = [], []
-    given = dict(likelihood.with_numbers(given))
-    for input, forms in zip(likelihood.inputs, likelihood.forms_of_inputs, strict=True):
-        # A keyword comes before the form by position, which may have a default.
-        form = next((form for form in reversed(forms) if given.get(form) is not None), None)
-        inputs.append(likelihood.defaults[input] if form is None else given[form])
-        chosen.append(0 if form is None else forms.index(form))
-    return _sum_term(likelihood, inputs, likelihood.pack(chosen), weight, batch_dims, reduction)
+    return _sum_of(LIKELIHOODS[name], given, weight, batch_dims, reduction)
+
+
+def _sum_of(
+    term: Term, given: dict[str, Any], weight: Tensor | None = None, batch_dims: int = 1, reduction: str = "none"
+) -> Tensor:
+    """The sum of a term whose inputs stand in ``given`` by the names of their forms."""
+    inputs, forms, floors = [], [], []
+    given = dict(term.with_numbers(given))
+    for input, names, of_input in zip(term.inputs, term.forms_of_inputs, term.floors_of_inputs, strict=True):
+        chosen, form, floor = _pick(given, names, of_input)
+        inputs.append(term.defaults[input] if chosen is None else given[chosen])
+        forms.append(form)
+        floors.append(floor)
+    return _sum_term(term, inputs, forms, floors, weight, batch_dims, reduction)
 
 
 def rsample(
@@ -197,6 +223,9 @@ def rsample(
     log_std: Tensor | float | None = None,
     std: Tensor | float | None = None,
     var: Tensor | float | None = None,
+    rho: Tensor | float | None = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     num_samples: int | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     noise: Tensor | None = None,
@@ -208,7 +237,8 @@ def rsample(
 
     Args:
         mu: tensor of any shape.
-        logvar: ln sigma^2, broadcastable with mu; or one of ``log_std``, ``std``, ``var`` in its place.
+        logvar: ln sigma^2, broadcastable with mu; or one of ``log_std``, ``std``, ``var``, ``rho`` in its place, and
+            ``min_std`` or ``min_var``, if any, beside it.
         num_samples: K adds a leading axis of length K to z; None adds no axis.
         generator: where the seed of eps is drawn from; None is torch's default generator. A list has one for each example
             along the first dimension of S.
@@ -217,7 +247,8 @@ def rsample(
     Returns:
         z of shape ``[*S]`` or ``[K, *S]``, S the broadcast shape of mu and the scale.
     """
-    scale, form = _pick_scale(logvar, log_std, std, var)
+    own = _by_name("", logvar, log_std, std, var, rho, min_std, min_var)
+    scale, form, floor = _pick_scale(own)
     dtype = torch.result_type(mu, scale) if isinstance(scale, Tensor) else mu.dtype
     mean, scale, noise = _tensors(mu, scale, noise)
     shape = torch.broadcast_shapes(mean.shape, scale.shape)
@@ -235,7 +266,7 @@ def rsample(
         else:
             axis = 0 if num_samples is None else 1
             noise = torch.stack([draw(one, *shape[:axis], *shape[axis + 1 :]) for one in generator], axis)
-    z: Tensor = (mean + standard_deviation(scale, form) * noise).to(dtype)
+    z: Tensor = (mean + standard_deviation(scale, form, floor) * noise).to(dtype)
     return z
 
 
@@ -248,9 +279,15 @@ def gaussian_kl(
     log_std: Tensor | float | None = None,
     std: Tensor | float | None = None,
     var: Tensor | float | None = None,
+    rho: Tensor | float | None = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     prior_log_std: Tensor | float | None = None,
     prior_std: Tensor | float | None = None,
     prior_var: Tensor | float | None = None,
+    prior_rho: Tensor | float | None = None,
+    prior_min_std: float | None = None,
+    prior_min_var: float | None = None,
     weight: Tensor | None = None,
     batch_dims: int = 1,
     reduction: str = "none",
@@ -269,12 +306,14 @@ def gaussian_kl(
     Returns:
         ``[*batch]``, or a scalar once reduced; float64 if any tensor is, else float32.
     """
-    scale, form = _pick_scale(logvar, log_std, std, var)
-    prior_scale, prior_form = _pick_scale(prior_logvar, prior_log_std, prior_std, prior_var)
-    prior_mu = 0.0 if prior_mu is None else prior_mu
-    names = GAUSSIAN_KL.forms["logvar"]
-    forms = GAUSSIAN_KL.pack((0, names.index(form), 0, names.index(prior_form)))
-    return _sum_term(GAUSSIAN_KL, [mu, scale, prior_mu, prior_scale], forms, weight, batch_dims, reduction)
+    own = _by_name("", logvar, log_std, std, var, rho, min_std, min_var)
+    prior = _by_name(
+        "prior_", prior_logvar, prior_log_std, prior_std, prior_var, prior_rho, prior_min_std, prior_min_var
+    )
+    given = {"mu": mu, **own, "prior_mu": 0.0 if prior_mu is None else prior_mu, **prior}
+    if all(value is None for value in prior.values()):
+        given["prior_logvar"] = 0.0
+    return _sum_of(GAUSSIAN_KL, given, weight, batch_dims, reduction)
 
 
 def rsample_kl(
@@ -286,9 +325,15 @@ def rsample_kl(
     log_std: Tensor | float | None = None,
     std: Tensor | float | None = None,
     var: Tensor | float | None = None,
+    rho: Tensor | float | None = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     prior_log_std: Tensor | float | None = None,
     prior_std: Tensor | float | None = None,
     prior_var: Tensor | float | None = None,
+    prior_rho: Tensor | float | None = None,
+    prior_min_std: float | None = None,
+    prior_min_var: float | None = None,
     num_samples: int | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     noise: Tensor | None = None,
@@ -301,14 +346,16 @@ def rsample_kl(
     z has the joint shape of posterior and prior. The KL is analytic, so it has no sample axis whatever
     ``num_samples`` is. ``kl_weight`` is a factor of each element's KL.
     """
-    own: dict[str, Any] = {"log_std": log_std, "std": std, "var": var}
-    prior: dict[str, Any] = {"prior_log_std": prior_log_std, "prior_std": prior_std, "prior_var": prior_var}
-    joint = torch.broadcast_tensors(
-        mu, *(v for v in (logvar, *own.values(), prior_mu, prior_logvar, *prior.values()) if isinstance(v, Tensor))
+    own: dict[str, Any] = _by_name("", logvar, log_std, std, var, rho, min_std, min_var)
+    prior: dict[str, Any] = _by_name(
+        "prior_", prior_logvar, prior_log_std, prior_std, prior_var, prior_rho, prior_min_std, prior_min_var
     )
-    z = rsample(joint[0], logvar, **own, num_samples=num_samples, generator=generator, noise=noise)
+    joint = torch.broadcast_tensors(
+        mu, *(v for v in (*own.values(), prior_mu, *prior.values()) if isinstance(v, Tensor))
+    )
+    z = rsample(joint[0], **own, num_samples=num_samples, generator=generator, noise=noise)
     rows: dict[str, Any] = {"batch_dims": batch_dims, "reduction": reduction}
-    kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, **own, **prior, **rows, weight=kl_weight)
+    kl = gaussian_kl(mu, prior_mu=prior_mu, **own, **prior, **rows, weight=kl_weight)
     return z, kl
 
 
@@ -321,9 +368,15 @@ def rsample_with_log_prob(
     log_std: Tensor | float | None = None,
     std: Tensor | float | None = None,
     var: Tensor | float | None = None,
+    rho: Tensor | float | None = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     prior_log_std: Tensor | float | None = None,
     prior_std: Tensor | float | None = None,
     prior_var: Tensor | float | None = None,
+    prior_rho: Tensor | float | None = None,
+    prior_min_std: float | None = None,
+    prior_min_var: float | None = None,
     num_samples: int | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     noise: Tensor | None = None,
@@ -337,13 +390,16 @@ def rsample_with_log_prob(
     all three have a leading axis K. ``kl_weight`` is a factor of each element's ln q and ln p, which a factor of zero leaves
     out.
     """
-    own = {"log_std": log_std, "std": std, "var": var}
-    priors = (prior_mu, prior_logvar, prior_log_std, prior_std, prior_var)
-    joint = torch.broadcast_tensors(mu, *(v for v in (logvar, *own.values(), *priors) if isinstance(v, Tensor)))[
-        0
-    ].shape
-    scale, form = _pick_scale(logvar, **own)
-    prior_scale, prior_form = _pick_scale(prior_logvar, prior_log_std, prior_std, prior_var)
+    own = _by_name("", logvar, log_std, std, var, rho, min_std, min_var)
+    prior = _by_name(
+        "prior_", prior_logvar, prior_log_std, prior_std, prior_var, prior_rho, prior_min_std, prior_min_var
+    )
+    given = (mu, *own.values(), prior_mu, *prior.values())
+    joint = torch.broadcast_tensors(*(v for v in given if isinstance(v, Tensor)))[0].shape
+    scale, form, floor = _pick_scale(own)
+    prior_scale, prior_form, prior_floor = _pick_scale(
+        {name.removeprefix("prior_"): value for name, value in prior.items()}
+    )
     dtype = torch.result_type(mu, scale) if isinstance(scale, Tensor) else mu.dtype
     mean, scale, prior_mean, prior_scale, eps = _tensors(
         mu, scale, 0.0 if prior_mu is None else prior_mu, prior_scale, noise
@@ -355,8 +411,8 @@ def rsample_with_log_prob(
 
     def elements(*operands: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean, scale, prior_mean, prior_scale, eps = operands
-        z, log_q = sample_and_log_prob(mean, scale, form, eps, gradient)
-        return z, log_q, gaussian(z, prior_mean, prior_scale, prior_form)
+        z, log_q = sample_and_log_prob(mean, scale, form, eps, gradient, floor)
+        return z, log_q, gaussian(z, prior_mean, prior_scale, prior_form, prior_floor)
 
     operands = (mean, scale, prior_mean, prior_scale, eps)
     z, log_q, log_p = elements(*operands)
@@ -378,6 +434,9 @@ def gaussian_log_prob(
     log_std: Tensor | float | None = None,
     std: Tensor | float | None = None,
     var: Tensor | float | None = None,
+    rho: Tensor | float | None = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     weight: Tensor | None = None,
     batch_dims: int = 1,
     reduction: str = "none",
@@ -396,7 +455,7 @@ def gaussian_log_prob(
     Returns:
         ``[*batch]``, or a scalar once reduced; float64 if any tensor is, else float32.
     """
-    given = {"x": x, "mean": mean, "logvar": logvar, "log_std": log_std, "std": std, "var": var}
+    given = {"x": x, "mean": mean, **_by_name("", logvar, log_std, std, var, rho, min_std, min_var)}
     return _log_prob("gaussian", given, weight, batch_dims, reduction)
 
 
@@ -518,6 +577,9 @@ def discretized_gaussian_log_prob(
     log_std: Tensor | float | None = None,
     std: Tensor | float | None = None,
     var: Tensor | float | None = None,
+    rho: Tensor | float | None = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     low: float | None = -1.0,
     high: float | None = 1.0,
     bins: int = 256,
@@ -526,7 +588,7 @@ def discretized_gaussian_log_prob(
 ) -> Tensor:
     """ln p(x) = sum_j ln(Phi((x_j + h - mean_j) / sigma_j) - Phi((x_j - h - mean_j) / sigma_j)), in nats; bins and rows as
     for :func:`discretized_logistic_log_prob`."""
-    given = {"x": x, "mean": mean, "logvar": logvar, "log_std": log_std, "std": std, "var": var}
+    given = {"x": x, "mean": mean, **_by_name("", logvar, log_std, std, var, rho, min_std, min_var)}
     return _log_prob("discretized_gaussian", {**given, "low": low, "high": high, "bins": bins, "width": width}, **rows)
 
 
@@ -541,16 +603,25 @@ def elbo_loss(
     log_std: Tensor | float | None = None,
     std: Tensor | float | None = None,
     var: Tensor | float | None = None,
+    rho: Tensor | float | None = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     prior_mu: Tensor | float | None = None,
     prior_logvar: Tensor | float | None = None,
     prior_log_std: Tensor | float | None = None,
     prior_std: Tensor | float | None = None,
     prior_var: Tensor | float | None = None,
+    prior_rho: Tensor | float | None = None,
+    prior_min_std: float | None = None,
+    prior_min_var: float | None = None,
     likelihood: Any = "gaussian",
     recon_logvar: Tensor | float | None = None,
     recon_log_std: Tensor | float | None = None,
     recon_std: Tensor | float | None = None,
     recon_var: Tensor | float | None = None,
+    recon_rho: Tensor | float | None = None,
+    recon_min_std: float | None = None,
+    recon_min_var: float | None = None,
     beta: Tensor | float = 1.0,
     weight: Tensor | None = None,
     kl_weight: Tensor | None = None,
@@ -576,7 +647,7 @@ def elbo_loss(
         batch_dims: number of recon's batch dimensions; the others are summed.
         reduction: over the batch: "none", "sum" or "mean" (sum / number of examples).
     """
-    scales = {"logvar": recon_logvar, "log_std": recon_log_std, "std": recon_std, "var": recon_var}
+    scales = _by_name("", recon_logvar, recon_log_std, recon_std, recon_var, recon_rho, recon_min_std, recon_min_var)
     if log_likelihood is None:
         chosen = by_name(likelihood)
         given = {"x": x, chosen.recon: recon, **chosen.parameters}
@@ -585,12 +656,14 @@ def elbo_loss(
         log_likelihood = _log_prob(chosen.likelihood.name, given, weight, batch_dims)
     if kl is None:
         assert mu is not None, "one of kl and mu"
-        own: dict[str, Any] = {"log_std": log_std, "std": std, "var": var}
-        prior: dict[str, Any] = {"prior_log_std": prior_log_std, "prior_std": prior_std, "prior_var": prior_var}
+        own: dict[str, Any] = _by_name("", logvar, log_std, std, var, rho, min_std, min_var)
+        prior: dict[str, Any] = _by_name(
+            "prior_", prior_logvar, prior_log_std, prior_std, prior_var, prior_rho, prior_min_std, prior_min_var
+        )
         operands = (x, recon, *scales.values(), weight)
         sample_axes = 0 if x is None else max(t.dim() for t in operands if isinstance(t, Tensor)) - x.dim()
         rows: dict[str, Any] = {"weight": kl_weight, "batch_dims": batch_dims - sample_axes}
-        kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, **own, **prior, **rows)
+        kl = gaussian_kl(mu, prior_mu=prior_mu, **own, **prior, **rows)
     log_likelihood, kl, beta = _tensors(log_likelihood, kl, beta)
     kl = kl.expand_as(log_likelihood)
     loss = -(log_likelihood - beta * kl)

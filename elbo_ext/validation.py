@@ -28,10 +28,10 @@ class validate_values:
         with elbo_ext.validate_values():
             loss = elbo_ext.elbo_loss(decoder(z), x, kl=kl, likelihood="bernoulli").loss
 
-    Then no argument of a function may be NaN, ``std``, ``var`` and the ``scale`` of a Laplace have to be above zero, and ``x``
-    in the support of the likelihood. Elements of weight zero may be anything. Each call of a function waits for the device
-    once. It holds in the thread or task that asks for it; nothing is checked inside of ``torch.compile``, ``torch.func``,
-    forward mode, traces and CUDA graphs.
+    Then no argument of a function may be NaN, ``std``, ``var`` and the ``scale`` of a Laplace have to be above zero (or zero,
+    with a floor), and ``x`` in the support of the likelihood. Elements of weight zero may be anything. Each call of a function
+    waits for the device once. It holds in the thread or task that asks for it; nothing is checked inside of
+    ``torch.compile``, ``torch.func``, forward mode, traces and CUDA graphs.
 
     Args:
         mode: False ends it.
@@ -108,8 +108,11 @@ def operands(term: Term, named: Mapping[str, Any], forms: int, weight: Tensor | 
         if isinstance(value, Tensor):
             allowed: constraints.Constraint = constraints.real
             rule = "must not be NaN,"
-            if forms >> 4 * k & 15 in term.positive_of_inputs[k]:
+            form = forms >> 4 * k & 15
+            if form in term.positive_of_inputs[k]:
                 allowed, rule = constraints.positive, "must be positive,"
+            elif form % len(term.forms_of_inputs[k]) in term.positive_of_inputs[k]:  # above a floor
+                allowed, rule = constraints.nonnegative, "must not be negative or NaN,"
             elif name == "x" and isinstance(term, Likelihood) and term.support is not constraints.real:
                 allowed, rule = term.support, f"must be in the support of the {term.name} likelihood, {term.support},"
             _add(checks, _Check(name, value, allowed, rule, weight))

@@ -23,7 +23,8 @@ from torch import Tensor
 import elbo_ext
 from elbo_ext import likelihoods, reference
 
-FORMS = ("logvar", "log_std", "std", "var")
+FORMS = ("logvar", "log_std", "std", "var", "rho")
+FLOORS = ("min_std", "min_var")
 REDUCTIONS = ("none", "sum", "mean")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -163,6 +164,8 @@ class Maker:
 
 def from_logvar(logvar: Tensor, form: str) -> Tensor:
     value = logvar if form in ("logvar", "var") else logvar / 2
+    if form == "rho":  # ln(e^sigma - 1)
+        return value.exp() + torch.log(-torch.expm1(-value.exp()))
     return value if form.startswith("log") else value.exp()
 
 
@@ -519,6 +522,23 @@ def _elbo(id: str, build: Callable[[Maker], _X], note: str, core: bool = False) 
 
 
 GAUSSIAN = [
+    *(
+        _gaussian(
+            f"{form}+{floor}-{extent}",
+            lambda m, form=form, floor=floor, shape=shape: {
+                "x": m.normal(4, 3, 2, 5),
+                "mean": m.normal(4, 3, 2, 5),
+                form: number(form) if shape is None else m.scale(form, *shape),
+                floor: 0.25,
+            },
+            "a floor under the scale, in each extent",
+            core=extent == "element",
+        )
+        for form in FORMS
+        for floor in FLOORS
+        for extent, shape in SCALE_SHAPES.items()
+        if extent in ("number", "channel", "element")
+    ),
     _gaussian("plain", lambda m: dict(x=m.normal(4, 6), mean=m.normal(4, 6)), "sigma = 1 by default", core=True),
     # -- broadcasting
     _gaussian(
@@ -669,6 +689,28 @@ GAUSSIAN = [
     ),
 ]
 
+DISCRETIZED_GAUSSIAN = [
+    Sample(
+        f"discretized_gaussian-{form}+{floor}-{extent}",
+        "discretized_gaussian_log_prob",
+        lambda m, form=form, floor=floor, extent=extent: {
+            "x": m.levels(4, 3, 2, 5),
+            "mean": m.normal(4, 3, 2, 5),
+            form: m.scale(form, *SCALE_SHAPES[extent]),
+            floor: 0.25,
+            "low": 0.0,
+            "high": 1.0,
+            "bins": 8,
+        },
+        "a floor under the scale",
+        core=form == "rho" and extent == "element",
+    )
+    for form in FORMS
+    for floor in FLOORS
+    for extent in ("channel", "element")
+]
+
+
 BERNOULLI = [
     _bernoulli("bits", lambda m: dict(x=m.bits(4, 6), logits=3 * m.normal(4, 6)), "binary data", core=True),
     _bernoulli("pixels", lambda m: dict(x=m.unit(4, 3, 6), logits=3 * m.normal(4, 3, 6)), "data between 0 and 1"),
@@ -747,6 +789,28 @@ COUNTS = [
 ]
 
 KL = [
+    *(
+        _kl(
+            f"{form}+{floor}-{prior}",
+            lambda m, form=form, floor=floor, of_prior=of_prior: {
+                "mu": m.normal(4, 5),
+                form: m.scale(form, 4, 5),
+                floor: 0.25,
+                **{f"prior_{name}": v if name in FLOORS else m.scale(name, 4, 5) for name, v in of_prior(form, floor)},
+            },
+            "a floor, above which the numbers as given are compared if the prior has the same, else their logarithms",
+            core=prior == "same",
+        )
+        for form in FORMS
+        for floor in FLOORS
+        for prior, of_prior in {
+            "unit": lambda form, floor: (),
+            "same": lambda form, floor: ((form, None), (floor, 0.25)),
+            "lower": lambda form, floor: ((form, None), (floor, 0.125)),
+            "none": lambda form, floor: ((form, None),),
+            "other": lambda form, floor: (("std", None), ("min_std" if floor == "min_var" else "min_var", 0.5)),
+        }.items()
+    ),
     *(
         _kl(
             f"{form}-prior_{prior_form}",
@@ -835,6 +899,16 @@ KL = [
 RSAMPLE = [
     *(
         _rsample(
+            f"{form}+{floor}",
+            lambda m, form=form, floor=floor: {"mu": m.normal(4, 7), form: m.scale(form, 4, 7), floor: 0.25},
+            "a floor under sigma",
+            core=form == "rho",
+        )
+        for form in FORMS
+        for floor in FLOORS
+    ),
+    *(
+        _rsample(
             f"num_samples-{k}",
             lambda m, k=k: dict(mu=m.normal(4, 7), logvar=m.scale("logvar", 4, 7), num_samples=k),
             "a leading axis of samples",
@@ -911,6 +985,22 @@ RSAMPLE = [
 ]
 
 RSAMPLE_KL = [
+    *(
+        _rsample_kl(
+            f"{form}+{floor}",
+            lambda m, form=form, floor=floor: {
+                "mu": m.normal(4, 7),
+                form: m.scale(form, 7),
+                floor: 0.25,
+                "prior_" + form: m.scale(form, 4, 7),
+                "prior_" + floor: 0.25,
+            },
+            "floors under both scales",
+            core=form == "rho",
+        )
+        for form in FORMS
+        for floor in FLOORS
+    ),
     *(
         _rsample_kl(
             form,
@@ -1005,6 +1095,25 @@ RSAMPLE_KL = [
 LOG_PROB_GRADIENTS = ("pathwise", "sticking_the_landing", "score")
 
 LOG_PROB = [
+    *(
+        _log_prob(
+            f"{form}+{floor}-{gradient}",
+            lambda m, form=form, floor=floor, gradient=gradient: {
+                "mu": m.normal(4, 7),
+                form: m.scale(form, 4, 7),
+                floor: 0.25,
+                "prior_logvar": m.scale("logvar", 7),
+                "prior_" + floor: 0.125,
+                "num_samples": 2,
+                "gradient": gradient,
+            },
+            "floors under both scales",
+            core=form == "rho",
+        )
+        for form in FORMS
+        for floor in FLOORS
+        for gradient in LOG_PROB_GRADIENTS
+    ),
     *(
         _log_prob(
             f"{form}-{gradient}",
@@ -1158,6 +1267,26 @@ LOG_PROB = [
 ELBO = [
     *(
         _elbo(
+            f"{form}+{floor}",
+            lambda m, form=form, floor=floor: {
+                "recon": m.normal(4, 6),
+                "x": m.normal(4, 6),
+                "recon_" + form: m.scale(form, 6),
+                "recon_" + floor: 0.25,
+                "mu": m.normal(4, 3),
+                form: m.scale(form, 4, 3),
+                floor: 0.125,
+                "prior_" + form: m.scale(form, 3),
+                "prior_" + floor: 0.5,
+            },
+            "floors of all three scales",
+            core=form == "rho",
+        )
+        for form in FORMS
+        for floor in FLOORS
+    ),
+    *(
+        _elbo(
             f"{likelihood}-{source}-{reduction}",
             lambda m, likelihood=likelihood, source=source, reduction=reduction: dict(
                 recon=m.normal(4, 6),
@@ -1187,7 +1316,7 @@ ELBO = [
             },
             "the posterior's and the prior's forms",
         )
-        for form, prior_form in zip(FORMS, ("logvar", "std", "var", "log_std"), strict=True)
+        for form, prior_form in zip(FORMS, ("logvar", "std", "var", "rho", "log_std"), strict=True)
     ),
     *(
         _elbo(
@@ -1296,6 +1425,19 @@ ELBO = [
         for likelihood in (likelihoods.DiscretizedLogistic, likelihoods.DiscretizedGaussian)
     ),
     _elbo(
+        "discretized_gaussian-rho+min_var",
+        lambda m: dict(
+            recon=m.normal(4, 6),
+            x=m.levels(4, 6),
+            **_latent(m),
+            likelihood="discretized_gaussian",
+            recon_rho=m.scale("rho", 6),
+            recon_min_var=0.25,
+        ),
+        "the other likelihood with a Gaussian's scale",
+        core=True,
+    ),
+    _elbo(
         "continuous_bernoulli",
         lambda m: dict(recon=m.normal(4, 6), x=m.unit(4, 6), **_latent(m), likelihood="continuous_bernoulli"),
         "a likelihood of one parameter",
@@ -1362,7 +1504,7 @@ def _elbo_row(c: Case) -> _X:
 
 
 # The first letters of the forms of a scale: patterns of the cases that try it in each extent.
-FORMS_IN = "[lsv]*-"
+FORMS_IN = "[lsvr]*-"
 
 STANDARD = [
     *standard(
@@ -1483,7 +1625,7 @@ STANDARD = [
         row=lambda c: dict(recon=c.normal(), x=c.normal(), **_latent(c.m), **c.scale("recon_")),
     ),
 ]
-BY_HAND = [*GAUSSIAN, *BERNOULLI, *COUNTS, *KL, *RSAMPLE, *RSAMPLE_KL, *LOG_PROB, *ELBO]
+BY_HAND = [*GAUSSIAN, *DISCRETIZED_GAUSSIAN, *BERNOULLI, *COUNTS, *KL, *RSAMPLE, *RSAMPLE_KL, *LOG_PROB, *ELBO]
 # A case of the standard set that is written by hand as well is the one written by hand.
 SAMPLES = [*BY_HAND, *(sample for sample in STANDARD if sample.id not in {by_hand.id for by_hand in BY_HAND})]
 assert len({sample.id for sample in SAMPLES}) == len(SAMPLES)

@@ -13,7 +13,7 @@ void run_forward(const LatentProblem& p, int64_t begin, int64_t end) {
   Sums<R> sums(p.space, p.kl.row, p.block_sum);
   const bool with_kl = p.results == kWithKL;
   TermTile<R> t;
-  const int form = form_of(p.forms, kScale);
+  const ScaleForm<R> form(forms_of(p, t), kScale);
 
   for (int64_t group = begin; group < end; ++group) {  // a group is one block here
     for_each_tile(p.space, p.blocks, group, TileLimits{}, [&](const Tile& tile) {
@@ -54,7 +54,7 @@ void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
   TermTile<R> t;
   const bool samples = p.grad_z.present();
   const bool scale_needed = p.gradient[kScale].wanted();
-  const int form = form_of(p.forms, kScale);
+  const ScaleForm<R> form(forms_of(p, t), kScale);
 
   for (int64_t group = begin; group < end; ++group) {
     const int64_t first = group * p.blocks.per_group;
@@ -101,8 +101,8 @@ void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
             return V::loadu(grad.data + i);
           });
           deliver(t.gradient[kScale], t.size, p.with_kl, [&](int64_t i, int64_t count) {  // dz/dscale = eps dsigma/dscale
-            const V sigma = standard_deviation(form, get(t.operand[kScale], i, count));
-            return V::loadu(grad_eps.data + i) * standard_deviation_slope(form, sigma);
+            const V scale = get(t.operand[kScale], i, count), sigma = standard_deviation(form, scale);
+            return V::loadu(grad_eps.data + i) * standard_deviation_slope(form, scale, sigma);
           });
         }
         for (int k = 0; k < inputs; ++k) t.gradient[k].finish(p.space, p.gradient[k], tile, group);

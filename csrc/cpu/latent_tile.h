@@ -15,6 +15,13 @@ enum Slot {
   kPriorScale
 };
 
+// The forms of the inputs, and what belongs to them (terms/forms.h).
+template <class R>
+Forms forms_of(const LatentProblem& p, TermTile<R>& t) {
+  for (int k = 0; k < kLatentInputs; ++k) t.constant[k] = p.input[k].constant;
+  return {p.forms, t.constant};
+}
+
 // The noise of one tile of one sample.
 template <class R>
 struct Noise {

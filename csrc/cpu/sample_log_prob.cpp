@@ -19,7 +19,8 @@ void run_forward(const LatentProblem& p, int64_t begin, int64_t end) {
   Noise<R> noise;
   Sums<R> sums_q(p.space, p.log_q.row, p.block_sum_q), sums_p(p.space, p.log_p.row, p.block_sum_p);
   TermTile<R> t;
-  const int form = form_of(p.forms, kScale), prior_form = form_of(p.forms, kPriorScale);
+  const Forms forms = forms_of(p, t);
+  const ScaleForm<R> form(forms, kScale), prior_form(forms, kPriorScale);
 
   for (int64_t group = begin; group < end; ++group) {  // a group is one block here
     for_each_tile(p.space, p.blocks, group, TileLimits{}, [&](const Tile& tile) {
@@ -82,6 +83,7 @@ void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
   SampleSum<R> total[kLatentInputs];
   Noise<R> noise;
   TermTile<R> t;
+  const Forms forms_as_given = forms_of(p, t);
 
   const auto add_sample = [&](const Tile& tile, int64_t sample, R* const(&to)[kLatentInputs]) {
     const Lane<R> eps = noise.load(p, tile, sample);
@@ -96,7 +98,8 @@ void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
     }
     const bool varies = prior_varies(t);
     with_constants(p, [&](auto first_forms, auto results) {
-      const int forms = first_forms ? 0 : p.forms, form = form_of(forms, kScale), prior_form = form_of(forms, kPriorScale);
+      const Forms forms = first_forms ? Forms{0} : forms_as_given;
+      const ScaleForm<R> form(forms, kScale), prior_form(forms, kPriorScale);
       Scale<V> prior = make_scale(prior_form, V(t.operand[kPriorScale].data[0]));
       for_each_register<R>(t.size, [&](int64_t i, int64_t count) {
         const SampleScale<V> q = make_sample_scale(form, get(t.operand[kScale], i, count));

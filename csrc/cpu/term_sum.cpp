@@ -20,6 +20,7 @@ void run_groups(const TermSumProblem& p, int64_t begin, int64_t end) {
   for (int k = 0; k < kOperands; ++k) {
     limits.consider<R>(p.space, p.operand[k]);
     limits.consider<R>(p.space, p.gradient[k]);
+    t.constant[k] = p.operand[k].constant;
   }
   t.streams = kGradient && limits.elements == kTile && p.space.rows * p.space.cols >= kStreamedElements;
 

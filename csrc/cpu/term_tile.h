@@ -10,6 +10,7 @@ template <class R>
 struct TermTile {
   int64_t size;
   Lane<R> operand[kMaxOperands];  // the inputs, and the weight
+  double constant[kMaxOperands];  // (problem.h)
   bool weighted = false;
   R* value = nullptr;           // where the values go one by one, if anywhere
   double sum = 0;               // their sum
@@ -44,7 +45,7 @@ int positions_above_zero(const TermTile<R>& tile, Index<R>* position) {
 }
 
 template <template <class> class TermOf, class R, bool kGradient, FastPath kFastPath>
-void run_term_loop(TermTile<R>& tile, int forms, bool recompute) {
+void run_term_loop(TermTile<R>& tile, Forms forms, bool recompute) {
   using V = Vec<R>;
   using Term = TermOf<V>;
   constexpr int kWidth = V::size();
@@ -52,7 +53,7 @@ void run_term_loop(TermTile<R>& tile, int forms, bool recompute) {
   constexpr bool kInParts = HasParts<Term>::value;
   const V zero(R(0));
   if constexpr (kFastPath != FastPath::kNone) {
-    forms = 0;
+    forms = {0};
     recompute = kFastPath == FastPath::kRecomputed;
   }
   const bool weighted = kFastPath == FastPath::kNone && tile.weighted;
@@ -198,8 +199,9 @@ void run_term_loop(TermTile<R>& tile, int forms, bool recompute) {
 }
 
 template <template <class> class TermOf, class R, bool kGradient>
-void run_term(TermTile<R>& tile, int forms) {
+void run_term(TermTile<R>& tile, int number_of_forms) {
   using Term = TermOf<Vec<R>>;
+  const Forms forms{number_of_forms, tile.constant};
   bool recompute = false;
   for (int k = 0; k < Term::kInputs; ++k)
     if ((Term::kPrecomputedFrom >> k & 1) && tile.operand[k].step != 0) recompute = true;

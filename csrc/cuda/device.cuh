@@ -120,3 +120,47 @@ __device__ __forceinline__ R sum_of(const Pack<R, kCount>& pack) {
 
 #include "../terms/noise.h"
 #include "../terms/terms.h"
+
+namespace elbo_ext {
+namespace {
+
+// The long formulas of rho and of floors one number at a time: a kernel has not the registers for several.
+template <class R, int kCount>
+__device__ __forceinline__ Deviation<Pack<R, kCount>> floored_deviation(ScaleForm<R> form, Pack<R, kCount> s) {
+  Deviation<Pack<R, kCount>> result;
+  ELBO_UNROLL
+  for (int i = 0; i < kCount; ++i) {
+    const Deviation<R> one = floored_deviation(form, s.x[i]);
+    result.value.x[i] = one.value;
+    result.slope.x[i] = one.slope;
+  }
+  return result;
+}
+template <class R, int kCount>
+__device__ __forceinline__ FlooredScale<Pack<R, kCount>> floored_scale(ScaleForm<R> form, Pack<R, kCount> s) {
+  FlooredScale<Pack<R, kCount>> result;
+  ELBO_UNROLL
+  for (int i = 0; i < kCount; ++i) {
+    const FlooredScale<R> one = floored_scale(form, s.x[i]);
+    result.sigma.value.x[i] = one.sigma.value;
+    result.sigma.slope.x[i] = one.sigma.slope;
+    result.logvar.x[i] = one.logvar;
+    result.logvar_slope.x[i] = one.logvar_slope;
+  }
+  return result;
+}
+template <class R, int kCount>
+__device__ __forceinline__ Expm1<Pack<R, kCount>> floored_ratio(ScaleForm<R> form, Pack<R, kCount> a, Pack<R, kCount> b,
+                                                                Pack<R, kCount> of_both) {
+  Expm1<Pack<R, kCount>> result;
+  ELBO_UNROLL
+  for (int i = 0; i < kCount; ++i) {
+    const Expm1<R> one = floored_ratio(form, a.x[i], b.x[i], of_both.x[i]);
+    result.value.x[i] = one.value;
+    result.minus_d.x[i] = one.minus_d;
+  }
+  return result;
+}
+
+}  // namespace
+}  // namespace elbo_ext

@@ -19,15 +19,17 @@ struct LatentParams {
 };
 
 // Of the kernels in this file: how many blocks a multiprocessor holds.
-constexpr int blocks_of(bool only_dense) { return only_dense ? 2 : 1; }
+constexpr int kForwardBlocks = 2;
+constexpr int backward_blocks(bool only_dense) { return only_dense ? 2 : 1; }
 constexpr int blocks_of_usual(bool with_kl) { return with_kl ? 3 : 4; }
 
 template <class R, bool kOnlyDense, int kFormClass>
-__global__ void __launch_bounds__(kThreads, blocks_of(kOnlyDense)) latent_kernel(const __grid_constant__ LatentParams p) {
+__global__ void __launch_bounds__(kThreads, kForwardBlocks) latent_kernel(const __grid_constant__ LatentParams p) {
   using T = Pack<R, kGroup<R>>;
   using Reader = Group<R, kForwardSlots, kOnlyDense>;
   const LatentCommon& c = p.common;
-  const int forms = LatentForms::within<kFormClass>(c.forms), form = form_of(forms, kScale);
+  const Forms forms{LatentForms::within<kFormClass>(c.forms), c.constant};
+  const ScaleForm<R> form(forms, kScale);
   const uint64_t seed = c.the_seed();
   Inputs<R, kForwardSlots, kOnlyDense> inputs(c, p.layout);
   double sum[1] = {};
@@ -62,7 +64,8 @@ __global__ void __launch_bounds__(kThreads, blocks_of_usual(kWithKL)) usual_late
   using R = float;
   constexpr int kWidth = kGroup<R>;
   using T = Pack<R, kWidth>;
-  const int forms = LatentForms::within<kFormClass>(p.common.forms), form = form_of(forms, kScale);
+  const Forms forms{LatentForms::within<kFormClass>(p.common.forms), p.common.constant};
+  const ScaleForm<R> form(forms, kScale);
   const uint64_t seed = p.common.the_seed();
   const auto array = [&](int slot) { return Array{p.layout.array[slot].data, dtype}; };
   T in[kLatentInputs];
@@ -98,20 +101,21 @@ using LatentBackwardParams = BackwardParams<1, BackwardCommon>;
 
 // From the derivatives of the KL, times its upstream gradient, to those of both.
 template <class T>
-__device__ __forceinline__ void add_samples(int form, const T& scale, const T& sum_g, const T& sum_g_eps, T* d) {
+__device__ __forceinline__ void add_samples(const ScaleForm<Real<T>>& form, const T& scale, const T& sum_g, const T& sum_g_eps, T* d) {
   d[kMu] = d[kMu] + sum_g;  // dz/dmu = 1
   const T sigma = standard_deviation(form, scale);
-  d[kScale] = d[kScale] + sum_g_eps * standard_deviation_slope(form, sigma);  // dz/dscale = eps dsigma/dscale
+  d[kScale] = d[kScale] + sum_g_eps * standard_deviation_slope(form, scale, sigma);  // dz/dscale = eps dsigma/dscale
 }
 
 template <class R, bool kOnlyDense, int kFormClass>
-__global__ void __launch_bounds__(kThreads, blocks_of(kOnlyDense)) latent_backward_kernel(
+__global__ void __launch_bounds__(kThreads, backward_blocks(kOnlyDense)) latent_backward_kernel(
     const __grid_constant__ LatentBackwardParams p) {
   using S = BackwardSlots;
   using T = Pack<R, kGroup<R>>;
   using Reader = Group<R, S::kUpstream + 1, kOnlyDense>;
   const BackwardCommon& c = p.common;
-  const int forms = LatentForms::within<kFormClass>(c.forms), form = form_of(forms, kScale);
+  const Forms forms{LatentForms::within<kFormClass>(c.forms), c.constant};
+  const ScaleForm<R> form(forms, kScale);
   const uint64_t seed = c.the_seed();
   const bool upstream_per_element = !kOnlyDense && p.layout.place[S::kUpstream] > kUniform;
   R upstream = uniform_upstream<R>(p.layout, S::kUpstream, c.upstream_constant, c.upstream_factor);
@@ -180,7 +184,8 @@ __global__ void __launch_bounds__(kThreads, blocks_of_usual(kWithKL)) usual_late
   constexpr int kWidth = kGroup<R>;
   using T = Pack<R, kWidth>;
   const BackwardCommon& c = p.common;
-  const int forms = LatentForms::within<kFormClass>(c.forms), form = form_of(forms, kScale);
+  const Forms forms{LatentForms::within<kFormClass>(c.forms), c.constant};
+  const ScaleForm<R> form(forms, kScale);
   const uint64_t seed = c.the_seed();
   const auto array = [&](int slot) { return Array{p.layout.array[slot].data, dtype}; };
   T in[kLatentInputs];
@@ -223,11 +228,12 @@ struct GatherLatent : GatherSlots<1> {  // kUpstream: that of the KL
   static __device__ __forceinline__ void add(const Params& p, const int64_t (&offset)[kSlots], double (&sum)[kSums]) {
     const BackwardCommon& c = p.common;
     const GatheredElement<R, kSlots> element{p.gather.layout.array, offset};
+    const Forms forms{c.forms, c.constant};
     R x[kLatentInputs], d[kLatentInputs] = {};
     ELBO_UNROLL
     for (int k = 0; k < kLatentInputs; ++k) x[k] = element.number(k, c.constant[k]);
     if (c.with_kl && offset[kNumber] < c.elements) {  // once for all samples
-      GaussianKL<R>::gradient(GaussianKL<R>::precompute(x, c.forms), x, d);
+      GaussianKL<R>::gradient(GaussianKL<R>::precompute(x, forms), x, d);
       const R upstream = element.upstream(kUpstream, c.upstream_constant, c.upstream_factor);
       ELBO_UNROLL
       for (int k = 0; k < kLatentInputs; ++k) d[k] *= upstream;
@@ -237,7 +243,7 @@ struct GatherLatent : GatherSlots<1> {  // kUpstream: that of the KL
       R eps = R(0);
       if (p.gather.out[kScale].data != nullptr)
         eps = c.makes_noise ? normal<R>(c.the_seed(), offset[kNumber]) : element.number(kNoise);
-      add_samples(form_of(c.forms, kScale), x[kScale], g, g * eps, d);
+      add_samples({forms, kScale}, x[kScale], g, g * eps, d);
     }
     ELBO_UNROLL
     for (int k = 0; k < kLatentInputs; ++k) sum[k] += static_cast<double>(d[k]);
@@ -266,13 +272,13 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
     if (sizeof(R) == 4 && dense && is_usual(params.layout, p, {kZ}))
       return with_usual(p, params.layout.array[kMu].dtype, params.common.with_kl,
                         [](auto dtype, auto with_kl, auto form_class) -> Kernel<LatentParams> {
-                          constexpr bool kWithKL = decltype(with_kl)::value;
-                          return {usual_latent_kernel<decltype(dtype)::value, kWithKL, decltype(form_class)::value>,
-                                  blocks_of_usual(kWithKL)};
-                        });
+        constexpr bool kWithKL = decltype(with_kl)::value;
+        return {usual_latent_kernel<decltype(dtype)::value, kWithKL, decltype(form_class)::value>,
+                blocks_of_usual(kWithKL)};
+      });
     return choose_kernel<R>(dense, p, [](auto dense, auto form_class) -> Kernel<LatentParams> {
       constexpr bool kOnlyDense = decltype(dense)::value;
-      return {latent_kernel<R, kOnlyDense, decltype(form_class)::value>, blocks_of(kOnlyDense)};
+      return {latent_kernel<R, kOnlyDense, decltype(form_class)::value>, kForwardBlocks};
     });
   }();
   Work<1> work(params.units, params.kl, dims, segment, by_row, kGroup<R>, kernel.resident, call);
@@ -307,7 +313,7 @@ const char* run_backward(const LatentProblem& p, const CudaCall& call) {
       });
     return choose_kernel<R>(dense, p, [](auto dense, auto form_class) -> K {
       constexpr bool kOnlyDense = decltype(dense)::value;
-      return {latent_backward_kernel<R, kOnlyDense, decltype(form_class)::value>, blocks_of(kOnlyDense)};
+      return {latent_backward_kernel<R, kOnlyDense, decltype(form_class)::value>, backward_blocks(kOnlyDense)};
     });
   });
 }

@@ -33,7 +33,8 @@ __global__ void __launch_bounds__(kThreads, forward_blocks(kOnlyDense)) sample_l
   using Reader = Group<R, kForwardSlots, kOnlyDense>;
   constexpr unsigned kUsed = (1u << kForwardSums) - 1;
   const LatentCommon& c = p.common;
-  const int forms = LatentForms::within<kFormClass>(c.forms), form = form_of(forms, kScale);
+  const Forms forms{LatentForms::within<kFormClass>(c.forms), c.constant};
+  const ScaleForm<R> form(forms, kScale), prior_form(forms, kPriorScale);
   const uint64_t seed = c.the_seed();
   Inputs<R, kForwardSlots, kOnlyDense> inputs(c, p.layout);
   double sum[kForwardSums] = {};
@@ -48,7 +49,7 @@ __global__ void __launch_bounds__(kThreads, forward_blocks(kOnlyDense)) sample_l
       Reader::store(p.layout, kZ, n, mask, z.x);
       const T at[] = {z, in[kPriorMu], in[kPriorScale]};
       T log_q = log_prob_of_sample(form, in[kScale], eps);
-      T log_p = Gaussian<T>::value(make_scale(form_of(forms, kPriorScale), in[kPriorScale]), at);
+      T log_p = Gaussian<T>::value(make_scale(prior_form, in[kPriorScale]), at);
       ELBO_UNROLL
       for (int i = 0; i < kGroup<R>; ++i) {
         log_q.x[i] = mask >> i & 1 ? log_q.x[i] : R(0);
@@ -104,7 +105,8 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks) sample_log_prob_bac
   using T = Pack<R, kGroup<R>>;
   using Reader = Group<R, kBackwardSlots, kOnlyDense>;
   const BackwardCommon& c = p.common;
-  const int forms = LatentForms::within<kFormClass>(c.forms), form = form_of(forms, kScale);
+  const Forms forms{LatentForms::within<kFormClass>(c.forms), c.constant};
+  const ScaleForm<R> form(forms, kScale), prior_form(forms, kPriorScale);
   const uint64_t seed = c.the_seed();
   Inputs<R, kBackwardSlots, kOnlyDense> inputs(c, p.layout);
   const R uniform_grad_z = uniform_number<R>(p.layout, S::kGradZ, 0.0);
@@ -118,7 +120,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks) sample_log_prob_bac
       T in[kLatentInputs];
       inputs.read(p.layout, n, mask, in);
       const SampleScale<T> q = make_sample_scale(form, in[kScale]);
-      const Scale<T> prior = make_scale(form_of(forms, kPriorScale), in[kPriorScale]);
+      const Scale<T> prior = make_scale(prior_form, in[kPriorScale]);
       double total[kLatentInputs][kGroup<R>] = {};  // over the samples, of which there may be many thousands
       for (int64_t sample = 0; sample < c.samples; ++sample) {
         Reader z_reader;
@@ -165,8 +167,9 @@ struct GatherSampleLogProb : GatherSlots<2> {  // kUpstream: those of log q and 
     R in[kLatentInputs];
     ELBO_UNROLL
     for (int k = 0; k < kLatentInputs; ++k) in[k] = element.number(k, c.constant[k]);
-    const SampleScale<R> q = make_sample_scale(form_of(c.forms, kScale), in[kScale]);
-    const Scale<R> prior = make_scale(form_of(c.forms, kPriorScale), in[kPriorScale]);
+    const Forms forms{c.forms, c.constant};
+    const SampleScale<R> q = make_sample_scale({forms, kScale}, in[kScale]);
+    const Scale<R> prior = make_scale({forms, kPriorScale}, in[kPriorScale]);
     const R eps = c.makes_noise ? normal<R>(c.the_seed(), offset[kNumber]) : element.number(kNoise);
     const SampleGradient<R> by(c.results, q, prior, in[kMu], in[kPriorMu], eps, element.number(kGradZ),
                                element.number(kUpstream), element.number(kUpstream + 1));

@@ -104,10 +104,11 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>, Of, kGradien
   using S = Slots<kInputs>;
   constexpr int kUpstream = S::kUpstream, kFirstSink = S::kFirstSink, kElement = S::kElement, kValueSum = S::kValueSum;
   // The inputs whose gradients may be sums, and those whose gradients may be written element by element.
-  constexpr unsigned kTensorSet = (1u << kTensors) - 1, kSummed = !kGradient ? 0u : kAny ? kTensorSet : kUsual<Term> & ~Of::kInputs;
+  constexpr unsigned kTensorSet = (1u << kTensors) - 1, kSummed = !kGradient ? 0u : kAny ? kTensorSet
+                                                                                         : kUsual<Term> & ~Of::kInputs;
   constexpr unsigned kWritten = kAny ? kTensorSet : Of::kInputs, used = used_sums<kInputs>(kSummed);
   constexpr bool kInParts = HasParts<Term>::value;  // terms/count.h
-  const int forms = Term::template within<kFormClass>(p.forms);
+  const Forms forms{Term::template within<kFormClass>(p.forms), p.constant};
   const auto array = [&](int slot) { return kAny ? p.layout.array[slot] : Array{p.layout.array[slot].data, Of::kDType}; };
   T uniform[kInputs];
   bool vectors[kInputs] = {}, recompute = false;
@@ -241,7 +242,7 @@ __global__ void __launch_bounds__(kThreads, kColumnsBlocks<TermOf<R>>) columns_k
   constexpr int kUpstream = S::kUpstream, kFirstSink = S::kFirstSink, kValueSum = S::kValueSum;
   constexpr unsigned kSharedSet = kShared<Term>;
   constexpr bool kInParts = HasParts<Term>::value;
-  const int forms = Term::template within<kFormClass>(p.forms);
+  const Forms forms{Term::template within<kFormClass>(p.forms), p.constant};
   const int64_t column_block = blockIdx.x % p.column_blocks, sharer = blockIdx.x / p.column_blocks;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t column = column_block * kBlockColumns + lane * V;
@@ -378,7 +379,7 @@ __global__ void __launch_bounds__(kThreads, kGeneralBlocks<TermOf<R>, R>) genera
       }
       reader[kUpstream].finish(p.layout, kUpstream, mask, grad.x, R(1));
 
-      T d[kOperands], value = Term::gradient(Term::precompute(in, p.forms), in, d);
+      T d[kOperands], value = Term::gradient(Term::precompute(in, Forms{p.forms, p.constant}), in, d);
       if constexpr (HasParts<Term>::value)
         if (p.layout.place[kFirstSink] != kAbsent || p.sums.kind[0] != kNoSum) d[0] = Term::data_gradient(in, p.forms);
       const T& weight = in[kWeight];
@@ -424,7 +425,7 @@ struct GatherTerm {
     R x[kInputs], d[kInputs];
     ELBO_UNROLL
     for (int k = 0; k < kInputs; ++k) x[k] = element.number(k, p.constant[k]);
-    const R value = Term::gradient(Term::precompute(x, p.forms), x, d);
+    const R value = Term::gradient(Term::precompute(x, Forms{p.forms, p.constant}), x, d);
     if constexpr (HasParts<Term>::value)
       if (p.gather.out[0].data != nullptr) d[0] = Term::data_gradient(x, p.forms);
     const R weight = element.number(kWeight, p.constant[kWeight]);

@@ -4,7 +4,8 @@
 //   term        the number of the formula in csrc/terms/list.h
 //   operands    its inputs in order, and last the weight, which multiplies each element's term; where one is None, the
 //               number in `constants` stands for every element
-//   forms       what the inputs hold, four bits each (csrc/terms/forms.h): 0 logvar, 1 log_std, 2 std, 3 var of a scale
+//   forms       what the inputs hold, four bits each (csrc/terms/forms.h): 0 logvar, 1 log_std, 2 std, 3 var, 4 rho of a scale; 5 more
+//               with min_std, 10 more with min_var: floors, which for a tensor stand in `constants`
 //   batch_dims  leading dimensions of the joint broadcast shape that index examples; the others are summed
 //   reduction   over the examples: 0 none, 1 sum, 2 mean
 //   needs       which of the operands a gradient is returned for

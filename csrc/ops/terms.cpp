@@ -13,8 +13,15 @@ TermInfo info_of(int number, const char* name) {
   std::istringstream inputs(Term::kSignature);
   for (std::string input; inputs >> input;) {
     info.inputs.emplace_back();
-    std::istringstream forms(input);
-    for (std::string form; std::getline(forms, form, '|');) info.inputs.back().push_back(form);
+    std::vector<std::string>& names = info.inputs.back();
+    std::istringstream forms_and_floors(input);
+    std::string forms, floor;
+    std::getline(forms_and_floors, forms, '^');
+    std::istringstream each(forms);
+    for (std::string form; std::getline(each, form, '|');) names.push_back(form);
+    const std::vector<std::string> without_floor = names;
+    while (std::getline(forms_and_floors, floor, '^'))
+      for (const std::string& form : without_floor) names.push_back(form + "+" + floor);
   }
   return info;
 }

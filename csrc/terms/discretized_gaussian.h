@@ -43,7 +43,7 @@ ELBO_INLINE NarrowBin<T> narrow_bin(T c, T r) {
 template <class T>
 struct DiscretizedGaussian : ScaleForms<2> {
   static constexpr int kInputs = 6, kTensors = 3, kTogether = 2;
-  static constexpr const char* kSignature = "x mean logvar|log_std|std|var low high half_bin";
+  static constexpr const char* kSignature = "x mean " ELBO_SCALE("") " low high half_bin";
   static constexpr unsigned kPrecomputedFrom = 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5, kSharedInputs = 1 << 2;
   using R = Real<T>;
   struct Precomputed {
@@ -55,17 +55,27 @@ struct DiscretizedGaussian : ScaleForms<2> {
     bool flat;
   };
 
-  ELBO_INLINE static Precomputed precompute(const T* in, int forms) {
+  ELBO_INLINE static Precomputed precompute(const T* in, const Forms& forms) {
     const T s = in[2], half = T(R(0.5));
-    const int form = form_of(forms, 2);
+    const ScaleForm<R> form(forms, 2);
+    FlooredScale<T> scale;
+    if (form.ordinary()) {
+      scale.sigma.value = standard_deviation(form, s);
+      scale.logvar_slope = log_variance_slope_above_floor(form.number, s);
+    } else {
+      scale = floored_scale(form, s);
+    }
     Precomputed p;
     p.bins = make_bins(in[3], in[4], in[5]);
-    p.factor = minimum(T(R(1)) / standard_deviation(form, s), T(kLargest<T>));
-    p.slope = half * log_variance_slope(form, s);
+    p.factor = minimum(T(R(1)) / scale.sigma.value, T(kLargest<T>));
+    p.slope = half * scale.logvar_slope;
     p.radius = minimum(in[5] * p.factor, T(kLargest<T>));
     p.log_width = T(R(0));
     p.flat = any(p.radius < T(kFlat));
-    if (p.flat) p.log_width = log(in[5] + in[5]) - half * log_variance(form, s);
+    if (p.flat) {
+      if (form.ordinary()) scale.logvar = log_variance_above_floor(form.number, s);
+      p.log_width = log(in[5] + in[5]) - half * scale.logvar;
+    }
     return p;
   }
 

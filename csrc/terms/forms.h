@@ -9,6 +9,14 @@
 namespace elbo_ext {
 namespace {
 
+// What a term is told of its inputs: their forms, and for each input its constant (problem.h), which is the floor of a scale
+// that has one (terms/scale.h).
+struct Forms {
+  int number;
+  const double* constant = nullptr;
+  ELBO_INLINE constexpr operator int() const { return number; }
+};
+
 ELBO_INLINE constexpr int form_of(int forms, int input) { return forms >> (4 * input) & 15; }
 
 // Forms of a class take the same steps, so that what another class would take costs a kernel that is compiled for one class

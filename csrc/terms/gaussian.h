@@ -10,13 +10,13 @@ namespace {
 template <class T>
 struct Gaussian : ScaleForms<2> {
   static constexpr int kInputs = 3;
-  static constexpr const char* kSignature = "x mean logvar|log_std|std|var";
+  static constexpr const char* kSignature = "x mean " ELBO_SCALE("");
   static constexpr unsigned kPrecomputedFrom = 1 << 2;  // the inputs that Precomputed is made from: the scale alone
   static constexpr unsigned kUsualInputs = 0b111, kSharedInputs = 0b100;
   using R = Real<T>;
   using Precomputed = Scale<T>;
 
-  ELBO_INLINE static Precomputed precompute(const T* in, int forms) { return make_scale(form_of(forms, 2), in[2]); }
+  ELBO_INLINE static Precomputed precompute(const T* in, const Forms& forms) { return make_scale({forms, 2}, in[2]); }
 
   ELBO_INLINE static T value(const Precomputed& scale, const T* in) {
     return from_z2(scale, scale.standardize(in[0] - in[1]).z2);

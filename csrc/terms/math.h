@@ -63,5 +63,32 @@ ELBO_INLINE T log1p_of_unit(T t) {
   return (s + s) + (s + s) * (s2 * series);  // the first term apart, so that the series' rounding hardly counts
 }
 
+// softplus(x) = log(1 + exp(x)) and its derivative sigmoid(x), each to full relative precision for every x whose result has
+// a normal number.
+template <class T>
+struct Softplus {
+  T value;
+  T slope;
+};
+
+template <class T>
+ELBO_INLINE Softplus<T> softplus(T x) {
+  using R = Real<T>;
+  const T zero = T(R(0)), one = T(R(1)), t = exp(zero - abs(x)), tail = log1p_of_unit(t);
+  const auto positive = x > zero;
+  return {select(positive, x + tail, tail), select(positive, one, t) / (one + t)};
+}
+
+// softplus(x) - 1, which keeps its digits where it vanishes, at x = log(e - 1), here in two parts: softplus there is 1, so
+// that softplus(x) - 1 = log1p(sigmoid * expm1(x - log(e - 1))), sigmoid(log(e - 1)) = 1 - 1 / e.
+template <class T>
+ELBO_INLINE T softplus_minus_1(T x) {
+  using R = Real<T>;
+  constexpr bool kDouble = std::numeric_limits<R>::digits > 24;
+  constexpr R kRoot = kDouble ? R(0.5413248546129181) : R(0x1.152888p-1), kRest = kDouble ? R(-1.8138570925507325e-17) : R(7.158233824158564e-10);
+  const T from_root = (x - T(kRoot)) - T(kRest);
+  return log1p(T(R(0.632120558828557678404476229839)) * expm1_parts(from_root, exp(from_root)).value);
+}
+
 }  // namespace
 }  // namespace elbo_ext

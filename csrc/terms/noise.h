@@ -28,7 +28,7 @@ template <>
 struct Polynomials<float> {
   // ln(1 + f) = f + f^2 p(f), |f| < sqrt(2) - 1, to 3e-8 of its size
   static ELBO_INLINE float log1p(float f) {
-    constexpr float kP[] = {-0.4999999106f, 0.3333395123f,  -0.2500175536f, 0.1996207237f,
+    constexpr float kP[] = {-0.4999999106f, 0.3333395123f, -0.2500175536f, 0.1996207237f,
                             -0.1657050848f, 0.1491797417f, -0.1430751830f, 0.0873483643f};
     float p = kP[7];
     ELBO_UNROLL

@@ -21,7 +21,7 @@ enum Results : int {
 };
 
 template <class T>
-ELBO_INLINE T log_prob_of_sample(int form, T scale, T eps) {
+ELBO_INLINE T log_prob_of_sample(const ScaleForm<Real<T>>& form, T scale, T eps) {
   using R = Real<T>;
   return (eps * eps + (log_variance(form, scale) + T(R(kLogTwoPi)))) * T(R(-0.5));
 }
@@ -36,18 +36,26 @@ struct SampleScale {
 };
 
 template <class T>
-ELBO_INLINE SampleScale<T> make_sample_scale(int form, T scale) {
+ELBO_INLINE SampleScale<T> make_sample_scale(const ScaleForm<Real<T>>& form, T scale) {
   using R = Real<T>;
   SampleScale<T> s;
+  if (!form.ordinary()) {
+    const FlooredScale<T> floored = floored_scale(form, scale);
+    s.sigma = floored.sigma.value;
+    s.slope = minimum(floored.sigma.slope, T(kLargest<T>));
+    s.over_sigma = minimum(T(R(1)) / s.sigma, T(kLargest<T>));
+    s.logvar_slope = floored.logvar_slope;
+    return s;
+  }
   s.sigma = standard_deviation(form, scale);
-  s.slope = minimum(standard_deviation_slope(form, s.sigma), T(kLargest<T>));
-  switch (form) {
+  s.slope = minimum(standard_deviation_slope(form, scale, s.sigma), T(kLargest<T>));
+  switch (form.number) {
     case kLogvar: s.over_sigma = fast_exp(scale * T(R(-0.5))); break;
     case kLogStd: s.over_sigma = fast_exp(T(R(0)) - scale); break;
     default: s.over_sigma = T(R(1)) / s.sigma; break;
   }
   s.over_sigma = minimum(s.over_sigma, T(kLargest<T>));
-  s.logvar_slope = log_variance_slope(form, scale);
+  s.logvar_slope = log_variance_slope_above_floor(form.number, scale);
   return s;
 }
 

@@ -1,31 +1,24 @@
-// The scale of a Gaussian, in any of the four forms users keep it in.
+// The scale of a Gaussian, in any of the forms users keep it in. The four ordinary ones are here; floored_scale.h has
+// rho and the floors.
 #pragma once
 
 #include <limits>
 
-#include "forms.h"
-#include "math.h"
+#include "floored_scale.h"
 
 namespace elbo_ext {
 namespace {
 
-// What the scale tensor holds. The numbers are part of the operator schema.
-enum Form : int {
-  kLogvar = 0,
-  kLogStd = 1,
-  kStd = 2,
-  kVar = 3
-};
-
 // The classes of forms of a term whose inputs with these numbers are such scales: exponential (logvar and log_std), and
-// direct (std and var).
+// direct (std and var). All others are for kernels that look at run time.
 template <int... scales>
 struct ScaleForms {
   static constexpr int kFormClasses = 2;
   ELBO_INLINE static constexpr int form_class(int forms) {
-    const int direct = ((form_of(forms, scales) >= kStd ? 1 : 0) + ...);
-    return direct == 0 ? 0 : direct == static_cast<int>(sizeof...(scales)) ? 1
-                                                                           : kAnyForms;
+    const bool exponential = ((form_of(forms, scales) <= kLogStd) && ...);
+    const bool direct = ((form_of(forms, scales) == kStd || form_of(forms, scales) == kVar) && ...);
+    return exponential ? 0 : direct ? 1
+                                    : kAnyForms;
   }
   template <int kClass>
   ELBO_INLINE static constexpr int within(int forms) {
@@ -40,21 +33,17 @@ struct ScaleForms {
 constexpr double kLogTwoPi = 1.83787706640934548356065947281;
 
 template <class T>
-ELBO_INLINE T log_variance(int form, T s) {
-  using R = Real<T>;
-  switch (form) {
-    case kLogvar: return s;
-    case kLogStd: return s * T(R(2));
-    case kStd: return log(s) * T(R(2));
-    default: return log(s);
-  }
+ELBO_INLINE T log_variance(const ScaleForm<Real<T>>& form, T s) {
+  if (!form.ordinary()) return floored_scale(form, s).logvar;
+  return log_variance_above_floor(form.number, s);
 }
 
 // sigma, the standard deviation, and its derivative by the scale as given.
 template <class T>
-ELBO_INLINE T standard_deviation(int form, T s) {
+ELBO_INLINE T standard_deviation(const ScaleForm<Real<T>>& form, T s) {
   using R = Real<T>;
-  switch (form) {
+  if (!form.ordinary()) return floored_deviation(form, s).value;
+  switch (form.number) {
     case kLogvar: return fast_exp(s * T(R(0.5)));
     case kLogStd: return fast_exp(s);
     case kStd: return s;
@@ -62,25 +51,14 @@ ELBO_INLINE T standard_deviation(int form, T s) {
   }
 }
 template <class T>
-ELBO_INLINE T standard_deviation_slope(int form, T sigma) {
+ELBO_INLINE T standard_deviation_slope(const ScaleForm<Real<T>>& form, T s, T sigma) {
   using R = Real<T>;
-  switch (form) {
+  if (!form.ordinary()) return floored_deviation(form, s).slope;
+  switch (form.number) {
     case kLogvar: return sigma * T(R(0.5));  // d exp(s/2) / ds
     case kLogStd: return sigma;              // d exp(s) / ds
     case kStd: return T(R(1));
     default: return T(R(0.5)) / sigma;       // d sqrt(s) / ds
-  }
-}
-
-// d log(sigma^2) / d(the scale as given)
-template <class T>
-ELBO_INLINE T log_variance_slope(int form, T s) {
-  using R = Real<T>;
-  switch (form) {
-    case kLogvar: return T(R(1));
-    case kLogStd: return T(R(2));
-    case kStd: return T(R(2)) / s;
-    default: return T(R(1)) / s;
   }
 }
 
@@ -114,14 +92,23 @@ struct Scale {
 };
 
 template <class T>
-ELBO_INLINE Scale<T> make_scale(int form, T s) {
+ELBO_INLINE Scale<T> make_scale(const ScaleForm<Real<T>>& form, T s) {
   using R = Real<T>;
   Scale<T> scale;
-  scale.logvar = log_variance(form, s);
-  scale.slope = log_variance_slope(form, s);
+  if (!form.ordinary()) {
+    const FlooredScale<T> floored = floored_scale(form, s);
+    scale.logvar = floored.logvar;
+    scale.slope = floored.logvar_slope;
+    scale.extreme = any(abs(scale.logvar) > T(kOrdinaryExponent<T>));
+    if (scale.extreme) scale.factor = minimum(fast_exp(scale.logvar * T(R(-0.25))), T(kLargest<T>));
+    else scale.factor = T(R(1)) / (floored.sigma.value * floored.sigma.value);
+    return scale;
+  }
+  scale.logvar = log_variance_above_floor(form.number, s);
+  scale.slope = log_variance_slope_above_floor(form.number, s);
   scale.extreme = any(abs(scale.logvar) > T(kOrdinaryExponent<T>));
   if (scale.extreme) {
-    switch (form) {
+    switch (form.number) {
       case kLogvar:
       case kLogStd: scale.factor = fast_exp(scale.logvar * T(R(-0.25))); break;
       case kStd: scale.factor = T(R(1)) / sqrt(s); break;
@@ -129,7 +116,7 @@ ELBO_INLINE Scale<T> make_scale(int form, T s) {
     }
     scale.factor = minimum(scale.factor, T(kLargest<T>));
   } else {
-    switch (form) {
+    switch (form.number) {
       case kLogvar:
       case kLogStd: scale.factor = fast_exp(T(R(0)) - scale.logvar); break;
       case kStd: scale.factor = T(R(1)) / (s * s); break;

@@ -225,7 +225,9 @@ class Latent(ValueFunction):
         else:
             eps = noise.to(dtype)
         form, prior_form = GAUSSIAN_KL.form_names(spec.forms)
-        z, log_q = formulas.sample_and_log_prob(mu, scale, form, eps, _LOG_PROB_NAMES.get(spec.results, "pathwise"))
+        floor, prior_floor = GAUSSIAN_KL.floors_in(spec.forms, spec.constants)
+        gradient = _LOG_PROB_NAMES.get(spec.results, "pathwise")
+        z, log_q = formulas.sample_and_log_prob(mu, scale, form, eps, gradient, floor)
         rounded = z.to(sample_dtype(*inputs[:2]))
         if spec.results == Z_ALONE:
             return rounded
@@ -233,7 +235,7 @@ class Latent(ValueFunction):
             kl = TermSpec(GAUSSIAN_KL.number, (*spec.constants, 1.0), spec.forms, spec.batch_dims, spec.reduction)
             return rounded, TermSum.in_torch(kl, *inputs, None)
         prior_mu, prior_scale = prior
-        log_p = formulas.gaussian(z, prior_mu, prior_scale, prior_form.removeprefix("prior_"))
+        log_p = formulas.gaussian(z, prior_mu, prior_scale, prior_form.replace("prior_", ""), prior_floor)
         return rounded, *(sum_of_elements(t, spec.batch_dims + spec.sample_axes) for t in (log_q, log_p))
 
     @staticmethod

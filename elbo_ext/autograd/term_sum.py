@@ -99,7 +99,9 @@ class TermSum(ValueFunction):
             torch.full((), constant, dtype=dtype, device=device) if t is None else t.to(dtype)
             for t, constant in zip(operands, spec.constants, strict=True)
         )
-        value = TERMS_BY_NUMBER[spec.term].in_torch(spec.forms, inputs, None if operands[-1] is None else weight)
+        value = TERMS_BY_NUMBER[spec.term].in_torch(
+            spec.forms, inputs, None if operands[-1] is None else weight, spec.constants
+        )
         examples = sum_of_elements(torch.broadcast_tensors(value, *without_none(operands))[0], spec.batch_dims)
         if spec.reduction == NONE:
             return examples

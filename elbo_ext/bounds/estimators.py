@@ -5,7 +5,8 @@ They differ in what they leave to chance. All take the same arguments:
     log_likelihood: ln p(x|z) of samples as a function of z: ``[K, *batch, *latent]`` -> ``[K, *batch]``, in nats. It
         holds the data and the decoder, and may be any torch code; its tensors get gradients where they require them. All
         but :func:`score_function` differentiate it by z: of a detached one they see the prior and q alone.
-    mu, logvar: of q, ``[*batch, *latent]``; or ``log_std=``, ``std=``, ``var=`` in place of ``logvar``.
+    mu, logvar: of q, ``[*batch, *latent]``; or ``log_std=``, ``std=``, ``var=``, ``rho=`` in place of ``logvar``, with
+        ``min_std=`` or ``min_var=``.
     num_samples: K >= 1, the number of samples z of each example, on axis 0.
     reduction: over the examples: "none", "sum" or "mean".
     options: ``prior_mu``, ``prior_logvar`` ... of p(z), N(0, I) by default; ``generator``, ``noise``; ``batch_dims``, the

@@ -8,6 +8,7 @@ from torch import Tensor
 from .. import arguments
 from ..formulas import standard_deviation
 from ..functional import Scale, gaussian_kl, gaussian_log_prob
+from ..likelihoods import GAUSSIAN_KL
 from ..ops import value_dtype
 
 __all__ = ["LinearGaussian"]
@@ -24,12 +25,13 @@ class LinearGaussian:
 
     Everything is exact, and differentiable by W, b, sigma and by the parameters of q, so that an estimator, an
     optimizer or an encoder can be held against the truth. A q is Gaussian: ``mu`` with ``logvar`` (or ``log_std=``,
-    ``std=``, ``var=``) if diagonal, ``mu`` with ``covariance=`` if full.
+    ``std=``, ``var=``, ``rho=``, with ``min_std=`` or ``min_var=``) if diagonal, ``mu`` with ``covariance=`` if full.
 
     Args:
         weight: W ``[D, L]``, as of a ``torch.nn.Linear`` from latent to data.
         bias: b ``[D]``, or a number.
-        logvar: ln sigma^2, a number, ``[]`` or ``[D]``; or ``log_std=``, ``std=``, ``var=`` in its place; above zero.
+        logvar: ln sigma^2, a number, ``[]`` or ``[D]``; or ``log_std=``, ``std=``, ``var=``, ``rho=`` in its place, with
+            ``min_std=`` or ``min_var=``; above zero.
 
     Methods take x ``[*batch, D]``, z and mu ``[*batch, L]``, covariance ``[*batch, L, L]`` with batches that broadcast
     against each other, and return ``[*batch]`` in nats. All is computed in one dtype: float64 if any of the model's
@@ -49,11 +51,14 @@ class LinearGaussian:
         log_std: Scale = None,
         std: Scale = None,
         var: Scale = None,
+        rho: Scale = None,
+        min_std: float | None = None,
+        min_var: float | None = None,
     ) -> None:
         arguments.tensor("weight", weight)
         if weight.dim() != 2:
             raise ValueError(f"weight must have shape [D, L], got {tuple(weight.shape)}")
-        name, scale, form = arguments.scale(arguments.SCALES, (logvar, log_std, std, var))
+        name, scale, form, floor = arguments.scale(arguments.SCALES, (logvar, log_std, std, var, rho, min_std, min_var))
         bias = arguments.tensor_or_number("bias", bias)
         self.dtype, self.device = (
             value_dtype(*(t for t in (weight, bias, scale) if isinstance(t, Tensor))),
@@ -63,7 +68,8 @@ class LinearGaussian:
             self._on_device(label, value)
             arguments.broadcasts_to_batch(label + " of shape {}", value, weight.shape[:1], "number of features,")
         # As they came: parameters that an optimizer changes in place change the model.
-        self._weight, self._bias, self._scale, self._form = weight, bias, scale, arguments.SCALES[form]
+        self._weight, self._bias, self._scale = weight, bias, scale
+        self._form, self._floor = _FORMS[form], floor
         if not bool((self.std > 0).all()):
             raise ValueError(f"{name} must stand for a sigma above zero in every feature, got {self._scale}")
 
@@ -80,7 +86,7 @@ class LinearGaussian:
     @property
     def std(self) -> Tensor:
         """sigma ``[D]``."""
-        return standard_deviation(self._tensor(self._scale), self._form).expand(self._weight.shape[0])
+        return standard_deviation(self._tensor(self._scale), self._form, self._floor).expand(self._weight.shape[0])
 
     # ---- the model ----
 
@@ -133,17 +139,20 @@ class LinearGaussian:
         log_std: Scale = None,
         std: Scale = None,
         var: Scale = None,
+        rho: Scale = None,
+        min_std: float | None = None,
+        min_var: float | None = None,
         covariance: Tensor | None = None,
     ) -> Tensor:
         """E_q[ln p(x|z)] - KL(q || p(z)), the expectation in closed form.
 
         E_q[ln p(x|z)] = ln p(x|mu) - 1/2 trace(W^T diag(sigma^-2) W S), S the covariance of q.
         """
-        mu, q = self._posterior(mu, (logvar, log_std, std, var), covariance)
+        mu, q = self._posterior(mu, (logvar, log_std, std, var, rho, min_std, min_var), covariance)
         scaled = self._scaled_weight()
         if covariance is None:
             spread = (scaled.square().sum(0) * standard_deviation(*q).square()).sum(-1)
-            kl = gaussian_kl(mu, **{q[1]: q[0]}, batch_dims=max(mu.dim(), q[0].dim()) - 1)
+            kl = gaussian_kl(mu, **_keywords(*q), batch_dims=max(mu.dim(), q[0].dim()) - 1)
         else:
             spread = ((scaled.mT @ scaled) * q).sum((-2, -1))
             kl = _kl_to_standard(mu, q)
@@ -158,10 +167,13 @@ class LinearGaussian:
         log_std: Scale = None,
         std: Scale = None,
         var: Scale = None,
+        rho: Scale = None,
+        min_std: float | None = None,
+        min_var: float | None = None,
         covariance: Tensor | None = None,
     ) -> Tensor:
         """KL(q || p(z|x)) = ln p(x) - ELBO, from its own formula and not as that difference: >= 0, exact near 0 in float64."""
-        mu, q = self._posterior(mu, (logvar, log_std, std, var), covariance)
+        mu, q = self._posterior(mu, (logvar, log_std, std, var, rho, min_std, min_var), covariance)
         if covariance is None:
             q = torch.diag_embed(standard_deviation(*q).square().expand(*q[0].shape[:-1], mu.shape[-1]))
         # A KL does not change when both its distributions are mapped alike: the posterior becomes N(0, I).
@@ -205,16 +217,17 @@ class LinearGaussian:
             raise ValueError(f"{name} must be on the model's device, {self.device}, got {value.device}")
 
     def _posterior(self, mu: Tensor, scales: tuple[Scale, ...], covariance: Tensor | None) -> Any:
-        """mu, and the covariance or the diagonal's (scale, form)."""
+        """mu, and the covariance or the diagonal's (scale, form, floor)."""
         mu = self._vectors("mu", mu, 1)
         if covariance is None:
-            name, scale, _ = arguments.scale(arguments.SCALES, scales)
+            name, scale, form, floor = arguments.scale(arguments.SCALES, scales)
             self._on_device(name, scale)
             arguments.broadcast({"mu": mu, name: scale})
             scale = self._tensor(scale)
-            if not bool((standard_deviation(scale, name) > 0).all()):
+            q = scale if scale.dim() else scale.unsqueeze(-1), _FORMS[form], floor
+            if not bool((standard_deviation(*q) > 0).all()):
                 raise ValueError(f"{name} must stand for a sigma above zero in every dimension of z, got {scale}")
-            return mu, (scale if scale.dim() else scale.unsqueeze(-1), name)
+            return mu, q
         for name, given in zip(arguments.SCALES, scales, strict=True):
             if given is not None:
                 raise ValueError(f"{name} has no use beside covariance")
@@ -230,6 +243,14 @@ class LinearGaussian:
         if not symmetric or bool(torch.linalg.cholesky_ex(covariance.detach()).info.any()):
             raise ValueError("covariance must be symmetric positive definite, got one that is not")
         return mu, covariance
+
+
+_FORMS = GAUSSIAN_KL.numbered_forms[1]
+
+
+def _keywords(scale: Tensor, form: str, floor: float) -> dict[str, Any]:
+    name, _, of = form.partition("+")
+    return {name: scale, of: floor} if of else {name: scale}
 
 
 def _kl_to_standard(mean: Tensor, covariance: Tensor) -> Tensor:

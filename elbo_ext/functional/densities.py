@@ -32,9 +32,15 @@ def gaussian_kl(
     log_std: Scale = None,
     std: Scale = None,
     var: Scale = None,
+    rho: Scale = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     prior_log_std: Scale = None,
     prior_std: Scale = None,
     prior_var: Scale = None,
+    prior_rho: Scale = None,
+    prior_min_std: float | None = None,
+    prior_min_var: float | None = None,
     weight: Tensor | None = None,
     batch_dims: int = 1,
     reduction: str = "none",
@@ -45,8 +51,10 @@ def gaussian_kl(
     appendix B). Never negative, and right to full relative precision as r -> 1, where the textbook form loses all digits.
 
     Args:
-        mu, logvar: of the posterior; or ``log_std=``, ``std=``, ``var=`` in place of ``logvar``.
-        prior_mu, prior_logvar: of the prior; or ``prior_log_std=``, ``prior_std=``, ``prior_var=``.
+        mu, logvar: of the posterior; or ``log_std=``, ``std=``, ``var=``, ``rho=`` in place of ``logvar``, and ``min_std=``
+            or ``min_var=`` beside it.
+        prior_mu, prior_logvar: of the prior; or ``prior_log_std=``, ``prior_std=``, ``prior_var=``, ``prior_rho=``, with
+            ``prior_min_std=`` or ``prior_min_var=``.
         weight, batch_dims, reduction: see :mod:`elbo_ext.functional`.
 
     Returns:
@@ -56,7 +64,10 @@ def gaussian_kl(
         ValueError, TypeError: see :mod:`elbo_ext.functional`.
     """
     named, forms = posterior_and_prior(
-        mu, (logvar, log_std, std, var), prior_mu, (prior_logvar, prior_log_std, prior_std, prior_var)
+        mu,
+        (logvar, log_std, std, var, rho, min_std, min_var),
+        prior_mu,
+        (prior_logvar, prior_log_std, prior_std, prior_var, prior_rho, prior_min_std, prior_min_var),
     )
     return sum_of_term(GAUSSIAN_KL, named, forms, weight, batch_dims, reduction)
 
@@ -70,6 +81,9 @@ def gaussian_log_prob(
     log_std: Scale = None,
     std: Scale = None,
     var: Scale = None,
+    rho: Scale = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     weight: Tensor | None = None,
     batch_dims: int = 1,
     reduction: str = "none",
@@ -82,7 +96,8 @@ def gaussian_log_prob(
     Args:
         x: data.
         mean: mean, a tensor or a number.
-        logvar: ln sigma^2; or ``log_std=``, ``std=``, ``var=`` in its place.
+        logvar: ln sigma^2; or ``log_std=``, ``std=``, ``var=``, ``rho=`` (sigma = softplus(rho)) in its place, and
+            ``min_std=`` or ``min_var=``, a number, beside it.
         weight, batch_dims, reduction: see :mod:`elbo_ext.functional`.
 
     Returns:
@@ -92,6 +107,7 @@ def gaussian_log_prob(
         ValueError, TypeError: see :mod:`elbo_ext.functional`.
     """
     given = {"x": x, "mean": mean, "logvar": logvar, "log_std": log_std, "std": std, "var": var}
+    given |= {"rho": rho, "min_std": min_std, "min_var": min_var}
     return sum_of_log_prob(likelihoods.Gaussian, given, weight, batch_dims, reduction)
 
 
@@ -373,6 +389,9 @@ def discretized_gaussian_log_prob(
     log_std: Scale = None,
     std: Scale = None,
     var: Scale = None,
+    rho: Scale = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     low: float | None = -1.0,
     high: float | None = 1.0,
     bins: int = 256,
@@ -390,7 +409,8 @@ def discretized_gaussian_log_prob(
     Args:
         x: data, the values of the bins.
         mean: mean before discretization, a tensor or a number.
-        logvar: ln sigma^2; or ``log_std=``, ``std=``, ``var=`` in its place.
+        logvar: ln sigma^2; or ``log_std=``, ``std=``, ``var=``, ``rho=`` (sigma = softplus(rho)) in its place, and
+            ``min_std=`` or ``min_var=``, a number, beside it.
         low, high, bins: x lies on the grid of ``bins`` values from low to high (256 from -1 to 1 by default), each the middle
             of its bin; at least 2. Where x is at most half a bin above low, it is of the lowest bin, likewise at high.
         width: of a bin, where low and high are None: 1 by default, for whole numbers; all bins are alike then.
@@ -404,5 +424,6 @@ def discretized_gaussian_log_prob(
             less than 2 bins, a width not above 0, and a width beside low and high.
     """
     given = {"x": x, "mean": mean, "logvar": logvar, "log_std": log_std, "std": std, "var": var}
+    given |= {"rho": rho, "min_std": min_std, "min_var": min_var}
     given |= {"low": low, "high": high, "bins": bins, "width": width}
     return sum_of_log_prob(likelihoods.DiscretizedGaussian, given, weight, batch_dims, reduction)

@@ -14,7 +14,7 @@ from ..likelihoods import GAUSSIAN_KL, Likelihood, LikelihoodWithParameters
 from ..ops import NONE, REDUCTIONS, value_dtype
 from ..reference import ELBO
 from . import densities
-from .operands import Scale, named_inputs, no_use_beside, posterior_and_prior, sum_of_term, term_call
+from .operands import Forms, Scale, named_inputs, no_use_beside, posterior_and_prior, sum_of_term, term_call
 
 __all__ = [
     "elbo_loss",
@@ -35,16 +35,25 @@ def elbo_loss(
     log_std: Scale = None,
     std: Scale = None,
     var: Scale = None,
+    rho: Scale = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     prior_mu: Tensor | float | None = None,
     prior_logvar: Scale = None,
     prior_log_std: Scale = None,
     prior_std: Scale = None,
     prior_var: Scale = None,
+    prior_rho: Scale = None,
+    prior_min_std: float | None = None,
+    prior_min_var: float | None = None,
     likelihood: str | Likelihood | LikelihoodWithParameters = "gaussian",
     recon_logvar: Scale = None,
     recon_log_std: Scale = None,
     recon_std: Scale = None,
     recon_var: Scale = None,
+    recon_rho: Scale = None,
+    recon_min_std: float | None = None,
+    recon_min_var: float | None = None,
     beta: Tensor | float = 1.0,
     weight: Tensor | None = None,
     kl_weight: Tensor | None = None,
@@ -68,7 +77,8 @@ def elbo_loss(
             ``batch_dims`` are then those of mu.
         likelihood: the name of a function without ``_log_prob``; or an object of :mod:`elbo_ext.likelihoods` with the
             parameters that the decoder does not give, ``likelihoods.DiscretizedLogistic(log_scale=-2.0, low=0.0, high=1.0)``.
-        recon_logvar: scale of a Gaussian likelihood, discretized or not, ln sigma^2 = 0 by default; or ``recon_log_std=``, ...
+        recon_logvar: scale of a Gaussian likelihood, discretized or not, ln sigma^2 = 0 by default; or ``recon_log_std=``,
+            ``recon_std=``, ``recon_var=``, ``recon_rho=``, with ``recon_min_std=`` or ``recon_min_var=``.
         beta: factor of the KL, a finite number or a tensor that broadcasts to the batch shape.
         weight: multiplies each element's log-likelihood.
         kl_weight: multiplies the KL of each element of mu: the ``weight`` of :func:`gaussian_kl`.
@@ -83,7 +93,13 @@ def elbo_loss(
     """
     spec: TermSpec | None = None
     operands: tuple[Tensor | None, ...]
-    recon_scales = dict(zip(RECON_SCALES, (recon_logvar, recon_log_std, recon_std, recon_var), strict=True))
+    recon_scales = dict(
+        zip(
+            RECON_SCALES,
+            (recon_logvar, recon_log_std, recon_std, recon_var, recon_rho, recon_min_std, recon_min_var),
+            strict=True,
+        )
+    )
     if log_likelihood is None:
         named, forms, term = _recon_and_x(likelihood, recon, x, recon_scales)
         spec, operands, shape = term_call(term, named, forms, weight, batch_dims, reduction)
@@ -101,7 +117,10 @@ def elbo_loss(
     of_batch = named if weight is None else {**named, "weight": weight}
     if (kl is None) == (mu is None):
         raise ValueError(f"exactly one of kl and mu must be given, got {'neither' if kl is None else 'both'}")
-    scales, prior_scales = (logvar, log_std, std, var), (prior_logvar, prior_log_std, prior_std, prior_var)
+    scales, prior_scales = (
+        (logvar, log_std, std, var, rho, min_std, min_var),
+        (prior_logvar, prior_log_std, prior_std, prior_var, prior_rho, prior_min_std, prior_min_var),
+    )
     if kl is None:
         of_kl, forms_of_kl = posterior_and_prior(mu, scales, prior_mu, prior_scales)
         shape = arguments.broadcast(of_kl)  # a posterior at odds with itself comes before one at odds with recon
@@ -135,7 +154,8 @@ def elbo_loss(
         if isinstance(likelihood, LikelihoodWithParameters) and overridden_by_arguments(operands):
             # A parameter inside of the object, which is an argument of the log-likelihood's function alone.
             log_prob = getattr(densities, f"{term.name}_log_prob")
-            log_likelihood = log_prob(**term.by_form(named.values(), forms), weight=weight, batch_dims=spec.batch_dims)
+            of_object = {likelihood.recon: recon, **likelihood.parameters}
+            log_likelihood = log_prob(x, **of_object, weight=weight, batch_dims=spec.batch_dims)
         elif isinstance(beta, float) and dtype is value_dtype(*operands):
             reduced = autograd.elbo(spec, beta, kl, operands)
             if reduced is not None:
@@ -153,7 +173,7 @@ def elbo_loss(
 
 def _recon_and_x(
     likelihood: Any, recon: Any, x: Any, recon_scales: Mapping[str, Any]
-) -> tuple[dict[str, Any], int, Likelihood]:
+) -> tuple[dict[str, Any], Forms, Likelihood]:
     """The inputs of a likelihood by name, their forms, and the likelihood."""
     chosen = likelihoods.by_name(likelihood)
     term = chosen.likelihood

@@ -30,6 +30,9 @@ def rsample(
     log_std: Scale = None,
     std: Scale = None,
     var: Scale = None,
+    rho: Scale = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     num_samples: int | None = None,
     generator: Generators = None,
     noise: Tensor | None = None,
@@ -43,7 +46,8 @@ def rsample(
 
     Args:
         mu: mean, any shape.
-        logvar: ln sigma^2; or ``log_std=``, ``std=``, ``var=`` in its place.
+        logvar: ln sigma^2; or ``log_std=``, ``std=``, ``var=``, ``rho=`` (sigma = softplus(rho)) in its place, and
+            ``min_std=`` or ``min_var=``, a number, beside it.
         num_samples: K adds a leading axis of K samples; None adds no axis.
         generator: where the seed is drawn from; by default torch's generator of mu's device. A list has one for each example
             along the first dimension, which then draws what a call on that example alone would; that stores the noise.
@@ -55,12 +59,12 @@ def rsample(
     Raises:
         ValueError, TypeError: see :mod:`elbo_ext.functional`; also if noise has not z's shape or a generator comes with it.
     """
-    name, scale, form = arguments.scale(SCALES, (logvar, log_std, std, var))
+    name, scale, form, floor = arguments.scale(SCALES, (logvar, log_std, std, var, rho, min_std, min_var))
     named = {"mu": arguments.tensor("mu", mu), name: scale}
     shape = arguments.broadcast(named)
-    inputs, constants = operands_and_constants(named.values())
+    inputs, constants = operands_and_constants(named.values(), (0.0, floor))
     # The prior, which there is none of, is of the same form: kernels are compiled for pairs of forms.
-    forms = GAUSSIAN_KL.pack((0, form, 0, form))
+    forms = GAUSSIAN_KL.pack((0, form, 0, form if floor == 0 else 0))
     validation.operands(GAUSSIAN_KL, named, forms, None)
     spec = LatentSpec(constants, forms, arguments.num_samples(num_samples), Z_ALONE, len(shape), NONE)
     z: Tensor = autograd.latent(spec, *_seed_or_noise(mu, shape, spec, generator, noise, inputs), inputs)
@@ -77,9 +81,15 @@ def rsample_kl(
     log_std: Scale = None,
     std: Scale = None,
     var: Scale = None,
+    rho: Scale = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     prior_log_std: Scale = None,
     prior_std: Scale = None,
     prior_var: Scale = None,
+    prior_rho: Scale = None,
+    prior_min_std: float | None = None,
+    prior_min_var: float | None = None,
     num_samples: int | None = None,
     generator: Generators = None,
     noise: Tensor | None = None,
@@ -102,7 +112,10 @@ def rsample_kl(
     Raises:
         ValueError, TypeError: as the two functions.
     """
-    scales, prior_scales = (logvar, log_std, std, var), (prior_logvar, prior_log_std, prior_std, prior_var)
+    scales, prior_scales = (
+        (logvar, log_std, std, var, rho, min_std, min_var),
+        (prior_logvar, prior_log_std, prior_std, prior_var, prior_rho, prior_min_std, prior_min_var),
+    )
     z, kl = _sample_beside_prior(
         WITH_KL, mu, scales, prior_mu, prior_scales, num_samples, generator, noise, kl_weight, batch_dims, reduction
     )
@@ -119,9 +132,15 @@ def rsample_with_log_prob(
     log_std: Scale = None,
     std: Scale = None,
     var: Scale = None,
+    rho: Scale = None,
+    min_std: float | None = None,
+    min_var: float | None = None,
     prior_log_std: Scale = None,
     prior_std: Scale = None,
     prior_var: Scale = None,
+    prior_rho: Scale = None,
+    prior_min_std: float | None = None,
+    prior_min_var: float | None = None,
     num_samples: int | None = None,
     generator: Generators = None,
     noise: Tensor | None = None,
@@ -158,7 +177,10 @@ def rsample_with_log_prob(
         ValueError, TypeError: see :mod:`elbo_ext.functional`; ValueError for an unknown ``gradient``.
     """
     arguments.one_of("gradient", gradient, tuple(WITH_LOG_PROB))
-    scales, prior_scales = (logvar, log_std, std, var), (prior_logvar, prior_log_std, prior_std, prior_var)
+    scales, prior_scales = (
+        (logvar, log_std, std, var, rho, min_std, min_var),
+        (prior_logvar, prior_log_std, prior_std, prior_var, prior_rho, prior_min_std, prior_min_var),
+    )
     z, log_q, log_p = _sample_beside_prior(
         WITH_LOG_PROB[gradient], mu, scales, prior_mu, prior_scales, num_samples, generator, noise, kl_weight, batch_dims,
         "none",
@@ -183,11 +205,11 @@ def _sample_beside_prior(
     named, forms = posterior_and_prior(mu, scales, prior_mu, prior_scales)
     shape = arguments.broadcast(named)
     weight = arguments.kl_weight(kl_weight, mu, shape)
-    validation.operands(GAUSSIAN_KL, named, forms, weight)
-    inputs, constants = operands_and_constants(named.values())
+    validation.operands(GAUSSIAN_KL, named, forms.number, weight)
+    inputs, constants = operands_and_constants(named.values(), forms.floors)
     spec = LatentSpec(
         constants,
-        forms,
+        forms.number,
         arguments.num_samples(num_samples),
         results,
         arguments.batch_dims(batch_dims, shape),
@@ -200,7 +222,7 @@ def _sample_beside_prior(
     # Two kernels. In the dtype that they compute in, so that the gradients of both are added before they are rounded.
     dtype = value_dtype(*inputs)
     wide = {name: t.to(dtype) if isinstance(t, Tensor) else t for name, t in named.items()}
-    wide_inputs, _ = operands_and_constants(wide.values())
+    wide_inputs, _ = operands_and_constants(wide.values(), forms.floors)
     if results == WITH_KL:
         z = autograd.latent(spec, seed, noise, wide_inputs)[0]
         others = [sum_of_term(GAUSSIAN_KL, wide, forms, weight, batch_dims, reduction)]

@@ -206,12 +206,21 @@ def test_the_module() -> None:
     torch.testing.assert_close(gradients, expected)
 
 
+@pytest.mark.parametrize(
+    "likelihood_with",
+    [
+        lambda scale: likelihoods.Laplace(scale=scale),
+        lambda scale: likelihoods.Gaussian(rho=scale, min_var=0.1),
+        lambda scale: likelihoods.DiscretizedGaussian(std=scale, min_std=0.1, low=0.0, high=1.0, bins=8),
+        lambda scale: likelihoods.NegativeBinomial(theta=scale, recon="log_mean"),
+    ],
+)
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_a_parameter_of_a_likelihood_object(reduction: str) -> None:
+def test_a_parameter_of_a_likelihood_object(reduction: str, likelihood_with: Callable[[Tensor], Any]) -> None:
     """It stands inside of an argument; the log-likelihood, whose argument it is, gives way to it."""
 
     def losses(scale: Tensor) -> ELBO:
-        likelihood = likelihoods.Laplace(scale=scale)
+        likelihood = likelihood_with(scale)
         return elbo_ext.elbo_loss(
             MU.expand(2, 4, 3), X, MU, 0.0, likelihood=likelihood, batch_dims=2, reduction=reduction, beta=0.5
         )

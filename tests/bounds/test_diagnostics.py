@@ -331,7 +331,7 @@ def test_aggregate_posterior_in_blocks(monkeypatch: pytest.MonkeyPatch, device: 
             TypeError,
             "reduction is not an argument here",
         ),
-        (lambda: kl_per_dimension(torch.zeros(2, 3)), ValueError, "exactly one of logvar, log_std, std, var"),
+        (lambda: kl_per_dimension(torch.zeros(2, 3)), ValueError, "exactly one of logvar, log_std, std, var, rho"),
         (lambda: active_units(torch.zeros(1, 3)), ValueError, "mu must have at least 2 examples, got shape"),
         (lambda: active_units(torch.zeros(4, 3), batch_dims=3), ValueError, "batch_dims must be between 0 and 2"),
         (

@@ -491,7 +491,7 @@ def likelihood(z: Tensor) -> Tensor:
         (dict(log_likelihood=lambda z: z.sum()), ValueError, r"shape \(4, 2\), got \(\)"),
         (dict(reduction="average"), ValueError, "reduction must be 'none', 'sum' or 'mean', got 'average'"),
         (dict(std=-1.0, logvar=None), ValueError, "std must be positive, got -1.0"),
-        (dict(logvar=None), ValueError, "exactly one of logvar, log_std, std, var must be given, got none"),
+        (dict(logvar=None), ValueError, "exactly one of logvar, log_std, std, var, rho must be given, got none"),
         (dict(batch_dims=3), ValueError, "batch_dims must be between 0 and 2"),
         (dict(mu=[0.0]), TypeError, "mu must be a torch.Tensor, got list"),
         (dict(beta=2.0), TypeError, "beta"),

@@ -365,7 +365,7 @@ MU, COVARIANCE = torch.zeros(LATENTS, dtype=DOUBLE), torch.eye(LATENTS, dtype=DO
     [
         (lambda: LinearGaussian(W[0], std=1.0), ValueError, r"weight must have shape \[D, L\], got \(3,\)"),
         (lambda: LinearGaussian(W.tolist(), std=1.0), TypeError, "weight must be a torch.Tensor, got list"),
-        (lambda: LinearGaussian(W), ValueError, "exactly one of logvar, log_std, std, var must be given"),
+        (lambda: LinearGaussian(W), ValueError, "exactly one of logvar, log_std, std, var, rho must be given"),
         (lambda: LinearGaussian(W, std=0.0), ValueError, "std must be positive, got 0"),
         (lambda: LinearGaussian(W, var=-LOGVAR.exp()), ValueError, "var must stand for a sigma above zero"),
         (lambda: LinearGaussian(W, std=torch.zeros(())), ValueError, "std must stand for a sigma above zero"),
@@ -382,7 +382,7 @@ MU, COVARIANCE = torch.zeros(LATENTS, dtype=DOUBLE), torch.eye(LATENTS, dtype=DO
         (lambda: MODEL.decode(X), ValueError, r"z must have shape \[..., 3\], got \(7, 5\)"),
         (lambda: MODEL.log_joint(X, X), ValueError, r"z must have shape \[..., 3\], got \(7, 5\)"),
         (lambda: MODEL.elbo(X, MU[:2], 0.0), ValueError, r"mu must have shape \[..., 3\], got \(2,\)"),
-        (lambda: MODEL.elbo(X, MU), ValueError, "exactly one of logvar, log_std, std, var must be given"),
+        (lambda: MODEL.elbo(X, MU), ValueError, "exactly one of logvar, log_std, std, var, rho must be given"),
         (lambda: MODEL.elbo(X, MU, X), ValueError, "shapes do not broadcast: mu"),
         (lambda: MODEL.elbo(X, MU, std=1.0, covariance=COVARIANCE), ValueError, "std has no use beside covariance"),
         (

@@ -9,14 +9,14 @@ from elbo_ext.likelihoods import LIKELIHOODS, TERMS
 
 def test_terms() -> None:
     """Number, inputs, and the forms of each input: Python's registry against the constants of csrc/terms."""
-    declared = {name: (term.number, [list(forms) for forms in term.forms_of_inputs]) for name, term in TERMS.items()}
+    declared = {name: (term.number, [list(forms) for forms in term.numbered_forms]) for name, term in TERMS.items()}
     assert declared == {name: (number, inputs) for name, (number, inputs) in _C.terms().items()}
 
 
 def test_every_likelihood_has_its_functions() -> None:
     """Under the names of its forms, in both modules, and its entry under its name in elbo_ext.likelihoods."""
     for name, likelihood in LIKELIHOODS.items():
-        forms = {form for forms in likelihood.forms_of_inputs for form in forms}
+        forms = {form for forms in (*likelihood.forms_of_inputs, *likelihood.floors_of_inputs) for form in forms}
         assert set(likelihood.numbers) == set(likelihood.with_numbers({})) <= set(likelihood.inputs)
         forms = forms - set(likelihood.numbers) | set(likelihood.options)
         for module in (elbo_ext, reference):

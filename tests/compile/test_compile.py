@@ -52,6 +52,7 @@ TRACED_IDS = {
     "discretized_logistic-crossed",
     "discretized_gaussian-batch_dims-1-mean",
     "elbo-discretized_gaussian",
+    "discretized_gaussian-rho+min_std-element",
     "kl-std-prior_std",
     "kl-batch_dims-1-sum",
     "rsample-num_samples-3",
@@ -66,6 +67,9 @@ TRACED_IDS = {
     "elbo-gaussian-mu-mean",
     "elbo-bernoulli-kl-sum",
     "elbo-beta-tensor",
+    "gaussian-rho+min_var-element",
+    "rsample_kl-rho+min_std",
+    "elbo-rho+min_std",
     "elbo-mixed",
     "elbo-mask",
 }

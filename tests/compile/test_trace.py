@@ -44,8 +44,13 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "laplace": lambda x, mu, std, kl, mask, noise: elbo_ext.laplace_log_prob(x, mu, scale=std, reduction="mean"),
     "bernoulli": lambda x, mu, std, kl, mask, noise: elbo_ext.bernoulli_log_prob(x, mu, batch_dims=0),
     "kl": lambda x, mu, std, kl, mask, noise: elbo_ext.gaussian_kl(mu, std=std, prior_mu=x, prior_var=SCALE),
+    "kl-rho": lambda x, mu, std, kl, mask, noise: elbo_ext.gaussian_kl(mu, rho=mu, prior_rho=SCALE),
+    "kl-floors": lambda x, mu, std, kl, mask, noise: elbo_ext.gaussian_kl(
+        mu, std=std, min_std=0.1, prior_rho=SCALE, prior_min_var=0.1),
+    "bins-rho": lambda x, mu, std, kl, mask, noise: elbo_ext.discretized_gaussian_log_prob(x, mu, rho=std, min_var=0.1),
     "elements": lambda x, mu, std, kl, mask, noise: elbo_ext.gaussian_kl(mu, std=std, batch_dims=2),
     "rsample": lambda x, mu, std, kl, mask, noise: elbo_ext.rsample(mu, std=SCALE, noise=noise),
+    "rsample_kl-floor": lambda x, mu, std, kl, mask, noise: elbo_ext.rsample_kl(mu, rho=std, noise=noise, min_std=0.1),
     "rsample_kl": lambda x, mu, std, kl, mask, noise: elbo_ext.rsample_kl(mu, std=std, noise=noise, kl_weight=mask),
     **{
         f"log_prob-{gradient}": lambda x, mu, std, kl, mask, noise, gradient=gradient: elbo_ext.rsample_with_log_prob(

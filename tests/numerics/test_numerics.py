@@ -18,7 +18,16 @@ from torch import Tensor
 import elbo_ext
 from elbo_ext import bernoulli_log_prob, gaussian_kl, gaussian_log_prob
 from samples import DTYPES, FORMS, Maker, devices
-from test_reference import exact_bernoulli, exact_gaussian, exact_kl, exact_logvar, exact_slope, mp, scale_from_logvar
+from test_reference import (
+    exact_bernoulli,
+    exact_gaussian,
+    exact_kl,
+    exact_logvar,
+    exact_slope,
+    exact_std,
+    mp,
+    scale_from_logvar,
+)
 
 WIDE = (torch.float32, torch.float64)
 NARROW = (torch.float32, torch.float64, torch.bfloat16)  # float16 cannot hold most of these numbers
@@ -85,7 +94,12 @@ def test_kl_of_a_collapsed_posterior(form: str, prior: str, dtype: torch.dtype, 
     }
     value = gaussian_kl(mu, **{form: scale}, **priors[prior])
     dmu, dscale = slopes(value, [mu, scale])
-    d = [exact_logvar(s, form) for _, s in exactly([mu, scale])]
+    # No number for rho is sigma = 1 exactly, so that the prior is only next to N(0, 1) unless it is the default.
+    held = torch.tensor(
+        unit, dtype=dtype if prior == "tensor" else torch.float64 if dtype == torch.float64 else torch.float32
+    )
+    of_prior = mp.mpf(0) if prior == "default" else exact_logvar(held.item(), form)
+    d = [exact_logvar(s, form) - of_prior for _, s in exactly([mu, scale])]
     # A few roundings; for large d the error of e^d, which carries the rounding of d.
     allowed = [(4 + 2 * float(abs(x))) * compute_eps(dtype) for x in d]
     assert_relative(value, [(mp.expm1(x) - x) / 2 for x in d], allowed)
@@ -124,7 +138,7 @@ def test_kl_of_neighbouring_numbers(form: str, dtype: torch.dtype, device: str) 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("form", ["log_std", "std", "var"])
+@pytest.mark.parametrize("form", ["log_std", "std", "var", "rho"])
 def test_kl_of_a_collapsed_posterior_in_another_form(form: str, dtype: torch.dtype) -> None:
     """ln sigma^2 is exact near sigma = 1, so a prior of log-variance 0 costs nothing in any form."""
     inputs = leaves([(0.0, scale_from_logvar(d, form)) for d in DISTANCES], dtype)
@@ -249,6 +263,150 @@ def test_kl_is_never_negative(
         **{forms[0]: scale.to(dtype), "prior_" + forms[1]: prior.to(dtype)},
     )
     assert bool((value >= 0).all()), value
+
+
+# ---- rho and floors ----
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", WIDE)
+def test_rho_of_any_size(dtype: torch.dtype, device: str) -> None:
+    """Where softplus(rho) underflows ln sigma is rho, to the last digit, and its derivative 1; where sigma is next to 1 the
+    KL keeps its digits."""
+    most, unit = (200.0, math.log(math.e - 1)) if dtype == torch.float32 else (1000.0, math.log(math.e - 1))
+    grid = [
+        *torch.linspace(-most, most, 81).tolist(),
+        *(unit + d / 2 for d in DISTANCES),
+        -103.5,
+        -708.0,
+        -745.0,
+        -17.0,
+    ]
+    rows = [(mean, rho) for rho in grid for mean in (0.0, 1e-3)]
+    mu, rho = leaves(rows, dtype, device)
+    value = gaussian_kl(mu, rho=rho)
+    dmu, drho = slopes(value, [mu, rho])
+    held = exactly([mu, rho])
+    d = [exact_logvar(r, "rho") for _, r in held]
+    allowed = [(6 + 2 * float(mp.log1p(abs(x)))) * compute_eps(dtype) for x in d]
+    assert_relative(
+        value, [((mp.expm1(x) - x) + mp.mpf(m) ** 2) / 2 for (m, _), x in zip(held, d, strict=True)], allowed
+    )
+    exact = [exact_slope(r, "rho") * mp.expm1(x) / 2 for (_, r), x in zip(held, d, strict=True)]
+    assert_relative(drho, exact, allowed)
+    assert torch.equal(dmu, mu.detach())
+
+    # ln q and its score: d ln sigma / d rho is 1 at the one end and 1 / rho at the other.
+    eps = torch.full_like(rho, 0.5)
+    _, log_q, _ = elbo_ext.rsample_with_log_prob(mu, rho=rho, noise=eps, gradient="score")
+    (score,) = slopes(log_q, [rho])
+    half = [mp.mpf(1) / 8 + x / 2 + mp.log(2 * mp.pi) / 2 for x in d]
+    for actual, truth in zip(log_q.tolist(), half, strict=True):
+        assert abs(mp.mpf(actual) + truth) <= 3 * compute_eps(dtype) * (abs(truth) + 1)
+    assert_relative(score, [exact_slope(r, "rho") * (mp.mpf(1) / 4 - 1) / 2 for _, r in held], 6 * compute_eps(dtype))
+
+    # The log-density of a prior or likelihood with such a scale, at a distance of some sigma.
+    kept = [(m, r) for m, r in held if r > -100]
+    std = [exact_std(r, "rho") for _, r in kept]
+    x, scale = leaves([(float(3 * s), r) for s, (_, r) in zip(std, kept, strict=True)], dtype, device)
+    value = gaussian_log_prob(x, 0.0, rho=scale)
+    dx, dscale = slopes(value, [x, scale])
+    for i, (at, r) in enumerate(exactly([x, scale])):
+        s = exact_std(r, "rho")
+        z2, scale_of_error = (mp.mpf(at) / s) ** 2, abs(mp.log(s)) + 12
+        assert abs(mp.mpf(value[i].item()) + (z2 + 2 * mp.log(s) + mp.log(2 * mp.pi)) / 2) <= (
+            150 * compute_eps(dtype) * scale_of_error
+        )
+        if mp.mpf(at) / s**2 < torch.finfo(dtype).max:
+            assert abs(mp.mpf(dx[i].item()) + mp.mpf(at) / s**2) <= 150 * compute_eps(dtype) * mp.mpf(at) / s**2
+        slope = exact_slope(r, "rho")
+        assert abs(mp.mpf(dscale[i].item()) - slope * (z2 - 1) / 2) <= 150 * compute_eps(dtype) * slope * (z2 + 1)
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("floor", [("min_std", 0.0625), ("min_var", 2.0**-13)])
+@pytest.mark.parametrize("form", FORMS)
+def test_scales_with_floors(form: str, floor: tuple[str, float], dtype: torch.dtype, device: str) -> None:
+    """The KL to N(0, 1) and its gradient: for a sigma next to 1, for one that is the floor alone, where the scale by itself
+    underflows, and for one that is so large that its square overflows."""
+    logvars = [*DISTANCES, *(float(s) for s in range(-20, 90, 4))]
+    rows = [(0.5, scale_from_logvar(v, form)) for v in logvars]
+    rows += [
+        (0.5, s) for s in ((-300.0, -1000.0, -80.0) if form in ("logvar", "log_std", "rho") else (0.0, 1e-30, 1e-12))
+    ]
+    mu, scale = leaves(rows, dtype, device)
+    options: dict[str, Any] = {form: scale, floor[0]: floor[1]}
+    value = gaussian_kl(mu, **options)
+    dmu, dscale = slopes(value, [mu, scale])
+    assert torch.equal(dmu, mu.detach())
+    z = elbo_ext.rsample(mu, noise=torch.ones_like(mu), **options)
+    (slope_of_z,) = slopes(z, [scale])
+    eps = compute_eps(dtype)
+    for i, (m, s) in enumerate(exactly([mu, scale])):
+        std = exact_std(s, form, floor)
+        nothing = s == 0 and form in ("std", "var")
+        alone = mp.mpf(0) if nothing else exact_std(s, form)
+        # d sigma / d scale of the scale by itself, then of all; a root has no slope at 0.
+        if nothing and form == "var":
+            slope = mp.inf if floor[0] == "min_std" else 1 / (2 * std)
+        else:
+            by_itself = mp.mpf(1) if nothing else alone * exact_slope(s, form) / 2
+            slope = by_itself if floor[0] == "min_std" else by_itself * alone / std
+        d = 2 * mp.log(std)
+        exact = (mp.expm1(d) - d + mp.mpf(m) ** 2) / 2
+        # e^d carries the rounding of d, which the floor's own rounding is added to.
+        allowed = 8 + 2 * abs(d)
+        if exact < torch.finfo(dtype).max:
+            assert abs(mp.mpf(value[i].item()) - exact) <= allowed * eps * exact, (i, s)
+        if slope == mp.inf:
+            assert slope_of_z[i] == math.inf
+            continue
+        exact_slope_of_kl = slope / std * mp.expm1(d)
+        error = allowed * eps * abs(exact_slope_of_kl) + 2 * eps * mp.mpf(floor[1]) * slope / std
+        if abs(exact_slope_of_kl) < torch.finfo(dtype).max:
+            assert abs(mp.mpf(dscale[i].item()) - exact_slope_of_kl) <= error + torch.finfo(dtype).tiny, (i, s)
+        if slope < torch.finfo(dtype).max:
+            assert abs(mp.mpf(slope_of_z[i].item()) - slope) <= 6 * eps * slope + torch.finfo(dtype).tiny, (i, s)
+            assert abs(mp.mpf(z[i].item()) - mp.mpf(m) - std) <= 5 * eps * (std + 1), (i, s)
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("floor", [("min_std", 0.0625), ("min_var", 2.0**-13)])
+@pytest.mark.parametrize("form", FORMS)
+def test_kl_of_neighbouring_numbers_above_a_floor(
+    form: str, floor: tuple[str, float], dtype: torch.dtype, device: str
+) -> None:
+    """As without a floor: where form and floor are the same the numbers as given are compared."""
+    logvars = (-30.0, -5.3, -0.7, 0.4, 3.1)
+    prior = torch.tensor([scale_from_logvar(v, form) for v in logvars for _ in range(11)], dtype=dtype, device=device)
+    ulps = torch.tensor([0, 1, -1, 3, -3, 10, -10, 1e3, -1e3, 1e5, -1e5] * 5, device=device, dtype=torch.float64)
+    scale = (prior.double() + ulps * prior.abs().double() * torch.finfo(dtype).eps).to(dtype)
+    inputs = [scale.requires_grad_(), prior.requires_grad_()]
+    options: dict[str, Any] = {floor[0]: floor[1], "prior_" + floor[0]: floor[1]}
+    value = gaussian_kl(torch.zeros_like(scale), **{form: scale, "prior_" + form: prior}, **options)
+    dscale, dprior = slopes(value, inputs)
+    rows = exactly(inputs)
+    with mp.workdps(120):
+        std = [[exact_std(s, form, floor) for s in row] for row in rows]
+        d = [2 * mp.log(s / p) for s, p in std]
+        exact = [(mp.expm1(x) - x) / 2 for x in d]
+        of_floor = [
+            [mp.mpf(exact_std(s, form)) / total if floor[0] == "min_std" else (exact_std(s, form) / total) ** 2
+             for s, total in zip(row, totals, strict=True)] for row, totals in zip(rows, std, strict=True)
+        ]  # fmt: skip
+        slope = [
+            [share * exact_slope(s, form) for s, share in zip(row, shares, strict=True)]
+            for row, shares in zip(rows, of_floor, strict=True)
+        ]
+        of_scale = [by[0] * mp.expm1(x) / 2 for by, x in zip(slope, d, strict=True)]
+        of_prior = [-by[1] * mp.expm1(x) / 2 for by, x in zip(slope, d, strict=True)]
+    allowed = 10 * compute_eps(dtype)
+    assert_relative(value, exact, allowed)
+    assert_relative(dscale, of_scale, allowed)
+    assert_relative(dprior, of_prior, allowed)
+    assert bool((value[::11] == 0).all())
 
 
 # ---- Gaussian log-density ----
@@ -389,7 +547,7 @@ def test_sample_of_extreme_scales(form: str, dtype: torch.dtype) -> None:
     assert_relative(dnoise, sigma, allowed)
     assert bool((dmu == 1).all())
 
-    zero = {"logvar": -math.inf, "log_std": -math.inf, "std": 0.0, "var": 0.0}[form]
+    zero = {"logvar": -math.inf, "log_std": -math.inf, "std": 0.0, "var": 0.0, "rho": -math.inf}[form]
     mu = torch.tensor([0.25, -3.0], dtype=dtype)
     assert torch.equal(elbo_ext.rsample(mu, **{form: torch.full_like(mu, zero)}), mu)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import elbo_ext
 from elbo_ext import likelihoods, reference
-from samples import DTYPES, FORMS, devices
+from samples import DTYPES, FLOORS, FORMS, devices
 
 mp = mpmath.mp.clone()
 mp.dps = 60
@@ -38,8 +38,17 @@ def exact_continuous_bernoulli(x: Number, a: Number) -> tuple[Number, ...]:
     return a * x - normalizer, a, x - mean
 
 
+FLOOR = 0.015625
+
+
 def in_form(s: Number, form: str) -> tuple[Number, Number]:
-    """The scale itself, and the derivative of its logarithm by what is given."""
+    """The scale itself, and the derivative of its logarithm by what is given. "rho+min_std" has a FLOOR."""
+    form, _, floor = form.partition("+")
+    if floor:
+        alone, slope = in_form(s, form)
+        if floor == "min_std":
+            return alone + FLOOR, slope * alone / (alone + FLOOR)
+        return mp.sqrt(alone**2 + FLOOR), slope * alone**2 / (alone**2 + FLOOR)
     half = mp.mpf(1) / 2
     return {
         "log_scale": lambda: (mp.exp(s), mp.mpf(1)),
@@ -48,6 +57,7 @@ def in_form(s: Number, form: str) -> tuple[Number, Number]:
         "scale": lambda: (s, 1 / s),
         "std": lambda: (s, 1 / s),
         "var": lambda: (mp.sqrt(s), half / s),
+        "rho": lambda: (mp.log1p(mp.exp(s)), 1 / ((1 + mp.exp(-s)) * mp.log1p(mp.exp(s)))),
     }[form]()
 
 
@@ -168,6 +178,10 @@ def rows_of(grid: dict[str, float]) -> list[tuple[float, float, float]]:
 
 
 def given(log_scale: float, form: str) -> float:
+    """What stands for a scale, without its floor."""
+    form = form.partition("+")[0]
+    if form == "rho":
+        return math.exp(log_scale) + math.log(-math.expm1(-math.exp(log_scale)))
     value = 2 * log_scale if form.endswith("var") else log_scale
     return value if form.startswith("log") else math.exp(value)
 
@@ -176,7 +190,16 @@ def options_of(grid: dict[str, float]) -> dict[str, Any]:
     return {"low": None, "high": None} if grid is WHOLE else {}
 
 
-CASES = [("logistic", form) for form in ("log_scale", "scale")] + [("gaussian", form) for form in FORMS]
+def named(form: str) -> tuple[list[str], dict[str, float]]:
+    """The names of the inputs, and the floor beside them if the form has one."""
+    form, _, floor = form.partition("+")
+    return ["x", "mean", form], {floor: FLOOR} if floor else {}
+
+
+WITH_FLOORS = [f"{form}+{floor}" for form in FORMS for floor in FLOORS]
+CASES = [("logistic", form) for form in ("log_scale", "scale")] + [
+    ("gaussian", form) for form in (*FORMS, *WITH_FLOORS)
+]
 
 
 @pytest.mark.parametrize("device", devices())
@@ -185,21 +208,24 @@ CASES = [("logistic", form) for form in ("log_scale", "scale")] + [("gaussian", 
 @pytest.mark.parametrize(("family", "form"), CASES)
 def test_discretized(family: str, form: str, dtype: torch.dtype, grid: dict[str, float], device: str) -> None:
     inputs = columns([(x, m, given(s, form)) for x, m, s in rows_of(grid)], dtype, device)
-    names, function = ["x", "mean", form], f"discretized_{family}_log_prob"
+    (names, floor), function = named(form), f"discretized_{family}_log_prob"
     exact = functools.partial(exact_discretized, form=form, logistic=family == "logistic", **grid)
-    actual = evaluated(getattr(elbo_ext, function), names, inputs, **options_of(grid))
+    actual = evaluated(getattr(elbo_ext, function), names, inputs, **options_of(grid), **floor)
     assert worst_error(actual, inputs, exact, torch.finfo(dtype).eps) < ERROR[dtype]
 
 
 @pytest.mark.parametrize("grid", [GRID, WHOLE], ids=["grid", "whole"])
-@pytest.mark.parametrize(("family", "form"), [("logistic", "log_scale"), ("gaussian", "logvar")])
+@pytest.mark.parametrize(
+    ("family", "form"),
+    [("logistic", "log_scale"), ("gaussian", "logvar"), ("gaussian", "rho"), ("gaussian", "rho+min_std")],
+)
 def test_formulas_of_discretized(family: str, form: str, grid: dict[str, float]) -> None:
     """The formulas in torch operations, of which second derivatives are taken. Autograd subtracts what the two ends of a bin
     around the mean give, which the kernels do without."""
     inputs = columns([(x, m, given(s, form)) for x, m, s in rows_of(grid)], torch.float64)
-    names, function = ["x", "mean", form], f"discretized_{family}_log_prob"
+    (names, floor), function = named(form), f"discretized_{family}_log_prob"
     exact = functools.partial(exact_discretized, form=form, logistic=family == "logistic", **grid)
-    actual = evaluated(getattr(reference, function), names, inputs, **options_of(grid))
+    actual = evaluated(getattr(reference, function), names, inputs, **options_of(grid), **floor)
     eps = torch.finfo(torch.float64).eps
     assert worst_error(actual[:1], inputs, exact, eps) < ERROR[torch.float64]
     assert worst_error(actual, inputs, exact, eps) < 1e-10

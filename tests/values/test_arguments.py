@@ -36,7 +36,8 @@ from elbo_ext.likelihoods import LIKELIHOODS
 
 A = torch.full((2, 3), 0.5)  # valid as anything: data, mean, logits, each form of a scale
 ROWS = torch.full((2,), 0.5)  # one number per example
-FORMS = ("logvar", "log_std", "std", "var")
+FORMS = ("logvar", "log_std", "std", "var", "rho")
+FLOORS = ("min_std", "min_var")
 DTYPE_MESSAGE = (
     "{name} must have dtype float32, float64, bfloat16 or float16, got {dtype}; "
     "convert it first, for example with {name}.float()"
@@ -224,7 +225,7 @@ def test_value_of_a_scale(function: Callable[..., Any], arguments: dict[str, Any
     ids=["rsample", "rsample_kl", "gaussian_kl", "elbo_loss", "ELBOLoss"],
 )
 def test_no_scale(function: Callable[..., Any], arguments: dict[str, Any]) -> None:
-    message = "exactly one of logvar, log_std, std, var must be given, got none of them"
+    message = "exactly one of logvar, log_std, std, var, rho must be given, got none of them"
     assert_error(ValueError, message, function, **arguments)
 
 
@@ -237,26 +238,100 @@ def test_no_scale(function: Callable[..., Any], arguments: dict[str, Any]) -> No
         (gaussian_kl, dict(mu=A), ""),
         (gaussian_kl, dict(mu=A, std=1.0), "prior_"),
         (gaussian_log_prob, dict(x=A, mean=A), ""),
+        (discretized_gaussian_log_prob, dict(x=A, mean=A), ""),
         (elbo_loss, dict(recon=A, x=A, mu=A), ""),
         (elbo_loss, dict(recon=A, x=A, mu=A, logvar=A), "prior_"),
         (elbo_loss, dict(recon=A, x=A, kl=ROWS), "recon_"),
+        (elbo_loss, dict(recon=A, x=A, kl=ROWS, likelihood="discretized_gaussian"), "recon_"),
         (ELBOLoss, dict(), "recon_"),
         (ELBOLoss(), dict(recon=A, x=A, kl=ROWS), "recon_"),
         (ELBOLoss(recon_std=2.0), dict(recon=A, x=A, mu=A, logvar=A), "prior_"),
+        (likelihoods.Gaussian, dict(), ""),
+        (likelihoods.DiscretizedGaussian, dict(), ""),
     ],
 )
 def test_several_scales(function: Callable[..., Any], arguments: dict[str, Any], prefix: str) -> None:
-    logvar, log_std, std, var = (prefix + form for form in FORMS)
-    start = f"exactly one of {logvar}, {log_std}, {std}, {var} must be given, got "
+    logvar, log_std, std, var, rho = (prefix + form for form in FORMS)
+    start = f"exactly one of {logvar}, {log_std}, {std}, {var}, {rho} must be given, got "
     assert_error(ValueError, start + f"{logvar} and {std}", function, **arguments, **{logvar: A, std: 1.0})
     assert_error(ValueError, start + f"{log_std} and {var}", function, **arguments, **{log_std: 0, var: A})
     three = {var: 1.0, logvar: 0.0, std: 1.0}
     assert_error(ValueError, start + f"{logvar} and {std} and {var}", function, **arguments, **three)
 
 
+# ---- floors ----
+
+FLOORED: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
+    (rsample, dict(mu=A), ""),
+    (rsample_kl, dict(mu=A), ""),
+    (rsample_kl, dict(mu=A, logvar=A), "prior_"),
+    (rsample_with_log_prob, dict(mu=A), ""),
+    (rsample_with_log_prob, dict(mu=A, rho=A), "prior_"),
+    (gaussian_kl, dict(mu=A), ""),
+    (gaussian_kl, dict(mu=A, std=1.0), "prior_"),
+    (gaussian_log_prob, dict(x=A, mean=A), ""),
+    (discretized_gaussian_log_prob, dict(x=A, mean=A), ""),
+    (elbo_loss, dict(recon=A, x=A, mu=A), ""),
+    (elbo_loss, dict(recon=A, x=A, mu=A, logvar=A), "prior_"),
+    (elbo_loss, dict(recon=A, x=A, kl=ROWS), "recon_"),
+    (elbo_loss, dict(recon=A, x=A, kl=ROWS, likelihood="discretized_gaussian"), "recon_"),
+    (ELBOLoss, dict(), "recon_"),
+    (ELBOLoss(), dict(recon=A, x=A, mu=A), ""),
+    (likelihoods.Gaussian, dict(), ""),
+    (likelihoods.DiscretizedGaussian, dict(low=None, high=None), ""),
+]
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+@pytest.mark.parametrize(("function", "arguments", "prefix"), FLOORED)
+def test_value_of_a_floor(function: Callable[..., Any], arguments: dict[str, Any], prefix: str, floor: str) -> None:
+    name, scale = prefix + floor, {prefix + "rho": A}
+    for value in (A, "1", True, [1.0]):
+        message = f"{name} must be a number, got {type(value).__name__}"
+        assert_error(TypeError, message, function, **arguments, **scale, **{name: value})
+    for value in (-0.5, float("nan"), float("inf")):
+        message = f"{name} must be a finite number of at least 0, got {value}"
+        assert_error(ValueError, message, function, **arguments, **scale, **{name: value})
+    function(**arguments, **scale, **{name: 1})
+    function(**arguments, **{prefix + "std": 0.5, name: 0.0})
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+@pytest.mark.parametrize(("function", "arguments", "prefix"), FLOORED)
+def test_a_floor_without_a_scale(
+    function: Callable[..., Any], arguments: dict[str, Any], prefix: str, floor: str
+) -> None:
+    message = f"{prefix + floor} has no use without a scale; pass one of {', '.join(prefix + form for form in FORMS)} beside it"
+    assert_error(ValueError, message, function, **arguments, **{prefix + floor: 0.1})
+
+
+@pytest.mark.parametrize(("function", "arguments", "prefix"), FLOORED)
+def test_two_floors(function: Callable[..., Any], arguments: dict[str, Any], prefix: str) -> None:
+    both = {prefix + "std": A, prefix + "min_std": 0.1, prefix + "min_var": 0.1}
+    message = f"at most one of {prefix}min_std and {prefix}min_var may be given, got both"
+    assert_error(ValueError, message, function, **arguments, **both)
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_a_floor_elsewhere(floor: str) -> None:
+    """Where there is no Gaussian scale, and in a likelihood object."""
+    message = f"recon_{floor} has no meaning for likelihood='bernoulli', which has no scale"
+    assert_error(ValueError, message, elbo_loss, A, A, kl=ROWS, likelihood="bernoulli", **{"recon_" + floor: 0.1})
+    message = f"{floor} has no use beside kl, which is computed already"
+    assert_error(ValueError, message, elbo_loss, A, A, kl=ROWS, **{floor: 0.1})
+    for likelihood in (likelihoods.Gaussian, likelihoods.DiscretizedGaussian):
+        with_floor = likelihood(rho=A, **{floor: 0.1})
+        loss = elbo_loss(A, A, kl=ROWS, likelihood=with_floor).loss
+        assert loss == elbo_loss(A, A, kl=ROWS, likelihood=likelihood, recon_rho=A, **{"recon_" + floor: 0.1}).loss
+        assert loss == ELBOLoss(with_floor)(A, A, kl=ROWS).loss != elbo_loss(A, A, kl=ROWS, likelihood=likelihood).loss
+    message = f"{floor} is no parameter of the laplace likelihood, which takes log_scale, scale"
+    assert_error(TypeError, message, likelihoods.Laplace, **{floor: 0.1})
+
+
 def test_a_scale_of_the_call_beside_that_of_the_module() -> None:
     message = (
-        "exactly one of recon_logvar, recon_log_std, recon_std, recon_var must be given, got recon_std and recon_var"
+        "exactly one of recon_logvar, recon_log_std, recon_std, recon_var, recon_rho must be given, "
+        "got recon_std and recon_var"
     )
     assert_error(ValueError, message, ELBOLoss(recon_std=2.0), A, A, kl=ROWS, recon_var=1.0)
 
@@ -469,7 +544,7 @@ def test_kl_weight(function: Callable[..., Any]) -> None:
     assert_error(ValueError, message, function, mu=A, logvar=A, kl_weight=A.to("meta"))
 
 
-@pytest.mark.parametrize("name", [*FORMS, "prior_mu", *(f"prior_{form}" for form in FORMS)])
+@pytest.mark.parametrize("name", [*FORMS, *FLOORS, "prior_mu", *(f"prior_{form}" for form in (*FORMS, *FLOORS))])
 def test_what_has_no_use_beside_kl(name: str) -> None:
     message = f"{name} has no use beside kl, which is computed already"
     assert_error(ValueError, message, elbo_loss, A, A, kl=ROWS, **{name: A})

@@ -28,7 +28,7 @@ from elbo_ext.reference import (
     rsample_kl,
 )
 
-FORMS = ("logvar", "log_std", "std", "var")
+FORMS = ("logvar", "log_std", "std", "var", "rho")
 DTYPES = (torch.float32, torch.float64)
 mp = mpmath.mp.clone()  # a context of our own: other tests keep their precision
 mp.dps = 50
@@ -38,23 +38,41 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:Deprecation
 
 
 def scale_from_logvar(logvar: float, form: str) -> float:
+    if form == "rho":  # sigma = ln(1 + e^rho)
+        std = mp.exp(mp.mpf(logvar) / 2)
+        return float(std + mp.log(-mp.expm1(-std)))
     value = logvar / 2 if form in ("log_std", "std") else logvar
     return value if form.startswith("log") else math.exp(value)
 
 
 def scales_from_logvar(logvar: Tensor, form: str) -> Tensor:
+    if form == "rho":
+        std = (logvar / 2).exp()
+        return std + torch.log(-torch.expm1(-std))
     value = logvar / 2 if form in ("log_std", "std") else logvar
     return value if form.startswith("log") else value.exp()
 
 
+def exact_std(scale: float, form: str, floor: tuple[str, float] | None = None) -> mpmath.mpf:
+    """sigma, with its floor if it has one, by name."""
+    std = mp.exp(exact_logvar(scale, form) / 2)
+    if floor is None:
+        return std
+    return std + mp.mpf(floor[1]) if floor[0] == "min_std" else mp.sqrt(std**2 + mp.mpf(floor[1]))
+
+
 def exact_logvar(scale: float, form: str) -> mpmath.mpf:
     scale = mp.mpf(scale)
+    if form == "rho":
+        return 2 * mp.log(mp.log1p(mp.exp(scale)))
     value = scale if form.startswith("log") else mp.log(scale)
     return 2 * value if form in ("log_std", "std") else value
 
 
 def exact_slope(scale: float, form: str) -> mpmath.mpf:
     """d ln sigma^2 / d scale."""
+    if form == "rho":
+        return 2 / ((1 + mp.exp(-mp.mpf(scale))) * mp.log1p(mp.exp(mp.mpf(scale))))
     slope = mp.mpf(2 if form in ("log_std", "std") else 1)
     return slope if form.startswith("log") else slope / mp.mpf(scale)
 
@@ -433,7 +451,7 @@ def test_kl_against_torch_distributions() -> None:
     )
     for form, prior_form in itertools.product(FORMS, FORMS):
         scales = [
-            {"logvar": 2 * s.log(), "log_std": s.log(), "std": s, "var": s**2}[f]
+            {"logvar": 2 * s.log(), "log_std": s.log(), "std": s, "var": s**2, "rho": torch.expm1(s).log()}[f]
             for s, f in ((std, form), (prior_std, prior_form))
         ]
         actual = formulas.gaussian_kl(mu, scales[0], prior_mu, scales[1], form, prior_form)
@@ -462,6 +480,15 @@ def term_cases() -> list:
         for name, prior in zip(("apart", "close"), priors):
             inputs = (x, scales_from_logvar(logvar, form), mean[:1], scales_from_logvar(prior, prior_form))
             cases.append(pytest.param(kl, inputs, id=f"kl-{form}-{prior_form}-{name}"))
+    for form, floor in itertools.product(FORMS, ("min_std", "min_var")):
+        with_floor = f"{form}+{floor}"
+        gaussian = partial(formulas.gaussian, form=with_floor, floor=0.25)
+        scale = scales_from_logvar(logvar, form)
+        cases.append(pytest.param(gaussian, (x, mean, scale), id=f"gaussian-{with_floor}"))
+        kl = partial(formulas.gaussian_kl, form=with_floor, prior_form=with_floor, floor=0.25, prior_floor=0.25)
+        for name, prior in zip(("apart", "close"), priors):
+            inputs = (x, scale, mean[:1], scales_from_logvar(prior, form))
+            cases.append(pytest.param(kl, inputs, id=f"kl-{with_floor}-{name}"))
     return cases
 
 
@@ -610,7 +637,9 @@ def test_scale_forms_are_one_distribution(form: str, as_float: bool) -> None:
 def test_default_prior_is_the_unit_normal(form: str) -> None:
     mu = torch.randn(5, 2, dtype=torch.float64)
     scale = torch.full((2,), 0.6, dtype=torch.float64)
-    std = {"logvar": (scale / 2).exp(), "log_std": scale.exp(), "std": scale, "var": scale.sqrt()}[form]
+    std = {
+        "logvar": (scale / 2).exp(), "log_std": scale.exp(), "std": scale, "var": scale.sqrt(), "rho": scale.exp().log1p()
+    }[form]  # fmt: skip
     expected = (0.5 * (mu**2 + std**2 - 1) - std.log()).sum(-1)
     torch.testing.assert_close(gaussian_kl(mu, **{form: scale}), expected, rtol=1e-13, atol=0.0)
 

@@ -40,6 +40,7 @@ def bad(value: float, like: Tensor = A) -> Tensor:
 
 NAN = float("nan")
 AT = " at index (1, 2)"
+ABOVE_FLOOR = "{} must not be negative or NaN, got "
 BITS = "x must be in the support of the bernoulli likelihood, Interval(lower_bound=0.0, upper_bound=1.0), got "
 CASES: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (gaussian_log_prob, dict(x=bad(NAN), mean=A), "x must not be NaN, got nan" + AT),
@@ -78,6 +79,10 @@ CASES: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
         "x must not be NaN, got nan" + AT,
     ),
     (diagnostics.kl_per_dimension, dict(mu=A, std=bad(-1.0)), "std must be positive, got -1" + AT),
+    (gaussian_log_prob, dict(x=A, mean=A, rho=bad(NAN)), "rho must not be NaN, got nan" + AT),
+    (gaussian_log_prob, dict(x=A, mean=A, var=bad(-0.25), min_var=0.5), ABOVE_FLOOR.format("var") + "-0.25" + AT),
+    (gaussian_kl, dict(mu=A, std=bad(NAN), min_var=0.5), ABOVE_FLOOR.format("std") + "nan" + AT),
+    (gaussian_kl, dict(mu=A, std=A, prior_std=bad(0.0)), "prior_std must be positive, got 0" + AT),
     (diagnostics.active_units, dict(mu=bad(NAN)), "mu must not be NaN, got nan" + AT),
 ]
 
@@ -100,6 +105,13 @@ def test_good_values_change_nothing() -> None:
     expected = results()
     with validate_values():
         torch.testing.assert_close(results(), expected, rtol=0, atol=0)
+
+
+def test_a_floor_carries_a_scale_of_zero() -> None:
+    with validate_values():
+        for floor in ("min_std", "min_var"):
+            assert bool(gaussian_kl(A, std=bad(0.0), **{floor: 0.5}).isfinite().all())
+            assert bool(gaussian_kl(A, rho=bad(-1.0), **{floor: 0.5}).isfinite().all())
 
 
 def test_infinite_values_are_values() -> None:

@@ -14,6 +14,7 @@ from elbo_ext import arguments, formulas, likelihoods, reference
 from samples import (
     CORE,
     DTYPES,
+    FLOORS,
     FORMS,
     LAYOUTS,
     NOISE_ERROR,
@@ -57,14 +58,14 @@ def error_of_elbo(arguments: Arguments, tolerance: Tolerance) -> dict[str, Tenso
     dims = arguments.get("batch_dims", 1)
     chosen = likelihoods.by_name(arguments.get("likelihood", "gaussian"))
     names = {"x": "x", chosen.recon: "recon", "weight": "weight", "batch_dims": "batch_dims"}
-    if chosen.likelihood is likelihoods.Gaussian:
-        names |= {form: "recon_" + form for form in FORMS}
+    if "logvar" in chosen.likelihood.forms:
+        names |= {form: "recon_" + form for form in (*FORMS, *FLOORS)}
     term = getattr(reference, chosen.likelihood.name + "_log_prob")
     examples = error_of_examples(term, {**renamed(arguments, **names), **chosen.parameters}, tolerance)
     if "kl" in arguments:
         kl = tolerance.value_rtol * arguments["kl"].abs()
     else:
-        names = [prefix + name for prefix in ("", "prior_") for name in ("mu", *FORMS)]
+        names = [prefix + name for prefix in ("", "prior_") for name in ("mu", *FORMS, *FLOORS)]
         latent_dims = dims - max(arguments["recon"].dim() - arguments["x"].dim(), 0)
         names = {name: name for name in names} | {"weight": "kl_weight"}
         posterior = {**renamed(arguments, **names), "batch_dims": latent_dims}
@@ -75,6 +76,16 @@ def error_of_elbo(arguments: Arguments, tolerance: Tolerance) -> dict[str, Tenso
     return {"loss": reduce(examples + beta * kl), "log_likelihood": reduce(examples), "kl": reduce(kl)}
 
 
+def standard_deviation(arguments: Arguments, prefix: str = "") -> Tensor:
+    """sigma, 1 if no scale is given."""
+    form = next((form for form in FORMS if prefix + form in arguments), "logvar")
+    floor = next((floor for floor in FLOORS if prefix + floor in arguments), None)
+    scale = torch.as_tensor(arguments.get(prefix + form, 0.0), dtype=torch.float64)
+    if floor is None:
+        return formulas.standard_deviation(scale, form)
+    return formulas.standard_deviation(scale, f"{form}+{floor}", arguments[prefix + floor])
+
+
 def errors_of_log_probs(
     arguments: Arguments, z: Tensor, error_of_z: Tensor, noise_error: float, tolerance: Tolerance
 ) -> dict[str, Tensor]:
@@ -82,9 +93,7 @@ def errors_of_log_probs(
     dims = arguments.get("batch_dims", 1) + (arguments.get("num_samples") is not None)
 
     def standardized(prefix: str) -> tuple[Tensor, Tensor, Tensor]:
-        form = next((form for form in FORMS if prefix + form in arguments), None)
-        scale = torch.as_tensor(0.0 if form is None else arguments[prefix + form], dtype=torch.float64)
-        sigma = formulas.standard_deviation(scale, form or "logvar")
+        sigma = standard_deviation(arguments, prefix)
         difference = z - arguments.get(prefix + "mu", 0.0)
         parts = ((difference / sigma).square() + 2 * sigma.log().abs() + formulas.LOG_TWO_PI) / 2
         return difference / sigma, sigma, tolerance.value_rtol * parts + tolerance.value_atol
@@ -110,8 +119,7 @@ def allowed_errors(
         return error_of_elbo(arguments, tolerance)
     if "z" not in truth:
         return {"value": reduce(error_of_examples(getattr(reference, sample.function), arguments, tolerance))}
-    mu, form = arguments["mu"], next(form for form in FORMS if form in arguments)
-    sigma = formulas.standard_deviation(torch.as_tensor(arguments[form], dtype=torch.float64), form)
+    mu, sigma = arguments["mu"], standard_deviation(arguments)
     noise_error = 0.0 if "noise" in arguments else NOISE_ERROR[dtype]
     errors = {"z": tolerance.value_rtol * (mu.abs() + (truth["z"] - mu).abs()) + sigma * noise_error}
     if "log_q" in truth:

@@ -381,7 +381,7 @@ def gap_over_training(digits: Digits, size: Size, seed: int) -> Finding:
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, size.steps)
         history: dict[str, list[float]] = {"elbo": [], "gap": []}
         for _ in progress(range(size.steps), f"(c) {label} q"):
-            q: dict[str, Tensor] = {"logvar": logvar}
+            q: dict[str, Any] = {"logvar": logvar}
             if full:
                 root = below.tril(-1) + torch.diag_embed(torch.exp(0.5 * logvar))
                 q = {"covariance": root @ root.mT}
