@@ -164,10 +164,12 @@ def elbo_loss(
             log_likelihood = autograd.term_sum(spec._replace(reduction=NONE), operands)
     assert log_likelihood is not None  # given, where there is no spec
     log_likelihood, kl = log_likelihood.to(dtype), kl.to(dtype).expand(batch)
-    parts = ELBO(beta * kl - log_likelihood, log_likelihood, kl)
+    loss = beta * kl - log_likelihood
     number = arguments.reduction(reduction)
+    # Each ELBO by its class and not by _replace, whose result Dynamo of torch 2.11 cannot return from a graph.
     if number == NONE:  # copies of what the caller has, so that a change in place of one does not reach the other
-        return parts._replace(log_likelihood=log_likelihood.clone() if spec is None else log_likelihood, kl=kl.clone())
+        return ELBO(loss, log_likelihood.clone() if spec is None else log_likelihood, kl.clone())
+    parts = (loss, log_likelihood, kl)
     return ELBO(*(part.sum() if number == REDUCTIONS["sum"] else part.mean() for part in parts))
 
 

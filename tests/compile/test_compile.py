@@ -4,6 +4,7 @@ Most tests use the backend aot_eager, which traces, functionalizes and partition
 inductor is tried on the few graphs that have everything.
 """
 
+import inspect
 import io
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ from elbo_ext import (
     rsample,
     rsample_kl,
 )
-from samples import CORE, Sample, differentiable
+from samples import CORE, REDUCTIONS, Sample, differentiable
 
 # One sample of each structure that reaches the graph: function, number of operands, constants, reductions, layouts.
 TRACED_IDS = {
@@ -134,6 +135,49 @@ def test_public_functions(sample: Sample) -> None:
         assert a.stride() == b.stride()
     if sample.function.startswith("rsample"):
         assert torch.equal(compiled[0][0], eager[0][0])  # the draw itself, bit for bit
+
+
+ONE, TWO = numbers(4, 3), numbers(4, 3, seed=1).sigmoid()
+BATCH = numbers(4, seed=2)
+CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "log_prob": (gaussian_log_prob, dict(x=TWO, mean=ONE)),
+    "kl": (gaussian_kl, dict(mu=ONE, logvar=TWO)),
+    "rsample": (rsample, dict(mu=ONE, logvar=TWO)),
+    "rsample_kl": (rsample_kl, dict(mu=ONE, logvar=TWO)),
+    "rsample_with_log_prob": (elbo_ext.rsample_with_log_prob, dict(mu=ONE, logvar=TWO)),
+    "elbo-kl": (elbo_loss, dict(recon=ONE, x=TWO, kl=BATCH, likelihood="bernoulli")),
+    "elbo-mu": (elbo_loss, dict(recon=ONE, x=TWO, mu=ONE, std=1.0, beta=BATCH.abs())),
+    "elbo-samples": (elbo_loss, dict(recon=torch.stack([ONE, TWO]), x=TWO, kl=BATCH, batch_dims=2)),
+    "elbo-log_likelihood": (elbo_loss, dict(log_likelihood=BATCH, kl=BATCH)),
+    "free_energy": (bounds.free_energy, dict(recon=ONE, x=TWO, kl=BATCH)),
+    **{f"ELBOLoss-{reduction}": (ELBOLoss(reduction=reduction), dict(recon=ONE, x=TWO, kl=BATCH)) for reduction in REDUCTIONS},
+    "log_evidence": (diagnostics.log_evidence, dict(log_weights=ONE)),
+    "aggregate_posterior": (diagnostics.aggregate_posterior, dict(mu=ONE, logvar=TWO)),
+    "amortization_gap": (
+        diagnostics.amortization_gap,
+        dict(elbo=lambda mu, logvar: -gaussian_kl(mu, logvar), mu=ONE, logvar=TWO, steps=1),
+    ),
+}  # fmt: skip
+WITH_REDUCTIONS = [
+    (name, reduction)
+    for name, (function, _) in CALLS.items()
+    for reduction in (REDUCTIONS if "reduction" in inspect.signature(function).parameters else [None])
+]
+
+
+@pytest.mark.parametrize(("name", "reduction"), WITH_REDUCTIONS)
+def test_a_function_by_itself(name: str, reduction: str | None) -> None:
+    """Compiled without a function around it, where Dynamo has to make the result again outside of the graph, of its class."""
+    function, arguments = CALLS[name]
+    arguments = arguments if reduction is None else {**arguments, "reduction": reduction}
+    # amortization_gap steps out of the graph for its optimizer.
+    compiled = torch.compile(function, backend="eager", fullgraph=name != "amortization_gap", dynamic=False)
+    torch.manual_seed(7)
+    actual = compiled(**arguments)
+    torch.manual_seed(7)
+    expected = function(**arguments)
+    assert type(actual) is type(expected)
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_where_no_gradient_is_wanted() -> None:
