@@ -299,5 +299,5 @@ def _(log_weights: Tensor, with_weights: bool) -> list[Tensor]:
 
 
 @torch.library.register_fake("elbo_ext::scale_gradients_")
-def _(gradients: Sequence[Tensor], factor: Tensor) -> None:
+def _(gradients: Sequence[Tensor], factor: Tensor, negated: bool = False) -> None:
     return None

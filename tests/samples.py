@@ -66,6 +66,7 @@ _SIZE_OF_PARTS = {
     "zero_inflated_negative_binomial_log_prob": 4.0,
     "student_t_log_prob": 6.0,
     "continuous_bernoulli_log_prob": 2.0,  # a x beside ln((e^a - 1) / a)
+    "discretized_gaussian_log_prob": 2.0,  # the densities at the two ends of a bin, times the ends
 }
 
 

@@ -33,11 +33,8 @@ inline View dense_rows(void* data, DType dtype, const Space& space) {
   return view;
 }
 
-// A grid has so many times the blocks that the device holds at once: more of them let those multiprocessors that are faster
-// take more, but each has its beginning and its sums, and a number that is not whole leaves the device half idle at the end.
-constexpr int64_t kWaves = 2;
-
-// Of kernels without sums.
+// Of kernels without sums. A grid of those with sums has as many blocks as the device holds at once: more would let those
+// multiprocessors that are faster take more, but each block has its beginning and its sums (benchmarks/NOTES.md).
 constexpr int64_t kBlocksPerMultiprocessor = 16;
 
 // Threads of a multiprocessor that keep it busy.
@@ -143,7 +140,7 @@ class LayoutBuilder {
 };
 
 // How segments of a given length are spread over teams, and how many blocks to launch. `by_segment`: there are sums of each.
-// `per_step`: the elements that a thread takes at once.
+// `per_step`: the elements that a thread takes at once. `resident`: the blocks that a multiprocessor holds.
 struct Spread {
   Units units;
   int64_t blocks;
@@ -176,9 +173,7 @@ inline Spread spread(int64_t segments, int64_t length, bool by_segment, int64_t 
   units.pieces = Divider(pieces);
   units.count = segments * pieces;
   if (!units.whole) result.blocks = divide_up(units.count * units.team, kThreads);
-  int64_t waves = kWaves;
-  if (const char* w = getenv("ELBO_WAVES")) waves = atoi(w);
-  result.blocks = std::clamp<int64_t>(result.blocks, 1, processors * resident * waves);
+  result.blocks = std::clamp<int64_t>(result.blocks, 1, processors * resident);
   return result;
 }
 

@@ -35,8 +35,10 @@ __device__ __forceinline__ void multiply(const Array& array, int64_t numel, bool
   }
 }
 
+constexpr int kBlocks = 4;  // that a multiprocessor holds
+
 // Everything in one launch. The gradients are read only if the factor is not 1, which it is in most training loops.
-__global__ void __launch_bounds__(kThreads) stored_kernel(const __grid_constant__ StoredParams p) {
+__global__ void __launch_bounds__(kThreads, kBlocks) stored_kernel(const __grid_constant__ StoredParams p) {
   const auto number = [](const Array& scalar) { return scalar.data == nullptr ? 0.0 : read<double>(scalar, 0); };
   const double grad_loss = number(p.grad_loss);
   if (p.kl_gradient.data != nullptr && blockIdx.x == 0 && threadIdx.x == 0)
@@ -68,7 +70,8 @@ const char* stored_gradients(const StoredGradients& p, const CudaCall& call) {
     params.vectors[i] = aligned(p.gradient[i].data, p.gradient[i].dtype, 4);
     longest = std::max(longest, p.gradient[i].numel);
   }
-  const int64_t most = multiprocessors(call.device) * kBlocksPerMultiprocessor;
+  // One wave: mostly there is nothing to do, and each block costs its start.
+  const int64_t most = multiprocessors(call.device) * kBlocks;
   const dim3 grid(static_cast<unsigned>(std::clamp<int64_t>(divide_up(longest, 4 * kThreads), 1, most)));
   return launch(stored_kernel, grid, kThreads, params, call);
 }

@@ -133,26 +133,14 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>, Of, kGradien
       if (kGradient && p.layout.place[kUpstream] == kPerUnit)
         upstream = T(per_unit_upstream<R>(p.layout, kUpstream, first, p.upstream_factor));
     }
-    const auto read = [&](int64_t n, Raw<R, V>(&raw)[kInputs]) {
+    for (int64_t n = first + lane * V; n < end; n += lanes * V) {
+      Raw<R, V> raw[kInputs];  // later the gradients
       ELBO_UNROLL
       for (int k = 0; k < kTensors; ++k)
         if (vectors[k]) {
           const int64_t offset = kAny ? p.layout.vector_offset(p.layout.place[k], n) : n;
           raw[k] = kInParts && k == 0 ? load_data<R, V>(array(k), offset) : load<R, V>(array(k), offset);
         }
-    };
-    Raw<R, V> raw[kInputs], ahead[kInputs];  // later the gradients
-    (void)ahead;
-    int64_t n = first + lane * V;
-#if !defined(ELBO_PREFETCH)
-    for (; n < end; n += lanes * V) {
-      read(n, raw);
-#else
-    if (!kAny && n < end) read(n, raw);
-    for (; n < end; n += lanes * V) {
-      if (kAny) read(n, raw);
-      else if (n + lanes * V < end) read(n + lanes * V, ahead);  // the next loads are in flight while this step is computed
-#endif
       R total = R(0), sink_sum[kInputs] = {};
       const auto part = [&](auto at) {
         constexpr int kAt = decltype(at)::value;
@@ -195,12 +183,6 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>, Of, kGradien
           else if ((kSummed >> k & 1) && p.sums.kind[k] != kNoSum) sum[k] += static_cast<double>(sink_sum[k]);
         }
       }
-#if defined(ELBO_PREFETCH)
-      if constexpr (!kAny) {
-        ELBO_UNROLL
-        for (int k = 0; k < kTensors; ++k) raw[k] = ahead[k];
-      }
-#endif
     }
   });
   finish<R, used>(p, sum);
@@ -217,6 +199,9 @@ constexpr unsigned kShared = [] {
 
 template <class Term>
 constexpr int kColumnsBlocks = 2;
+// So many times the blocks that the device holds at once share the rows: they are of uneven length where the numbers of
+// columns and of multiprocessors do not divide.
+constexpr int kWavesOfColumns = 4;
 
 // The space as `rows` of `columns` elements: an input that is shared has one element for each column, and its gradient is a
 // sum over the rows. A warp works on kWarp * kColumnWidth columns, its block's warps on rows in turn; several blocks may
@@ -607,7 +592,7 @@ const char* run_columns(const TermSumProblem& p, ColumnsParams<TermOf<R>::kInput
   params.columns = params.layout.period.size;
   params.rows = p.space.elements() / params.columns;
   params.column_blocks = static_cast<int>(divide_up(params.columns, kBlockColumns));
-  const int64_t wanted = multiprocessors(call.device) * kColumnsBlocks<TermOf<R>> * 2 * kWaves;
+  const int64_t wanted = multiprocessors(call.device) * kColumnsBlocks<TermOf<R>> * kWavesOfColumns;
   int64_t sharers = std::clamp<int64_t>(wanted / params.column_blocks, 1, divide_up(params.rows, kFewestRows));
   params.rows_per_block = divide_up(divide_up(params.rows, sharers), kWarps) * kWarps;
   sharers = divide_up(params.rows, params.rows_per_block);

@@ -45,5 +45,5 @@ STABLE_TORCH_LIBRARY(elbo_ext, library) {
   // log 1/K sum_k w_k of log-weights [K, ...], contiguous and of float32 or float64; with_weights also w_k / sum_j w_j.
   library.def("importance_bound(Tensor log_weights, bool with_weights) -> Tensor[]");
   // Multiplies gradients in place, without touching their memory where the factor is 1.
-  library.def("scale_gradients_(Tensor(a!)[] gradients, Tensor factor) -> ()");
+  library.def("scale_gradients_(Tensor(a!)[] gradients, Tensor factor, bool negated=False) -> ()");
 }

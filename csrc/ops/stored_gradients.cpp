@@ -17,9 +17,10 @@ void run(const char* op, const std::vector<Tensor>& gradients, StoredGradients& 
   device_of(like).stored_gradients({op, shape, like}, problem);
 }
 
-void scale_gradients_(std::vector<Tensor> gradients, Tensor factor) {
+// `negated`: the gradients are those of -1 times the value that `factor` is the upstream gradient of.
+void scale_gradients_(std::vector<Tensor> gradients, Tensor factor, bool negated) {
   StoredGradients problem;
-  problem.grad_loss = {factor.data_ptr(), dtype_of(factor)};
+  (negated ? problem.grad_log_likelihood : problem.grad_loss) = {factor.data_ptr(), dtype_of(factor)};
   run("scale_gradients_", gradients, problem, factor);
 }
 

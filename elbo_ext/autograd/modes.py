@@ -75,7 +75,7 @@ class ValueFunction(KernelFunction):
     - ``in_torch(spec, *tensors)``: the formula.
     - ``vmap``: torch's rule. It calls :func:`apply_under_transforms`.
     - ``value_and_gradients(spec, needs, *tensors)``, if one operator makes a reduced value and its needed gradients. Then
-      also ``backward_function``.
+      also ``backward_function``, and ``negated(spec)`` if the gradients are of -1 times the value.
 
     and ``setup_context``, if it has to do more than that of this class.
     """
@@ -85,6 +85,11 @@ class ValueFunction(KernelFunction):
     value_and_gradients: ClassVar[Apply | None] = None
     no_functorch: ClassVar[Apply]
     grad_in_forward: ClassVar[Apply | None] = None
+
+    @staticmethod
+    def negated(spec: Any) -> bool:
+        """Whether ``value_and_gradients`` makes the gradients of -1 times the value."""
+        return False
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -168,7 +173,7 @@ def _grad_in_forward(function: type[ValueFunction]) -> dict[str, Any] | None:
         if gradients is None:
             gradients = needed_gradients(backward_function, ctx.spec, needs, grad, *operands)
         else:
-            _ops.scale_gradients_(gradients, grad)
+            _ops.scale_gradients_(gradients, grad, function.negated(ctx.spec))
         return None, *fill_missing_with_none(gradients, needs)
 
     return {

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..likelihoods import TERMS_BY_NUMBER
+from ..likelihoods import GAUSSIAN_KL, TERMS_BY_NUMBER
 from ..ops import NONE, value_dtype
 from .derivatives import Operands, device_of, fill_missing_with_none, sum_of_elements, vjp, without_none
 from .modes import (
@@ -88,8 +88,15 @@ class TermSum(ValueFunction):
 
     @staticmethod
     def value_and_gradients(spec: TermSpec, needs: Sequence[bool], *operands: Tensor | None) -> Sequence[Tensor]:
-        results: Sequence[Tensor] = _ops.term_sum_with_gradients(spec.term, operands, *spec[1:], 1.0, needs)
+        factor = -1.0 if TermSum.negated(spec) else 1.0
+        results: Sequence[Tensor] = _ops.term_sum_with_gradients(spec.term, operands, *spec[1:], factor, needs)
         return results
+
+    @staticmethod
+    def negated(spec: TermSpec) -> bool:
+        """A log-likelihood is maximized: its upstream gradient is usually -1, a KL's 1. What the forward pass has multiplied
+        by, the backward pass need not."""
+        return spec.term != GAUSSIAN_KL.number
 
     @staticmethod
     def in_torch(spec: TermSpec, *operands: Tensor | None) -> Tensor:
