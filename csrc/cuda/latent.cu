@@ -19,12 +19,13 @@ struct LatentParams {
 };
 
 // Of the kernels in this file: how many blocks a multiprocessor holds.
-constexpr int kForwardBlocks = 2;
+template <class R>
+constexpr int kForwardBlocks = sizeof(R) == 8 ? 1 : 2;
 constexpr int backward_blocks(bool only_dense) { return only_dense ? 2 : 1; }
 constexpr int blocks_of_usual(bool with_kl) { return with_kl ? 3 : 4; }
 
 template <class R, bool kOnlyDense, int kFormClass>
-__global__ void __launch_bounds__(kThreads, kForwardBlocks) latent_kernel(const __grid_constant__ LatentParams p) {
+__global__ void __launch_bounds__(kThreads, kForwardBlocks<R>) latent_kernel(const __grid_constant__ LatentParams p) {
   using T = Pack<R, kGroup<R>>;
   using Reader = Group<R, kForwardSlots, kOnlyDense>;
   const LatentCommon& c = p.common;
@@ -129,7 +130,7 @@ __global__ void __launch_bounds__(kThreads, backward_blocks(kOnlyDense)) latent_
     for (int64_t n = (first / kGroup<R> + lane) * kGroup<R>; n < end; n += lanes * kGroup<R>) {
       const unsigned mask = Reader::members(n, first, end);
       T in[kLatentInputs];
-      inputs.read(p.layout, n, mask, in);
+      if (!kOnlyDense) inputs.read(p.layout, n, mask, in);
       double total_g[kGroup<R>] = {}, total_g_eps[kGroup<R>] = {};  // over the samples: there may be many thousands
       if (c.with_samples) {
         for (int64_t sample = 0; sample < c.samples; ++sample) {
@@ -149,6 +150,7 @@ __global__ void __launch_bounds__(kThreads, backward_blocks(kOnlyDense)) latent_
           }
         }
       }
+      if (kOnlyDense) inputs.read(p.layout, n, mask, in);  // not before: it takes registers that the samples need
       T sum_g, sum_g_eps;
       ELBO_UNROLL
       for (int i = 0; i < kGroup<R>; ++i) {
@@ -278,7 +280,7 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
       });
     return choose_kernel<R>(dense, p, [](auto dense, auto form_class) -> Kernel<LatentParams> {
       constexpr bool kOnlyDense = decltype(dense)::value;
-      return {latent_kernel<R, kOnlyDense, decltype(form_class)::value>, kForwardBlocks};
+      return {latent_kernel<R, kOnlyDense, decltype(form_class)::value>, kForwardBlocks<R>};
     });
   }();
   Work<1> work(params.units, params.kl, dims, segment, by_row, kGroup<R>, kernel.resident, call);

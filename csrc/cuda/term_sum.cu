@@ -85,7 +85,8 @@ constexpr unsigned kUsualButScale = kUsual<Term> & ~Term::kPrecomputedFrom;
 template <class Term, class Of, bool kGradient, int kFormClass>
 constexpr int kDenseBlocks = [] {
   const bool any = Of::kInputs == kAnyInputs;
-  return std::max(2, 4 - (any && kGradient) - (any && Of::kVector == 8) - (kFormClass > 0) - (Term::kInputs > 3) -
+  if (any && Of::kVector == 8 && Term::kInputs > 3) return 1;
+  return std::max(2, 4 - any - (any && Of::kVector == 8) - (kFormClass > 0) - (Term::kInputs > 3) -
                          (together_of<Term>() < 4) - HasParts<Term>::value);
 }();
 
@@ -198,7 +199,7 @@ constexpr unsigned kShared = [] {
 }();
 
 template <class Term>
-constexpr int kColumnsBlocks = 2;
+constexpr int kColumnsBlocks = Term::kInputs > 4 ? 1 : 2;
 // So many times the blocks that the device holds at once share the rows: they are of uneven length where the numbers of
 // columns and of multiprocessors do not divide.
 constexpr int kWavesOfColumns = 4;
