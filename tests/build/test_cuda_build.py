@@ -146,18 +146,24 @@ class DenseTerm(NamedTuple):
     tensors: int
     gradients: int  # that they make: not the one by x for a term in parts (count.h)
     together: int  # elements that are worked on at once; values are stored so
-    kernels: int  # 4 and, but for a term in parts, 8 elements of a thread, with gradients and without, for each class of forms
+    kernels: int  # 4 and, but for a term in parts, 8 elements of a thread, with gradients and without, for each class of forms;
+    # and as many again for each usual set of inputs (forms.h), in float32 and bfloat16
 
 
 def terms() -> dict[str, DenseTerm]:
     classes = {"OneForm": 1, "ManyForms": 1, "TwoForms": 2, "ScaleForms": 2}
     text = "".join(path.read_text() for path in (ROOT / "csrc" / "terms").glob("*.h"))
     bases = r"struct (\w+) : ([^{]*\b(\w+Forms?)\b[^{]*) {"
-    declaration = bases + r"\s+static constexpr int kInputs = (\d)(?:, kTensors = (\d))?(?:, kTogether = (\d))?"
+    declaration = bases + r"\s+static constexpr int kInputs = (\d)(?:, kTensors = (\d))?(?:, kTogether = (\d))?([^{]*)"
     found = {}
-    for name, inherited, forms, inputs, tensors, together in re.findall(declaration, text):
+    for name, inherited, forms, inputs, tensors, together, rest in re.findall(declaration, text):
         in_parts, count = "CountTerm" in inherited, int(tensors or inputs)
-        found[name] = DenseTerm(count, count - in_parts, int(together or 4), classes[forms] * (2 if in_parts else 4))
+        usual, scale = (
+            int(eval(value[1])) if (value := re.search(rf"{constant} = ([\w<|\s]+)", rest)) else 0  # 1 << 2 | 1 << 3
+            for constant in ("kUsualInputs", "kPrecomputedFrom")
+        )
+        kernels = (2 if in_parts else 4) + 4 * len({usual, usual & ~scale} - {0})
+        found[name] = DenseTerm(count, count - in_parts, int(together or 4), classes[forms] * kernels)
     return found
 
 
@@ -173,6 +179,8 @@ def test_wide_accesses() -> None:
         "latent_backward_kernel": (5, 4),
         "sample_log_prob_kernel": (4, 1),
         "sample_log_prob_backward_kernel": (5, 4),
+        "usual_latent_kernel": (2, 1),
+        "usual_latent_backward_kernel": (2, 2),
     }
     seen: Counter[str] = Counter()
     for architecture in machine_code():
@@ -180,17 +188,22 @@ def test_wide_accesses() -> None:
         for function in functions:
             name = function.split(maxsplit=1)[0]
             assert re.search(r"\b(LDL|STL)\b", function) is None, name
-            if kernel := re.search(r"12dense_kernelINS0_\d+([A-Za-z]+)EfLi[48]ELb([01])E", name):
-                term = terms()[kernel[1]]
-                loads, stores = term.tensors, term.gradients if kernel[2] == "1" else int(term.together == 4)
+            dense = r"12dense_kernelINS0_\d+([A-Za-z]+)EfNS0_5DenseILi[48]ELj(\d+)ELNS_5DTypeE\dEEELb([01])E"
+            if kernel := re.search(dense, name):
+                term, usual = terms()[kernel[1]], int(kernel[2]).bit_count()
+                loads = usual or term.tensors
+                stores = (usual or term.gradients) if kernel[3] == "1" else int(term.together == 4)
             elif kernel := re.search(r"\d([a-z_]+_kernel)IfLb1E", name):  # of float, and dense
+                loads, stores = latent[kernel[1]]
+            elif kernel := re.search(r"\d(usual_[a-z_]+_kernel)ILNS_5DTypeE0E", name):
                 loads, stores = latent[kernel[1]]
             else:
                 continue
             seen[kernel[1]] += 1
             assert len(re.findall(r"\bLDG\.E[.\w]*\.128\b", function)) >= loads, name
             assert len(re.findall(r"\bSTG\.E[.\w]*\.128\b", function)) >= stores, name
-    expected = {name: term.kernels for name, term in terms().items()} | dict.fromkeys(latent, 2)
+    of_latent = {name: 4 if name.startswith("usual") else 2 for name in latent}  # usual: with a KL and without
+    expected = {name: term.kernels for name, term in terms().items()} | of_latent
     assert seen == {name: count * len(machine_code()) for name, count in expected.items()}
 
 
