@@ -424,9 +424,10 @@ struct GatherTerm {
 
 // ---- on the host ----
 
-// The widest vectors of the dense kernel: 16 bytes of half precision, but for terms in parts, which would spill registers.
+// The widest vectors of the dense kernel: 16 bytes of half precision, but for terms in parts and those of many inputs, which
+// would spill registers.
 template <class Term>
-constexpr int kWidest = HasParts<Term>::value ? 4 : 8;
+constexpr int kWidest = HasParts<Term>::value || (Term::kInputs > 3 && kUsual<Term> == kAnyInputs) ? 4 : 8;
 
 // The kernel that serves a problem.
 struct Choice {

@@ -146,8 +146,8 @@ class DenseTerm(NamedTuple):
     tensors: int
     gradients: int  # that they make: not the one by x for a term in parts (count.h)
     together: int  # elements that are worked on at once; values are stored so
-    kernels: int  # 4 and, but for a term in parts, 8 elements of a thread, with gradients and without, for each class of forms;
-    # and as many again for each usual set of inputs (forms.h), in float32 and bfloat16
+    kernels: int  # 4 and, but for a term in parts or of many inputs, 8 elements of a thread, with gradients and without, for
+    # each class of forms; and as many again for each usual set of inputs (forms.h), in float32 and bfloat16
 
 
 def terms() -> dict[str, DenseTerm]:
@@ -162,7 +162,7 @@ def terms() -> dict[str, DenseTerm]:
             int(eval(value[1])) if (value := re.search(rf"{constant} = ([\w<|\s]+)", rest)) else 0  # 1 << 2 | 1 << 3
             for constant in ("kUsualInputs", "kPrecomputedFrom")
         )
-        kernels = (2 if in_parts else 4) + 4 * len({usual, usual & ~scale} - {0})
+        kernels = (2 if in_parts or (int(inputs) > 3 and not usual) else 4) + 4 * len({usual, usual & ~scale} - {0})
         found[name] = DenseTerm(count, count - in_parts, int(together or 4), classes[forms] * kernels)
     return found
 
