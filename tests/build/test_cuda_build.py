@@ -146,7 +146,9 @@ class DenseTerm(NamedTuple):
     tensors: int
     gradients: int  # that they make: not the one by x for a term in parts (count.h)
     together: int  # elements that are worked on at once; values are stored so
-    kernels: int  # 4 and, but for a term in parts or of many inputs, 8 elements of a thread, with gradients and without, for
+    kernels: (
+        int  # 4 and, but for a term in parts or of many inputs, 8 elements of a thread, with gradients and without, for
+    )
     # each class of forms; and as many again for each usual set of inputs (forms.h), in float32 and bfloat16
 
 
@@ -193,9 +195,7 @@ def test_wide_accesses() -> None:
                 term, usual = terms()[kernel[1]], int(kernel[2]).bit_count()
                 loads = usual or term.tensors
                 stores = (usual or term.gradients) if kernel[3] == "1" else int(term.together == 4)
-            elif kernel := re.search(r"\d([a-z_]+_kernel)IfLb1E", name):  # of float, and dense
-                loads, stores = latent[kernel[1]]
-            elif kernel := re.search(r"\d(usual_[a-z_]+_kernel)ILNS_5DTypeE0E", name):
+            elif kernel := re.search(r"\d([a-z_]+_kernel)I(?:fLb1E|LNS_5DTypeE0E)", name):  # of float, and dense
                 loads, stores = latent[kernel[1]]
             else:
                 continue
