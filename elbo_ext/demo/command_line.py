@@ -1,4 +1,4 @@
-"""What the demo's two commands share: output files, options, the device, and how a failure is told."""
+"""What the demo's commands share: output files, options, the device, and how a failure is told."""
 
 from __future__ import annotations
 
@@ -121,6 +121,28 @@ def number(kind: type, low: float, name: str, *, above: bool = False) -> Callabl
         return value
 
     return parse
+
+
+def add_model_options(parser: argparse.ArgumentParser, *, epochs: int, latent: int, hidden: int, noun: str) -> None:
+    """--epochs, --latent, --hidden, --batch-size and --learning-rate; `noun` is what an example is called."""
+    positive = number(int, 1, "a whole number of 1 or more")
+    parser.add_argument(
+        "--epochs", type=positive, default=epochs, help=f"passes over the training {noun}s (default: %(default)s)"
+    )
+    parser.add_argument("--latent", type=positive, default=latent, help="dimensions of z (default: %(default)s)")
+    parser.add_argument(
+        "--hidden",
+        type=positive,
+        default=hidden,
+        help="width of the two hidden layers each way (default: %(default)s)",
+    )
+    parser.add_argument("--batch-size", type=positive, default=64, help=f"{noun}s per step (default: %(default)s)")
+    parser.add_argument(
+        "--learning-rate",
+        type=number(float, 0, "a finite number above 0", above=True),
+        default=1e-3,
+        help="of Adam (default: %(default)s)",
+    )
 
 
 def add_run_options(parser: argparse.ArgumentParser, *, threads: str, seed: str, out: str) -> None:

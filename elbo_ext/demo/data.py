@@ -1,4 +1,4 @@
-"""Images for the demo: scikit-learn's handwritten digits, or a .npy, .npz or MNIST idx file.
+"""Data for the demo: scikit-learn's handwritten digits, or a .npy, .npz or MNIST idx file.
 
 A file is recognised by its first bytes, not by its name, and every way in which it can be wrong
 (missing, truncated, pickled, not finite, the wrong shape) raises `DataError` with one sentence.
@@ -6,12 +6,12 @@ A file is recognised by its first bytes, not by its name, and every way in which
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import math
 import os
 import zipfile
 import zlib
-from dataclasses import dataclass
 from typing import IO, BinaryIO
 
 import numpy as np
@@ -42,18 +42,19 @@ class DataError(ValueError):
     """The data cannot be used; the message is one sentence for the user."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Images:
     """N examples as rows of float32.
 
     values: [N, D], D = product of `shape`; shape: of one example, e.g. (28, 28);
-    source: what to call the data; scaling: what was done to the numbers, in words.
+    source: what to call the data; scaling: what was done to the numbers, in words; noun: what an example is.
     """
 
     values: torch.Tensor
     shape: tuple[int, ...]
     source: str
     scaling: str
+    noun: str = "image"
 
     def __len__(self) -> int:
         return self.values.shape[0]
@@ -74,9 +75,18 @@ def load_images(path: str | os.PathLike[str] | None = None) -> Images:
     """
     if path is None:
         return _digits()
+    array = read_array(path)
+    images = images_from_array(array, os.fspath(path))
+    if array.dtype == np.uint8:
+        return dataclasses.replace(images, values=images.values / 255, scaling="divided by 255")
+    return images
+
+
+def read_array(path: str | os.PathLike[str]) -> np.ndarray:
+    """The array in a .npy, .npz or idx file, as it is stored; raises DataError."""
     source = os.fspath(path)
     try:
-        array = _read(source)
+        return _read(source)
     except DataError:
         raise
     except MemoryError:
@@ -85,35 +95,31 @@ def load_images(path: str | os.PathLike[str] | None = None) -> Images:
         raise DataError(f"{source!r} is damaged or truncated ({_first_line(error)})") from None
     except OSError as error:
         raise DataError(f"cannot read {source!r}: {error.strerror or _first_line(error)}") from None
-    return images_from_array(array, source)
 
 
-def images_from_array(array: np.ndarray, source: str) -> Images:
-    """Check a numeric array [N, ...] and turn it into Images; raises DataError."""
+def images_from_array(array: np.ndarray, source: str, noun: str = "image") -> Images:
+    """Check a numeric array [N, ...] and turn it into Images of the same numbers; raises DataError."""
     if array.dtype.kind not in "buif":
-        raise DataError(f"{source!r} holds {array.dtype} values, but images must be real numbers")
+        raise DataError(f"{source!r} holds {array.dtype} values, but {noun}s must be real numbers")
     if array.ndim < 2:
+        parts = "pixels" if noun == "image" else "features"
         raise DataError(
-            f"{source!r} has shape {_shape(array)}, but images need at least two dimensions, "
-            f"[images, pixels] (are these labels?)"
+            f"{source!r} has shape {_shape(array)}, but {noun}s need at least two dimensions, "
+            f"[{noun}s, {parts}] (are these labels?)"
         )
     if array.size == 0:
-        raise DataError(f"{source!r} has shape {_shape(array)}: there is no image in it")
+        raise DataError(f"{source!r} has shape {_shape(array)}: there is no {noun} in it")
     with np.errstate(over="ignore", invalid="ignore"):
         values = np.array(array, dtype=np.float32).reshape(len(array), -1)
-    scaling = "used as they are"
-    if array.dtype == np.uint8:
-        values /= 255
-        scaling = "divided by 255"
     finite = np.isfinite(values)
     if not finite.all():
         first = int(np.argmin(finite.all(axis=1)))
         bad = finite.size - int(finite.sum())
         raise DataError(
             f"{source!r} holds {bad} {'value that is' if bad == 1 else 'values that are'} NaN, infinite "
-            f"or too large for float32, the first in image {first}"
+            f"or too large for float32, the first in {noun} {first}"
         )
-    return Images(torch.from_numpy(values), array.shape[1:], source, scaling)
+    return Images(torch.from_numpy(values), array.shape[1:], source, "used as they are", noun)
 
 
 def check_likelihood(images: Images, likelihood: str) -> None:
@@ -126,9 +132,9 @@ def check_likelihood(images: Images, likelihood: str) -> None:
 
 
 def split(images: Images, batch_size: int, seed: int, held_out: float = 0.2) -> tuple[torch.Tensor, torch.Tensor]:
-    """Shuffle by `seed` and hold out a fraction, at least one image: (train [N1, D], test [N2, D]).
+    """Shuffle by `seed` and hold out a fraction, at least one example: (train [N1, D], test [N2, D]).
 
-    Raises DataError if N1 < batch_size, or if every value in the training images is the same.
+    Raises DataError if N1 < batch_size, or if every value in the training part is the same.
     """
     count = len(images)
     test_count = max(1, round(held_out * count))
@@ -137,7 +143,7 @@ def split(images: Images, batch_size: int, seed: int, held_out: float = 0.2) -> 
             n for n in range(batch_size + 1, 2 * batch_size + 3) if n - max(1, round(held_out * n)) >= batch_size
         )
         raise DataError(
-            f"{images.source!r} holds {count} image{'s' * (count != 1)}, but batches of {batch_size} need at "
+            f"{images.source!r} holds {count} {images.noun}{'s' * (count != 1)}, but batches of {batch_size} need at "
             f"least {needed} ({held_out:.0%} are held out for the test); choose a smaller --batch-size"
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))

@@ -24,6 +24,7 @@ from .command_line import (
     EXIT_CODES,
     OutputFolder,
     Parser,
+    add_model_options,
     add_run_options,
     check_threads,
     count_of_threads,
@@ -251,8 +252,8 @@ def build_parser() -> argparse.ArgumentParser:
         description="Train a variational autoencoder on handwritten digits with the fused ELBO kernels; "
         "print its bound on held-out images and a comparison with plain PyTorch; write figures and "
         "results.json.",
-        epilog="python -m elbo_ext.demo bound shows what the bound is about; bound --help has its options. "
-        + EXIT_CODES,
+        epilog="python -m elbo_ext.demo bound shows what the bound is about, python -m elbo_ext.demo counts compares "
+        "likelihoods of counts; --help after either has its options. " + EXIT_CODES,
     )
     parser.add_argument(
         "--data",
@@ -267,23 +268,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="gaussian",
         help="p(x|z): gaussian with one learned variance, or bernoulli for data in [0, 1] (default: %(default)s)",
     )
-    parser.add_argument(
-        "--epochs", type=positive, default=60, help="passes over the training images (default: %(default)s)"
-    )
-    parser.add_argument("--latent", type=positive, default=16, help="dimensions of z (default: %(default)s)")
-    parser.add_argument(
-        "--hidden",
-        type=positive,
-        default=256,
-        help="width of the two hidden layers each way (default: %(default)s)",
-    )
-    parser.add_argument("--batch-size", type=positive, default=64, help="images per step (default: %(default)s)")
-    parser.add_argument(
-        "--learning-rate",
-        type=number(float, 0, "a finite number above 0", above=True),
-        default=1e-3,
-        help="of Adam (default: %(default)s)",
-    )
+    add_model_options(parser, epochs=60, latent=16, hidden=256, noun="image")
     parser.add_argument(
         "--compare-epochs",
         type=natural,

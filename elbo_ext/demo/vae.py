@@ -93,11 +93,15 @@ class VAE(nn.Module):
             return {"likelihood": "gaussian", "recon_logvar": self.recon_logvar}
         return {"likelihood": "bernoulli"}
 
+    def likelihood_parameters(self) -> list[nn.Parameter]:
+        """Those of p(x|z) that no network gives."""
+        return [self.recon_logvar] if self.likelihood == "gaussian" else []
+
     def optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
-        """Adam; the decoder's log-variance, one number with far to go, has ten times the weights' rate."""
+        """Adam; the likelihood's own parameters, few numbers with far to go, have ten times the weights' rate."""
         groups: list[dict[str, Any]] = [{"params": [*self.encoder.parameters(), *self.decoder.parameters()]}]
-        if self.likelihood == "gaussian":
-            groups.append({"params": [self.recon_logvar], "lr": 10 * learning_rate})
+        if own := self.likelihood_parameters():
+            groups.append({"params": own, "lr": 10 * learning_rate})
         return torch.optim.Adam(groups, lr=learning_rate, fused=True)
 
 
@@ -109,6 +113,18 @@ def elbo(model: VAE, x: Tensor, ops: Any) -> Any:
     mu, logvar = model.encode(x)
     z, kl = ops.rsample_kl(mu, logvar)
     return ops.elbo_loss(model.decode(z), x, kl=kl, **model.likelihood_options())
+
+
+def log_likelihood_of(model: VAE, x: Tensor, ops: Any) -> Callable[[Tensor], Tensor]:
+    """ln p(x|z) in nats of the examples x [B, D], as a function of z [..., B, L] -> [..., B]."""
+    options = model.likelihood_options()
+
+    def log_likelihood(z: Tensor) -> Tensor:
+        of_samples = {"batch_dims": z.dim() - 1, "reduction": "none"}
+        value: Tensor = ops.elbo_loss(model.decode(z), x, kl=x.new_zeros(()), **options, **of_samples).log_likelihood
+        return value
+
+    return log_likelihood
 
 
 class EagerELBO(NamedTuple):
@@ -260,21 +276,17 @@ def evaluate(
     for block in x.split(256):
         mu, logvar = model.encode(block)
         zeros = torch.zeros_like(mu)
+        log_likelihood_of_block = log_likelihood_of(model, block, ops)
         log_sum = torch.full((len(block),), -torch.inf, dtype=torch.float64, device=x.device)
         likelihood_sum, ratio_sum, square_sum = (torch.zeros_like(log_sum) for _ in range(3))
         left, step = num_samples, max(1, rows // len(block))
         while left:
             count = min(step, left)
             z, kl = ops.rsample_kl(mu, logvar, num_samples=count, generator=generator)
-            recon = model.decode(z)
-            if model.likelihood == "gaussian":
-                log_likelihood = ops.gaussian_log_prob(block, recon, model.recon_logvar, batch_dims=2)
-            else:
-                log_likelihood = ops.bernoulli_log_prob(block, recon, batch_dims=2)
+            log_likelihood = log_likelihood_of_block(z).double()
             log_ratio = (
                 ops.gaussian_log_prob(z, mu, logvar, batch_dims=2) - ops.gaussian_log_prob(z, zeros, batch_dims=2)
             ).double()  # log q(z|x) - log p(z)
-            log_likelihood = log_likelihood.double()
             log_sum = torch.logaddexp(log_sum, torch.logsumexp(log_likelihood - log_ratio, dim=0))
             likelihood_sum += log_likelihood.sum(dim=0)
             ratio_sum += log_ratio.sum(dim=0)

@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+import elbo_ext
+
 from ... import bounds, diagnostics
-from ..vae import progress_bar, seeded
+from ..vae import log_likelihood_of, progress_bar, seeded
 from .models import (
     ROWS,
     SIGMAS,
@@ -35,7 +37,6 @@ from .models import (
     progress,
     repeated,
     train_vae,
-    vae_log_likelihood,
 )
 
 # --- (a) the bound over K -----------------------------------------------------------------------------------
@@ -80,7 +81,7 @@ def bound_over_counts(digits: Digits, size: Size, seed: int) -> Finding:
             off = values - model.log_evidence(x)
             gaps.append(estimate(torch.expm1(off) - off))
         encoder = digits.model.encode(x_of_vae)
-        likelihood = vae_log_likelihood(digits.model, x_of_vae)
+        likelihood = log_likelihood_of(digits.model, x_of_vae, elbo_ext)
         vae = [
             estimate(repeated(partial(bounds.iwae, likelihood), *encoder, count, max(8, size.largest_count // count)))
             for count in progress(size.counts, "(a) VAE, over K")
@@ -437,7 +438,7 @@ def amortization(digits: Digits, size: Size, seed: int) -> Finding:
     numbers, checks = {}, {}
     parts = {"train": digits.train[: size.images], "test": digits.test[: size.images]}
     for name, x in progress(tuple(parts.items()), "(d) amortization gap"):
-        likelihood = vae_log_likelihood(digits.model, x)
+        likelihood = log_likelihood_of(digits.model, x, elbo_ext)
         with torch.no_grad():
             encoder = digits.model.encode(x)
         with seeded(x.device, seed + 1):
@@ -499,7 +500,7 @@ def collapse(train_data: Tensor, test_data: Tensor, size: Size, seed: int) -> Fi
                 mu, logvar = model.encode(test_data)
                 report = diagnostics.collapse_report(mu, logvar)
                 elbo = estimate(
-                    repeated(partial(bounds.sgvb_b, vae_log_likelihood(model, test_data)), mu, logvar, 1, 32)
+                    repeated(partial(bounds.sgvb_b, log_likelihood_of(model, test_data, elbo_ext)), mu, logvar, 1, 32)
                 )
                 information = diagnostics.aggregate_posterior(mu, logvar, num_samples=4).mutual_information.item()
             kl = report.kl.sum().item()

@@ -19,7 +19,7 @@ from torch import Tensor
 import elbo_ext
 
 from ... import bounds, diagnostics
-from ..vae import VAE, progress_bar, seeded, train
+from ..vae import VAE, log_likelihood_of, progress_bar, seeded, train
 
 SIGMAS = 4.5
 """A correct run fails one of its hundred or so comparisons with probability below 0.001."""
@@ -122,11 +122,6 @@ def data_of(model: bounds.LinearGaussian, count: int) -> Tensor:
     return recon + model.std * torch.randn(count, features, dtype=model.dtype, device=model.device)
 
 
-def vae_log_likelihood(model: VAE, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """ln p(x|z) of a VAE with a Bernoulli likelihood, as the estimators of elbo_ext.bounds take it."""
-    return lambda z: elbo_ext.bernoulli_log_prob(x, model.decode(z), batch_dims=z.dim() - 1)
-
-
 @torch.no_grad()
 def repeated(bound: Callable[..., Tensor], mu: Tensor, logvar: Tensor, num_samples: int, repetitions: int) -> Tensor:
     """[repetitions, *batch] values of an estimator of the bound, as many at once as ROWS allows."""
@@ -190,7 +185,7 @@ def train_digits(train_data: Tensor, test_data: Tensor, size: Size, seed: int) -
             return
         with seeded(x.device, seed), torch.no_grad():
             mu, logvar = model.encode(x)
-            likelihood = vae_log_likelihood(model, x)
+            likelihood = log_likelihood_of(model, x, elbo_ext)
             weights = list(log_weights(likelihood, mu, logvar, size.evidence_samples))
             log_px = evidence(weights)
             # With draws of its own and the KL in closed form: the difference may come out negative.

@@ -1,0 +1,1 @@
+"""python -m elbo_ext.demo counts: likelihoods of counts, compared on held-out data."""
