@@ -34,6 +34,7 @@ help:
 	@echo 'make test-emulator  run the CUDA kernels on the CPU, in many orders and under sanitizers: tests/README.md'
 	@echo 'make demo    train a VAE on handwritten digits  ARGS="--epochs 10" are options of python -m elbo_ext.demo'
 	@echo '                                                ARGS=bound measures what theory says about the bound'
+	@echo '                                                ARGS=counts compares likelihoods of counts on held-out data'
 	@echo 'make bench   measure speed and memory           ARGS="--quick" are options of python -m benchmarks'
 	@echo 'make build   only create $(VENV) and compile the package'
 	@echo 'make clean   remove $(VENV) and everything that was built'
