@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.metadata
+import json
 import math
 import os
 import platform
@@ -163,14 +164,20 @@ def add_run_options(parser: argparse.ArgumentParser, *, threads: str, seed: str,
     parser.add_argument("--out", metavar="FOLDER", default=out, help="where the results go (default: %(default)s)")
 
 
-def check_threads(threads: int | None) -> None:
-    """Raises DemoError for more threads than processors."""
+def check_run_options(options: argparse.Namespace) -> torch.device:
+    """The device to run on; raises DemoError where it, the threads or a package that only the demo needs is not there."""
+    try:
+        import matplotlib  # noqa: F401
+        import tqdm  # noqa: F401
+    except ImportError as error:
+        raise DemoError(f"the demo needs {error.name}: pip install 'elbo_ext[demo]'") from None
     processors = os.cpu_count() or 1
-    if threads and threads > processors:
-        raise DemoError(f"--threads {threads} is more than this machine's {processors} processors")
+    if options.threads and options.threads > processors:
+        raise DemoError(f"--threads {options.threads} is more than this machine's {processors} processors")
+    return _device_of(options.device)
 
 
-def device_of(name: str) -> torch.device:
+def _device_of(name: str) -> torch.device:
     """The device of that name, tried; raises DemoError."""
     try:
         device = torch.device(name)
@@ -213,13 +220,8 @@ def count_of_threads() -> str:
     return f"{count} thread{'s' * (count != 1)}"
 
 
-@contextlib.contextmanager
-def extra_packages() -> Iterator[None]:
-    """Around the imports of what only the demo needs; raises DemoError with the way to install it."""
-    try:
-        yield
-    except ImportError as error:
-        raise DemoError(f"the demo needs {error.name}: pip install 'elbo_ext[demo]'") from None
+def as_json(results: dict[str, Any]) -> bytes:
+    return (json.dumps(results, indent=1, allow_nan=False) + "\n").encode()
 
 
 def exit_code(run: Callable[[], dict[str, Any]]) -> int:

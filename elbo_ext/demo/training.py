@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import time
 from typing import Any
@@ -26,10 +25,9 @@ from .command_line import (
     Parser,
     add_model_options,
     add_run_options,
-    check_threads,
+    as_json,
+    check_run_options,
     count_of_threads,
-    device_of,
-    extra_packages,
     first_line,
     number,
     say,
@@ -68,12 +66,9 @@ OUTPUT_FILES = ("learning_curves.png", "reconstructions.png", "samples.png", "re
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Load, train, evaluate, compare, write the files and print the table; returns results.json's content."""
     started = time.perf_counter()
-    with extra_packages():
-        import tqdm  # noqa: F401 - the progress bars
+    device = check_run_options(options)
+    from . import plots
 
-        from . import plots
-    check_threads(options.threads)
-    device = device_of(options.device)
     images = load_images(options.data)
     check_likelihood(images, options.likelihood)
     train_data, test_data = (part.to(device) for part in split(images, options.batch_size, options.seed))
@@ -210,8 +205,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "fused_losses": fused.losses,
         "reference_losses": plain.losses,
     }
-    numbers = (json.dumps(results, indent=1, allow_nan=False) + "\n").encode()
-    output.write(dict(zip(OUTPUT_FILES, (curves, pairs, sheet, numbers), strict=True)))
+    output.write(dict(zip(OUTPUT_FILES, (curves, pairs, sheet, as_json(results)), strict=True)))
     say(table(results))
     total = results["seconds"]["total"]
     say(f"Wrote {', '.join(OUTPUT_FILES)} to {options.out} after {total:.0f} s.")

@@ -10,6 +10,7 @@ import pytest
 import scipy.special
 import scipy.stats
 import torch
+from test_demo import assert_one_sentence
 
 import elbo_ext
 from elbo_ext.demo import __main__ as demo
@@ -91,11 +92,11 @@ def scipy_log_prob(model, x, log_mean):
     mean = np.exp(log_mean)
     if model.likelihood == "poisson":
         return scipy.stats.poisson.logpmf(x, mean)
-    theta = np.exp(model.log_theta.detach().double().numpy())
+    theta = np.exp(model.of_features["log_theta"].detach().double().numpy())
     log_prob = scipy.stats.nbinom.logpmf(x, theta, theta / (theta + mean))
     if model.likelihood == "negative_binomial":
         return log_prob
-    gate = scipy.special.expit(model.gate_logits.detach().double().numpy())
+    gate = scipy.special.expit(model.of_features["gate_logits"].detach().double().numpy())
     return np.log((1 - gate) * np.exp(log_prob) + gate * (x == 0))
 
 
@@ -143,10 +144,10 @@ def test_mean_of_the_model(finished, name):
     mean = model.decode(z).double().exp().numpy()
     drawn = generator.poisson(np.broadcast_to(mean, (40_000, mean.size)))
     if name != "poisson":
-        theta = model.log_theta.double().exp().numpy()
+        theta = model.of_features["log_theta"].double().exp().numpy()
         drawn = generator.negative_binomial(theta, theta / (theta + mean), drawn.shape)
     if name == "zero_inflated_negative_binomial":
-        drawn = drawn * (generator.random(drawn.shape) > torch.sigmoid(model.gate_logits).numpy())
+        drawn = drawn * (generator.random(drawn.shape) > torch.sigmoid(model.of_features["gate_logits"]).numpy())
     difference = drawn.mean(0) - model.pixels(z)[0].numpy()
     assert (np.abs(difference) < 5 * scipy.stats.sem(drawn)).all()
 
@@ -226,11 +227,9 @@ def test_the_split_is_disjoint():
 # --- how it fails -------------------------------------------------------------------------------------------
 
 
-def assert_one_sentence(capsys, options, message):
+def assert_refused(capsys, options, message):
     code = demo.main(["counts", *options])
-    printed, error = capsys.readouterr()
-    assert code == 2 and printed == "" and message in error
-    assert error.startswith("elbo_ext.demo: error: ") and error.endswith(".\n") and error.count("\n") == 1
+    assert_one_sentence(code, *capsys.readouterr(), message)
     assert os.listdir() == []
 
 
@@ -249,7 +248,7 @@ def assert_one_sentence(capsys, options, message):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_option(capsys, options, message):
-    assert_one_sentence(capsys, options, message)
+    assert_refused(capsys, options, message)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +271,7 @@ def test_bad_option(capsys, options, message):
 )
 def test_bad_data(tmp_path, capsys, array, message):
     np.save(tmp_path / "x.npy", array)
-    assert_one_sentence(capsys, ["--data", str(tmp_path / "x.npy")], message)
+    assert_refused(capsys, ["--data", str(tmp_path / "x.npy")], message)
 
 
 def test_diverged_training(counts_file, capsys):

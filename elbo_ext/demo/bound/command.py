@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import time
 from typing import Any
 
@@ -15,10 +14,9 @@ from ..command_line import (
     OutputFolder,
     Parser,
     add_run_options,
-    check_threads,
+    as_json,
+    check_run_options,
     count_of_threads,
-    device_of,
-    extra_packages,
     say,
     versions,
 )
@@ -57,14 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run the experiments, write the files and print the table; returns bound.json's content."""
     started = time.perf_counter()
-    with extra_packages():
-        import tqdm  # noqa: F401 - the progress bars
+    device = check_run_options(options)
+    from . import experiments, models, plots
 
-        from . import plots
-    from . import experiments, models
-
-    check_threads(options.threads)
-    device = device_of(options.device)
     size = models.QUICK if options.quick else models.FULL
     train_data, test_data = ((part > 0.5).float().to(device) for part in split(load_images(), 64, options.seed))
     output = OutputFolder(options.out, (*FIGURES.values(), NUMBERS))
@@ -95,8 +88,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "versions": versions(),
         "seconds": time.perf_counter() - started,
     }
-    numbers = (json.dumps(results, indent=1, allow_nan=False) + "\n").encode()
-    output.write({**figures, NUMBERS: numbers})
+    output.write({**figures, NUMBERS: as_json(results)})
     say(table(findings))
     say(f"Wrote {', '.join((*FIGURES.values(), NUMBERS))} to {options.out} after {results['seconds']:.0f} s.")
     return results

@@ -7,7 +7,6 @@ nats per docstring (+- 0.3 to 0.5), and gates of zeros nothing more. On digits, 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import time
@@ -22,10 +21,9 @@ from ..command_line import (
     Parser,
     add_model_options,
     add_run_options,
-    check_threads,
+    as_json,
+    check_run_options,
     count_of_threads,
-    device_of,
-    extra_packages,
     number,
     say,
     versions,
@@ -77,12 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Load, train, compare, write the files and print the table; returns counts.json's content."""
     started = time.perf_counter()
-    with extra_packages():
-        import tqdm  # noqa: F401 - the progress bars
+    device = check_run_options(options)
+    from . import plots
 
-        from . import plots
-    check_threads(options.threads)
-    device = device_of(options.device)
     counts = load_counts(options.data)
     parts = [part.to(device) for part in split_in_three(counts, options.batch_size, options.seed)]
     train_data, validation, test = parts
@@ -117,11 +112,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             "zeros_off": (predicted - observed).abs().mean().item(),
             "predicted_zeros": predicted.tolist(),
             "reference_difference": reference_difference(fitted.model, test[:COMPARED], **measured),
-            "parameters": {
-                name: parameter.tolist()
-                for name, parameter in fitted.model.named_parameters()
-                if name in ("log_theta", "gate_logits")
-            },
+            "parameters": {name: parameter.tolist() for name, parameter in fitted.model.of_features.items()},
             "curve": fitted.curve,
             "seconds": fitted.seconds,
         }
@@ -148,8 +139,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     figure = plots.comparison(results, f"VAE of counts, {os.path.basename(counts.source)}: what a likelihood is worth")
     results["seconds"] = time.perf_counter() - started
     text = table(results)
-    numbers = json.dumps(results, indent=1, allow_nan=False) + "\n"
-    output.write(dict(zip(OUTPUT_FILES, (figure, (text + "\n").encode(), numbers.encode()), strict=True)))
+    output.write(dict(zip(OUTPUT_FILES, (figure, (text + "\n").encode(), as_json(results)), strict=True)))
     say(text)
     say(f"Wrote {', '.join(OUTPUT_FILES)} to {options.out} after {results['seconds']:.0f} s.")
     return results

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,12 @@ LIKELIHOODS = {
     "zero_inflated_negative_binomial": "zero-inflated negative binomial",
 }
 """Each is a special case of the next one: theta -> inf, and gates that are closed."""
+_KINDS: dict[str, tuple[Callable[..., Any], str]] = {
+    "poisson": (likelihoods.Poisson, "log_rate"),
+    "negative_binomial": (likelihoods.NegativeBinomial, "log_mean"),
+    "zero_inflated_negative_binomial": (likelihoods.ZeroInflatedNegativeBinomial, "log_mean"),
+}
+"""The class of each, and the form in which the decoder gives its mean."""
 MEASUREMENTS = 30
 """So many times during a training, at most, the bound is measured on held-out examples."""
 ROWS = 8192
@@ -30,7 +37,8 @@ ROWS = 8192
 class CountVAE(VAE):
     """VAE of counts x [B, D]: the networks see ln(1 + x) and give the logarithm of the mean, [..., D].
 
-    theta and the gate's probability are learned, one number for each feature: [D] each, as log_theta and gate_logits.
+    theta and the gate's probability are learned, one number for each feature: `of_features` has log_theta and gate_logits,
+    [D] each, where the likelihood has them.
     """
 
     log_mean: Tensor
@@ -39,10 +47,11 @@ class CountVAE(VAE):
         super().__init__(torch.log1p(train), hidden, latent, likelihood)
         self.latent = latent
         self.register_buffer("log_mean", torch.log(train.mean(dim=0) + 1 / len(train)))
+        self.of_features = nn.ParameterDict()
         if likelihood != "poisson":
-            self.log_theta = nn.Parameter(torch.zeros(train.shape[1]))
+            self.of_features["log_theta"] = nn.Parameter(torch.zeros(train.shape[1]))
         if likelihood == "zero_inflated_negative_binomial":
-            self.gate_logits = nn.Parameter(torch.full((train.shape[1],), -3.0))
+            self.of_features["gate_logits"] = nn.Parameter(torch.full((train.shape[1],), -3.0))
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [B, D] -> mu, logvar [B, L] of q(z|x)."""
@@ -55,20 +64,16 @@ class CountVAE(VAE):
     def pixels(self, z: Tensor) -> Tensor:
         """z [..., L] -> E[x|z] [..., D]."""
         mean = self.decode(z).exp()
-        return mean * torch.sigmoid(-self.gate_logits) if hasattr(self, "gate_logits") else mean
+        return mean * torch.sigmoid(-self.of_features["gate_logits"]) if "gate_logits" in self.of_features else mean
 
     def likelihood_options(self) -> dict[str, Any]:
         """The keyword arguments of `elbo_loss` that describe p(x|z)."""
-        if self.likelihood == "poisson":
-            return {"likelihood": likelihoods.Poisson(recon="log_rate")}
-        if self.likelihood == "negative_binomial":
-            return {"likelihood": likelihoods.NegativeBinomial(log_theta=self.log_theta, recon="log_mean")}
-        gated = likelihoods.ZeroInflatedNegativeBinomial
-        return {"likelihood": gated(log_theta=self.log_theta, gate_logits=self.gate_logits, recon="log_mean")}
+        kind, recon = _KINDS[self.likelihood]
+        return {"likelihood": kind(recon=recon, **self.of_features)}
 
     def likelihood_parameters(self) -> list[nn.Parameter]:
         """log_theta and gate_logits, where the likelihood has them."""
-        return [parameter for name, parameter in self.named_parameters() if name in ("log_theta", "gate_logits")]
+        return list(self.of_features.values())
 
 
 @torch.no_grad()
