@@ -271,13 +271,14 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
 
   const auto kernel = [&]() -> Kernel<LatentParams> {
     const bool dense = is_dense<R>(params.layout, p, segment);
-    if (sizeof(R) == 4 && dense && is_usual(params.layout, p, {kZ}))
-      return with_usual(p, params.layout.array[kMu].dtype, params.common.with_kl,
-                        [](auto dtype, auto with_kl, auto form_class) -> Kernel<LatentParams> {
-        constexpr bool kWithKL = decltype(with_kl)::value;
-        return {usual_latent_kernel<decltype(dtype)::value, kWithKL, decltype(form_class)::value>,
-                blocks_of_usual(kWithKL)};
-      });
+    if constexpr (sizeof(R) == 4)
+      if (dense && is_usual(params.layout, p, {kZ}))
+        return with_usual(p, params.layout.array[kMu].dtype, params.common.with_kl,
+                          [](auto dtype, auto with_kl, auto form_class) -> Kernel<LatentParams> {
+          constexpr bool kWithKL = decltype(with_kl)::value;
+          return {usual_latent_kernel<decltype(dtype)::value, kWithKL, decltype(form_class)::value>,
+                  blocks_of_usual(kWithKL)};
+        });
     return choose_kernel<R>(dense, p, [](auto dense, auto form_class) -> Kernel<LatentParams> {
       constexpr bool kOnlyDense = decltype(dense)::value;
       return {latent_kernel<R, kOnlyDense, decltype(form_class)::value>, kForwardBlocks<R>};
@@ -306,13 +307,14 @@ const char* run_backward(const LatentProblem& p, const CudaCall& call) {
   return run_backward<R, GatherLatent<R>>(common, p, upstream, call, [&](const auto& layout, bool dense) {
     using K = Kernel<LatentBackwardParams>;
     using S = BackwardSlots;
-    if (sizeof(R) == 4 && dense && p.grad_z.present() && p.gradient[kScale].wanted() &&
-        is_usual(layout, p, {S::kGradZ, S::kFirstSink + kMu, S::kFirstSink + kScale}))
-      return with_usual(p, layout.array[kMu].dtype, p.with_kl, [](auto dtype, auto with_kl, auto form_class) -> K {
-        constexpr bool kWithKL = decltype(with_kl)::value;
-        return {usual_latent_backward_kernel<decltype(dtype)::value, kWithKL, decltype(form_class)::value>,
-                blocks_of_usual(kWithKL)};
-      });
+    if constexpr (sizeof(R) == 4)
+      if (dense && p.grad_z.present() && p.gradient[kScale].wanted() &&
+          is_usual(layout, p, {S::kGradZ, S::kFirstSink + kMu, S::kFirstSink + kScale}))
+        return with_usual(p, layout.array[kMu].dtype, p.with_kl, [](auto dtype, auto with_kl, auto form_class) -> K {
+          constexpr bool kWithKL = decltype(with_kl)::value;
+          return {usual_latent_backward_kernel<decltype(dtype)::value, kWithKL, decltype(form_class)::value>,
+                  blocks_of_usual(kWithKL)};
+        });
     return choose_kernel<R>(dense, p, [](auto dense, auto form_class) -> K {
       constexpr bool kOnlyDense = decltype(dense)::value;
       return {latent_backward_kernel<R, kOnlyDense, decltype(form_class)::value>, backward_blocks(kOnlyDense)};
