@@ -23,6 +23,7 @@ import elbo_ext
 from elbo_ext import reference
 from elbo_ext.demo import vae
 
+from . import first_line
 from .contenders import SHIPPED
 
 EXTRA = "bench-steps"
@@ -295,10 +296,10 @@ def missing(model: str) -> str | None:
     module, package = NEEDS[model]
     try:
         importlib.import_module(module)
-    except ImportError as error:
-        if isinstance(error, ModuleNotFoundError) and error.name in (module, module.partition(".")[0]):
+    except Exception as error:  # such as torchvision's for another build of torch
+        if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
             return f"needs {package}, which is not installed: pip install 'elbo_ext[{EXTRA}]'"
-        return f"{package} cannot be imported: {error}"
+        return f"{package} cannot be imported: {first_line(error)}"
     return None
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import BenchmarkError, cases, contenders, measure, training
+from . import BenchmarkError, cases, contenders, first_line, measure, training
 from .cases import BOTH, Buffers, Case, traffic
 from .check import Expected
 from .contenders import CONTENDERS, EMPTY, LIMITS, WORKS
@@ -186,7 +186,7 @@ def _fill(rows: dict[str, Row], group: Group, device: torch.device, seconds: flo
             if _out_of_memory(error):
                 row.note = "takes more memory than there is"
             elif name.endswith("-compiled") and not isinstance(error, BenchmarkError):
-                row.note = f"torch.compile failed: {_first_line(error)}"
+                row.note = f"torch.compile failed: {first_line(error)}"
             else:
                 raise
         else:
@@ -217,7 +217,7 @@ def time_on_device(rows: dict[str, Row], turns: dict[str, measure.Turns], steps:
         try:
             replays[name] = measure.Replays(turn, steps, pool)
         except Exception as error:
-            rows[name].device_note = f"no CUDA graph of it: {_first_line(error)}"
+            rows[name].device_note = f"no CUDA graph of it: {first_line(error)}"
             turn.drop_gradients()
     times, _ = measure.interleave(replays, seconds, measure.Replays.seconds)
     for name, values in times.items():
@@ -229,11 +229,6 @@ def time_on_device(rows: dict[str, Row], turns: dict[str, measure.Turns], steps:
 
 def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _text(shape: tuple[int, ...] | None) -> str | None:

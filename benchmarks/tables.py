@@ -75,7 +75,7 @@ def _times(rows: Sequence[Row], others: Sequence[str], clock: Clock, launched: b
         else:
             cells += ["-"] * 2
         if counted:
-            cells.append(f"{ours.gb_per_s:.3g}" if ours else "-")
+            cells.append(f"{ours.gb_per_s:.3g}" if ours and ours.gb_per_s is not None else "-")
         if launched:
             launches = group[OURS].launches if OURS in group else None
             cells.append("-" if launches is None else str(launches))

@@ -66,8 +66,8 @@ class Training:
     @property
     def elements(self) -> int:
         """Of the largest array: the data, or one layer's weights."""
-        weights = self.data[1] * (self.hidden or models.SCVI_HIDDEN)
-        return max(math.prod(self.data), weights)
+        hidden = self.hidden or models.SCVI_HIDDEN
+        return max(math.prod(self.data), max(self.data[1], hidden) * hidden)
 
     @property
     def array_bytes(self) -> int:
