@@ -56,7 +56,7 @@ class Training:
     dtype = torch.float32
     passes = (BOTH,)
     contenders = TRAINING
-    only_on = ""
+    only_on = "cpu"  # on a GPU it has not been tried
     samples = None
 
     @property
@@ -101,7 +101,7 @@ class Contest:
     """Of inputs: the parameters, their gradients and Adam's state are most of what a step touches."""
 
     def __init__(self, case: Training, direction: str, device: torch.device) -> None:
-        self.case, self.device = case, device
+        self.case = case
         self.first = models.make(case, device)
         self.rotation = itertools.repeat(0)
         self._models: dict[str, models.Model] = {}
@@ -119,9 +119,7 @@ class Contest:
         """The step that the clock sees, and what its gradients are to be dropped from."""
         model = self._models[contender] = copy.deepcopy(self.first)
         # One kernel for all parameters: the plain one takes several passes over them, the same for every contender.
-        optimizer = torch.optim.Adam(
-            model.module.parameters(), lr=LEARNING_RATE, fused=True, capturable=self.device.type == "cuda"
-        )
+        optimizer = torch.optim.Adam(model.module.parameters(), lr=LEARNING_RATE, fused=True)
         if contender == NO_LOSS:
             upstream: list[Tensor] = []
 

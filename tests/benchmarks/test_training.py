@@ -352,7 +352,8 @@ def test_the_table_of_cases():
     assert [group.case for group in groups] == list(training.CASES)
     assert all(group[1:] == (BOTH, 4, TRAINING) for group in groups)
     assert {case.elements for case in training.CASES if case.model == "bnn"} == {784 * 400, 1200 * 1200}
-    assert not any(isinstance(group.case, Training) for group in suite.plan(CPU, 4, contenders=["copy"]))
+    elsewhere = [*suite.plan(CPU, 4, contenders=["copy"]), *suite.plan(torch.device("cuda"), 4)]
+    assert not any(isinstance(group.case, Training) for group in elsewhere)
 
 
 def test_goals():
