@@ -14,7 +14,7 @@ import torch
 
 import elbo_ext
 
-from . import BenchmarkError, cases, compare, goals, rows, suite, tables
+from . import BenchmarkError, compare, goals, rows, suite, tables, training
 from .contenders import CONTENDERS
 
 OUT = "benchmark-results"
@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAMES",
         type=_cases,
         default=[],
-        help=f"only these cases, comma-separated, * and ? allowed: {', '.join(case.name for case in cases.CASES)}",
+        help=f"only these cases, comma-separated, * and ? allowed: {', '.join(case.name for case in suite.ALL_CASES)}",
     )
     parser.add_argument(
         "--contenders",
@@ -199,17 +199,28 @@ def _measure(options: argparse.Namespace) -> None:
         raise KeyboardInterrupt(f"{len(measured)} of {total} rows were")
 
 
+_MULTIPLES = "The others' times are multiples of ours."
+
+
 def _summary(measured: list[rows.Row], title: str) -> str:
     """The tables, in Markdown."""
+    steps = [row for row in measured if row.work == training.WORK]
+    works = [row for row in measured if row.work != training.WORK]
+    times, peaks = [], []
+    if works:
+        what = "Medians of forward + backward, unless it says forward."
+        times = ["## Time", f"{what} {_MULTIPLES}", tables.speed(works)]
+        peaks = ["## Peak memory beyond inputs, gradients and z", tables.memory(works)]
+    if steps:
+        what = "Medians of forward, backward and Adam."
+        times += ["## Time of whole training steps", f"{what} {_MULTIPLES}", tables.speed(steps)]
+        peaks += ["## Peak memory of training steps beyond parameters, gradients and Adam", tables.memory(steps)]
     parts = [
-        "## Time",
-        f"Measured on {title}. Medians of forward + backward, unless it says forward. "
-        "The others' times are multiples of ours.",
-        tables.speed(measured),
+        f"Measured on {title}.",
+        *times,
         *_device_part(measured),
         "\n".join(f"- {note}" for note in tables.notes(measured)),
-        "## Peak memory beyond inputs, gradients and z",
-        tables.memory(measured),
+        *peaks,
     ]
     reached = goals.report(measured)
     if reached:

@@ -68,25 +68,21 @@ class Expected:
                 gradients[name] = gradients[name] + gradient if name in gradients else gradient
         if "loss" in found:
             deviation = abs(found["loss"].item() - loss) / abs(loss)
-            self._demand(contender, "loss", deviation, limit)
+            demand(contender, self.case.name, "loss", deviation, limit)
         if self.direction == BOTH:
             for name, expected in gradients.items():
                 got = self.buffers.operands[name].grad
                 if got is None:
                     raise BenchmarkError(f"{contender} gives no gradient of {name} in case {self.case.name}")
-                deviation = _norm(got.float() - expected.float()) / _norm(expected)
-                self._demand(contender, f"gradient of {name}", deviation, limit)
+                deviation = norm(got.float() - expected.float()) / norm(expected)
+                demand(contender, self.case.name, f"gradient of {name}", deviation, limit)
 
     def _through_z(self, contender: str, z: Tensor) -> tuple[float, dict[str, Tensor]]:
         """Checks that z is a sample; returns what it adds to the loss, and to the gradients of mu and logvar."""
         leaves = {name: self.buffers.operands[name].detach().double().requires_grad_() for name in ("mu", "logvar")}
         with torch.no_grad():
             noise = (z.double() - leaves["mu"]) / (leaves["logvar"] / 2).exp()
-            n = noise.numel()
-            errors = noise.mean() * math.sqrt(n), (noise.square().mean() - 1) * math.sqrt(n / 2)
-            largest = max(abs(error.item()) for error in errors)
-        # bfloat16 rounds z to 8 bits, which makes no difference in these sums that could be seen.
-        self._demand(contender, "noise, in standard errors,", largest, STANDARD_ERRORS + 1e-5 * math.sqrt(n))
+        demand_noise(contender, self.case.name, noise)
         loss = 0.0
         sample = {**leaves, "noise": noise, "num_samples": self.case.samples}
         results, upstream = [reference.rsample(**sample)], [self.buffers.grad_z.double()]
@@ -103,12 +99,22 @@ class Expected:
         gradients = torch.autograd.grad(results, list(leaves.values()), upstream)
         return loss, dict(zip(leaves, gradients, strict=True))
 
-    def _demand(self, contender: str, what: str, deviation: float, limit: float) -> None:
-        if not deviation <= limit:  # nor NaN
-            raise BenchmarkError(
-                f"{contender} computes something else than the reference in case {self.case.name}: "
-                f"its {what} differs by {deviation:.1e}, more than {limit:g}"
-            )
+
+def demand(contender: str, case: str, what: str, deviation: float, limit: float) -> None:
+    if not deviation <= limit:  # nor NaN
+        raise BenchmarkError(
+            f"{contender} computes something else than the reference in case {case}: "
+            f"its {what} differs by {deviation:.1e}, more than {limit:g}"
+        )
+
+
+def demand_noise(contender: str, case: str, noise: Tensor) -> None:
+    """Mean and variance of standard normals, in float64."""
+    n = noise.numel()
+    errors = noise.mean() * math.sqrt(n), (noise.square().mean() - 1) * math.sqrt(n / 2)
+    largest = max(abs(error.item()) for error in errors)
+    # bfloat16 rounds z to 8 bits, which makes no difference in these sums that could be seen.
+    demand(contender, case, "noise, in standard errors,", largest, STANDARD_ERRORS + 1e-5 * math.sqrt(n))
 
 
 def _loss(case: Case, operands: dict[str, Tensor]) -> Tensor:
@@ -131,5 +137,5 @@ def _loss(case: Case, operands: dict[str, Tensor]) -> Tensor:
     ).loss
 
 
-def _norm(t: Tensor) -> float:
+def norm(t: Tensor) -> float:
     return torch.linalg.vector_norm(t, dtype=torch.float64).item()

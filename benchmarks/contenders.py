@@ -169,9 +169,13 @@ FORMULAS = {
     "nll-loss": GaussianNLLLoss,
 }
 COPY, EMPTY = "copy", "empty"
-LIMITS = (COPY, EMPTY)
-"""They compute nothing: what the memory, and what the calls alone, cannot do without."""
-CONTENDERS = (*FORMULAS, *LIMITS)
+WORKS = (*FORMULAS, COPY, EMPTY)
+"""Who takes part in works, and who in whole training steps (training.py)."""
+SHIPPED, SHIPPED_COMPILED, NO_LOSS = "shipped", "shipped-compiled", "no-loss"
+TRAINING = ("ours", SHIPPED, SHIPPED_COMPILED, NO_LOSS)
+CONTENDERS = tuple(dict.fromkeys((*WORKS, *TRAINING)))
+LIMITS = (COPY, EMPTY, NO_LOSS)
+"""They compute nothing: what the memory, the calls alone and the networks alone cannot do without."""
 
 
 def unfit(contender: str, case: Case) -> str | None:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .cases import BOTH
-from .contenders import COPY, EMPTY
+from .contenders import COPY, EMPTY, SHIPPED
 from .rows import DEVICE, OURS, WALL, Clock, Row, groups
 from .tables import table
+from .training import WORK as TRAINING
 
 Select = Callable[[Row], bool]
 MEGABYTE, GIGABYTE = 1 << 20, 1 << 30
@@ -29,6 +30,10 @@ def _huge_step(row: Row) -> bool:
 
 def _case(name: str) -> Select:
     return lambda row: row.case == name
+
+
+def _training(model: str) -> Select:
+    return lambda row: row.work == TRAINING and row.case.startswith(f"{model}-")
 
 
 def _sampling(row: Row) -> bool:
@@ -124,6 +129,11 @@ GOALS: tuple[Goal, ...] = (
     *_speed("step, 2 x 16, latent 4", "cpu", _case("tiny"), 3, 3),
     *_speed("sampling, 16 k elements and more", "cpu", _sampling, 6, 20),
     Goal(_MEMORY, "cpu", _any, _extra_memory, 1, "{:.3g} %", at_least=False),
+    Goal("training step of scVI's VAE: faster than as shipped", "cpu", _training("scvi"), _faster_than(SHIPPED), 3, "{:.3g} x"),
+    Goal(
+        "training step of a Bayesian network: faster than as shipped", "cpu", _training("bnn"), _faster_than(SHIPPED), 3,
+        "{:.3g} x",
+    ),
     *_speed(_HUGE, "cuda", _huge_step, 6, 1.5),
     Goal(f"{_HUGE}: of a copy's bandwidth", "cuda", _huge_step, _share_of_bandwidth, 90, "{:.3g} %"),
     *_speed("step, 128 x 784, latent 20", "cuda", _case("mlp"), 4, 2),

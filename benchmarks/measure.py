@@ -65,7 +65,7 @@ def steps_in_a_graph(sets: int, set_bytes: int, cache_bytes: int) -> int:
 class Turns:
     """One contender's calls on rotating sets of buffers.
 
-    calls: one for each set, as `contenders.prepare` binds them. Gradients are dropped after each.
+    calls: one for each set, which knows its `leaves()`. Gradients are dropped after each.
     rotation: the numbers of the sets, over and over; the contenders share it, so that none finds in the cache what the
     one before it has just read.
     """

@@ -25,6 +25,9 @@ COLORS = {
     "nll-loss": "#a58bb8",
     "copy": REFERENCE,
     "empty": "#b0b0b0",
+    "shipped": "#c9a227",
+    "shipped-compiled": "#e6d494",
+    "no-loss": "#808080",
 }
 NAMES = {
     "ours": "elbo_ext",
@@ -35,6 +38,9 @@ NAMES = {
     "nll-loss": "F.gaussian_nll_loss",
     "copy": "limit: a copy of the same bytes",
     "empty": "limit: empty autograd functions",
+    "shipped": "training step as shipped",
+    "shipped-compiled": "the same, its loss under torch.compile",
+    "no-loss": "limit: the same step without its loss",
 }
 
 DASHES = (0, (2, 1))

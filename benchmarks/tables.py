@@ -44,8 +44,8 @@ def label(row: Row, all_threads: int) -> str:
 
 
 def speed(rows: Sequence[Row]) -> str:
-    """Case by contender: our time with its spread and bandwidth, and the others' times as multiples of it (as such,
-    where we were not measured)."""
+    """Case by contender: our time with its spread and bandwidth (not of whole training steps), and the others' times as
+    multiples of it (as such, where we were not measured)."""
     others = [name for name in CONTENDERS if name != OURS and any(row.contender == name for row in rows)]
     return _times(rows, others, WALL, launched=any(row.launches is not None for row in rows))
 
@@ -60,7 +60,9 @@ def device_speed(rows: Sequence[Row]) -> str:
 
 def _times(rows: Sequence[Row], others: Sequence[str], clock: Clock, launched: bool) -> str:
     all_threads = max(row.threads for row in rows)
-    header = ["case", "array", "ours", "20-80 %", "GB/s", *(["launches"] if launched else []), *others]
+    counted = any(row.bytes is not None for row in rows)
+    header = ["case", "array", "ours", "20-80 %"]
+    header += [*(["GB/s"] if counted else []), *(["launches"] if launched else []), *others]
     lines = []
     for group in groups(rows):
         any_row = next(iter(group.values()))
@@ -69,9 +71,11 @@ def _times(rows: Sequence[Row], others: Sequence[str], clock: Clock, launched: b
         cells = [label(any_row, all_threads), size(any_row.array_bytes)]
         if ours:
             spread = f"{100 * (ours.p20_us / ours.median_us - 1):+.0f} {100 * (ours.p80_us / ours.median_us - 1):+.0f}"
-            cells += [microseconds(ours.median_us), spread, f"{ours.gb_per_s:.3g}"]
+            cells += [microseconds(ours.median_us), spread]
         else:
-            cells += ["-"] * 3
+            cells += ["-"] * 2
+        if counted:
+            cells.append(f"{ours.gb_per_s:.3g}" if ours and ours.gb_per_s is not None else "-")
         if launched:
             launches = group[OURS].launches if OURS in group else None
             cells.append("-" if launches is None else str(launches))
