@@ -38,7 +38,7 @@ class Fused(Distribution):
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
 
     def _given(self) -> dict[str, Any]:
-        """The parameters that are there, and not computed from others when asked for."""
+        """The parameters that are there: given, or computed from those by now."""
         return {name: self.__dict__[name] for name in self.arg_constraints if name in self.__dict__}
 
     def _expanded(self: Self, cls: type, batch_shape: _size, instance: Self | None) -> Self:

@@ -30,9 +30,9 @@ class Bernoulli(distributions.Bernoulli, Fused):
         return self._score(functional.bernoulli_log_prob, value, logits=self.logits)
 
     def entropy(self) -> Tensor:
-        """ln(1 + e^logits) - probs * logits."""
-        probs = wide(self.probs) if "probs" in self.__dict__ else wide(self.logits).sigmoid()
-        return -functional.bernoulli_log_prob(probs, self.logits, batch_dims=probs.dim())
+        """ln(1 + e^logits) - logits sigmoid(logits)."""
+        logits = wide(self.logits)
+        return -functional.bernoulli_log_prob(logits.sigmoid(), logits, batch_dims=logits.dim())
 
 
 class ContinuousBernoulli(distributions.ContinuousBernoulli, Fused):
@@ -78,12 +78,15 @@ class ContinuousBernoulli(distributions.ContinuousBernoulli, Fused):
         """ln(1 + value (e^logits - 1)) / logits."""
         logits = wide(self.logits)
         near, small, far = _falling(logits)
-        u = torch.where(logits < 0, value, 1 - value)
+        u, rest = torch.where(logits < 0, value, 1 - value), torch.where(logits < 0, 1 - value, value)
         # ln(1 + w) / logits by w = u (e^logits - 1) and w / logits, which stays where logits vanish
         w_ratio = u * _expm1_ratio(small)
         w = w_ratio * small
         by_series = w_ratio * 2 / (2 + w) * _atanh_ratio(w / (2 + w))
-        x = torch.where(near, by_series, torch.log1p(u * torch.expm1(far)) / far).clamp(max=1)
+        # 1 + w = rest + u e^logits, where w is close to -1
+        low = u < 0.5
+        log = torch.where(low, torch.log1p(torch.where(low, u, 0.0) * torch.expm1(far)), (rest + u * far.exp()).log())
+        x = torch.where(near, by_series, log / far)
         return torch.where(logits < 0, x, 1 - x)
 
     @property

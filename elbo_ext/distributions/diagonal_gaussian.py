@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.distributions.utils import lazy_property
 
 from .. import arguments, functional
 from ..functional import Generators
@@ -41,11 +41,11 @@ class DiagonalGaussian:
         self.mean, logvar = parameters.chunk(2, dim=1)
         self.logvar = logvar.clamp(-30.0, 20.0)
 
-    @cached_property
+    @lazy_property
     def std(self) -> Tensor:
         return torch.zeros_like(self.mean) if self.deterministic else (0.5 * self.logvar).exp()
 
-    @cached_property
+    @lazy_property
     def var(self) -> Tensor:
         return torch.zeros_like(self.mean) if self.deterministic else self.logvar.exp()
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import register_kl
+from torch.distributions import Independent, register_kl
 
 from .. import functional
+from ..autograd.torch_internals import remember_kl
 from .base import wide
 from .bernoulli import Bernoulli, ContinuousBernoulli, mean_of_falling
 from .counts import Poisson
@@ -17,12 +18,17 @@ from .location_scale import Laplace, Normal
 KL = Callable[[Any, Any], Tensor]
 
 
+_PAIRS: list[tuple[type, type]] = []
+
+
 def _register(ours: type) -> Callable[[KL], KL]:
     theirs = ours.__mro__[1]
+    pairs = [(ours, ours), (ours, theirs), (theirs, ours)]
 
     def register(kl: KL) -> KL:
-        for pair in ((ours, ours), (ours, theirs), (theirs, ours)):
+        for pair in pairs:
             register_kl(*pair)(kl)
+        _PAIRS.extend(pairs)
         return kl
 
     return register
@@ -56,13 +62,13 @@ def _poisson(p: Any, q: Any) -> Tensor:
 @_register(Bernoulli)
 def _bernoulli(p: Any, q: Any) -> Tensor:
     """E_p[ln p - ln q], where both logarithms are linear functions of the mean."""
-    mean = wide(p.probs) if "probs" in p.__dict__ else wide(p.logits).sigmoid()
-    kl = _at_mean(functional.bernoulli_log_prob, mean, wide(p.logits), wide(q.logits))
+    p_logits, q_logits = wide(p.logits), wide(q.logits)
+    kl = _at_mean(functional.bernoulli_log_prob, p_logits.sigmoid(), p_logits, q_logits)
     if "probs" not in q.__dict__:
         return kl
-    # A probability of exactly 0 or 1, which torch's logits, made of one in [eps, 1 - eps], do not say.
+    # Probabilities of exactly 0 or 1, which torch's logits, made of one in [eps, 1 - eps], do not say.
     certain = (q.probs == q.probs.round()) & (q.logits.sigmoid() != q.probs)
-    return torch.where(certain & (mean != q.probs), math.inf, kl)
+    return torch.where(certain & (p.probs != q.probs), math.inf, kl)
 
 
 @_register(ContinuousBernoulli)
@@ -97,3 +103,6 @@ def _excess_of_ratio(a: Tensor, b: Tensor) -> Tensor:
 def _excess_of_exp(d: Tensor) -> Tensor:
     """e^d - 1 - d >= 0, likewise."""
     return 2 * functional.gaussian_kl(d.new_zeros(()), d, batch_dims=d.dim())
+
+
+remember_kl(*_PAIRS, (Independent, Independent))
