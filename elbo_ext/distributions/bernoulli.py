@@ -139,9 +139,9 @@ def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
 
 def _expm1_ratio(x: Tensor) -> Tensor:
     """(e^x - 1) / x for |x| < 0.1, by its series, whose derivatives do not cancel."""
-    return _polynomial(x, [1 / math.factorial(k + 1) for k in range(12)])
+    return _polynomial(x, [1 / math.factorial(k + 1) for k in range(12 if x.dtype == torch.float64 else 6)])
 
 
 def _atanh_ratio(x: Tensor) -> Tensor:
     """artanh(x) / x for |x| < 0.06, likewise."""
-    return _polynomial(x.square(), [1 / (2 * k + 1) for k in range(7)])
+    return _polynomial(x.square(), [1 / (2 * k + 1) for k in range(7 if x.dtype == torch.float64 else 4)])
