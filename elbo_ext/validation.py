@@ -73,13 +73,9 @@ ever_requested = False  # what every call of the package asks first, as it costs
 
 def requested() -> bool:
     """And whether values can be looked at."""
-    return not torch.compiler.is_compiling() and _requested.get() and values_can_be_read()
-
-
-def values_can_be_read() -> bool:
-    """Not inside of torch.compile, torch.func, forward mode, traces and CUDA graphs."""
     return (
         not torch.compiler.is_compiling()
+        and _requested.get()
         and not in_transform()
         and not in_trace()
         and not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())

@@ -23,10 +23,10 @@ torch's generator, so that ``torch.manual_seed`` acts, but other numbers than th
 (:func:`elbo_ext.rsample`). The others draw by torch's generator what torch's classes draw after the same seed, but in float32
 where the parameters have half precision, which has too few numbers for the tails.
 
-**validate_args.** Values are checked as torch does, by default unless Python runs with -O. Checks wait for the device, so that
-they are off for tensors that are not on the CPU unless ``validate_args=True`` asks for them. Nothing is checked inside of
-``torch.compile``, ``torch.func``, forward mode, traces and CUDA graphs. (A first ``torch.compile`` turns the default off in the
-whole process; that is torch's doing.) The dtype and layout of parameters are always checked.
+**validate_args.** Values are checked as torch does, by default unless Python runs with -O. Checks wait for the device: they are
+off for tensors that are not on the CPU unless ``validate_args=True`` asks for them, and for distributions that are made inside
+of ``torch.compile``. The first ``torch.compile`` turns the default off in the whole process, for torch's classes as well; that
+is torch's doing. The dtype and layout of parameters are always checked.
 
 **KL.** ``kl_divergence`` of two ``Normal``, ``Laplace`` or ``Poisson`` keeps full relative precision however close they are,
 also where one of the two is torch's. Pairs of different families have torch's formulas. As in torch there is none of two

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.types import _size
 
-from .. import arguments, validation
+from .. import arguments
 
 Self = TypeVar("Self", bound="Fused")
 
@@ -28,13 +28,13 @@ class Fused(Distribution):
         event_shape: torch.Size = torch.Size(),  # noqa: B008
         validate_args: bool | None = None,
     ) -> None:
-        on_cpu = True
+        if torch.compiler.is_compiling():  # which a check would end
+            validate_args = False
         for name, parameter in self._given().items():
             if isinstance(parameter, Tensor):  # and no other class with a __torch_function__
                 arguments.tensor(name, parameter)
-                on_cpu = on_cpu and parameter.device.type == "cpu"
-        if not validation.values_can_be_read() or (validate_args is None and not on_cpu):
-            validate_args = False
+                if validate_args is None and parameter.device.type != "cpu":
+                    validate_args = False
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
 
     def _given(self) -> dict[str, Any]:
@@ -50,10 +50,6 @@ class Fused(Distribution):
         Fused.__init__(new, shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
-
-    def _validate_sample(self, value: Tensor) -> None:
-        if validation.values_can_be_read():  # which they could not be where the distribution was made, perhaps
-            super()._validate_sample(value)
 
     def _score(self, log_prob: Callable[..., Tensor], value: Tensor, **parameters: Tensor) -> Tensor:
         """``log_prob``, a function of the package, element by element."""
