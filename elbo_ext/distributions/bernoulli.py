@@ -83,9 +83,10 @@ class ContinuousBernoulli(distributions.ContinuousBernoulli, Fused):
         w_ratio = u * _expm1_ratio(small)
         w = w_ratio * small
         by_series = w_ratio * 2 / (2 + w) * _atanh_ratio(w / (2 + w))
-        # 1 + w = rest + u e^logits, where w is close to -1
-        low = u < 0.5
-        log = torch.where(low, torch.log1p(torch.where(low, u, 0.0) * torch.expm1(far)), (rest + u * far.exp()).log())
+        # 1 + w = rest + u e^logits, where w is close to -1; e^logits itself, which may underflow, where nothing rests
+        low, end = u < 0.5, rest == 0
+        high = torch.where(end, far, torch.where(end, 1.0, rest + u * far.exp()).log())
+        log = torch.where(low, torch.log1p(torch.where(low, u, 0.0) * torch.expm1(far)), high)
         x = torch.where(near, by_series, log / far)
         return torch.where(logits < 0, x, 1 - x)
 

@@ -518,6 +518,10 @@ def test_continuous_bernoulli_distribution_function() -> None:
     torch.testing.assert_close(distribution.cdf(x), u.expand_as(x), rtol=1e-11, atol=1e-13)
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)[:, None]
     torch.testing.assert_close(distribution.icdf(ends), ends.expand(2, 10), rtol=0, atol=1e-15)
+    extreme = torch.tensor([1e4, -1e4], requires_grad=True)
+    at_ends = ours.ContinuousBernoulli(logits=extreme).icdf(ends.float())
+    torch.testing.assert_close(at_ends, ends.float().expand(2, 2))
+    assert (torch.autograd.grad(at_ends.sum(), extreme)[0] == 0).all()
     torch.testing.assert_close(distribution.cdf(ends), ends.expand(2, 10), rtol=0, atol=1e-15)
 
     def by_mpmath(x: float, a: float) -> tuple[float, float]:
