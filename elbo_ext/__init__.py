@@ -1,6 +1,6 @@
 """Fused evidence lower bound for PyTorch: reparameterized sampling, likelihoods and the analytic KL."""
 
-from . import bounds, diagnostics, functional, likelihoods, reference, serialization  # noqa: F401
+from . import bounds, diagnostics, distributions, functional, likelihoods, reference, serialization  # noqa: F401
 from ._version import VERSION as __version__
 from .functional import *  # noqa: F403  what functional.__all__ lists
 from .nn import ELBOLoss
@@ -13,6 +13,7 @@ __all__ = [
     "bounds",
     "build_info",
     "diagnostics",
+    "distributions",
     "likelihoods",
     "reference",
     "validate_values",

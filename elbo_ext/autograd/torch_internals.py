@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
+from torch.distributions import kl as _kl
 
 _functorch = torch._C._functorch
 _is_legacy_batched: Callable[[Tensor], bool] = _functorch.is_legacy_batchedtensor
@@ -85,3 +86,10 @@ def apply_outside_torch_func(function: type[Function]) -> Callable[..., Any]:
     """
     apply: Callable[..., Any] = super(Function, function).apply  # type: ignore[misc]
     return apply
+
+
+def remember_kl(*pairs: tuple[type, type]) -> None:
+    """Finds what torch.distributions.kl_divergence calls for these classes now: Dynamo cannot trace the search, but what it has
+    found before. Any later ``register_kl`` makes torch forget."""
+    for pair in pairs:
+        _kl._KL_MEMOIZE[pair] = _kl._dispatch_kl(*pair)
