@@ -37,7 +37,20 @@ template <class R>
 int positions_above_zero(const TermTile<R>& tile, Index<R>* position) {
   const Lane<R>& x = tile.operand[0];
   int count = 0;
-  for (int64_t i = 0; i < tile.size; ++i) {
+  int64_t i = 0;
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<R, float>) {
+    if (x.step == 1) {
+      __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+      for (; i + 16 <= tile.size; i += 16, lanes = _mm512_add_epi32(lanes, _mm512_set1_epi32(16))) {
+        const __mmask16 above = _mm512_cmp_ps_mask(_mm512_loadu_ps(x.data + i), _mm512_setzero_ps(), _CMP_GT_OQ);
+        _mm512_storeu_si512(position + count, _mm512_maskz_compress_epi32(above, lanes));  // there is room for a register
+        count += __builtin_popcount(above);
+      }
+    }
+  }
+#endif
+  for (; i < tile.size; ++i) {
     position[count] = static_cast<Index<R>>(i);
     count += x.data[i * x.step] > R(0) ? 1 : 0;
   }

@@ -71,6 +71,8 @@ ELBO_PACK_OPERATOR(ELBO_PACK, operator/, a.x[i] / b.x[i])
 ELBO_PACK_OPERATOR(ELBO_PACK, minimum, minimum(a.x[i], b.x[i]))
 ELBO_PACK_OPERATOR(PackMask<kCount>, operator<, a.x[i] < b.x[i])
 ELBO_PACK_OPERATOR(PackMask<kCount>, operator>, a.x[i] > b.x[i])
+ELBO_PACK_OPERATOR(PackMask<kCount>, operator<=, a.x[i] <= b.x[i])
+ELBO_PACK_OPERATOR(PackMask<kCount>, operator>=, a.x[i] >= b.x[i])
 #undef ELBO_PACK_OPERATOR
 
 #define ELBO_PACK_FUNCTION(NAME)                                  \
@@ -104,6 +106,15 @@ __device__ __forceinline__ bool any(const PackMask<kCount>& mask) {
   ELBO_UNROLL
   for (int i = 0; i < kCount; ++i) result = result || mask.x[i];
   return result;
+}
+
+// Horner's scheme, which takes the fewest registers: other warps fill the waits.
+template <class T, int kTerms>
+__device__ __forceinline__ T polynomial(const Real<T> (&coefficient)[kTerms], T at) {
+  T sum = T(coefficient[kTerms - 1]);
+  ELBO_UNROLL
+  for (int k = kTerms - 2; k >= 0; --k) sum = sum * at + T(coefficient[k]);
+  return sum;
 }
 
 // The numbers of a pack added up, from the first to the last.

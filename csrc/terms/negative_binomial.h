@@ -24,26 +24,35 @@ struct MeanAndTheta {
   using R = Real<T>;
   int mean_form;
   bool log_theta;
-  T theta;
-  T odds;    // m / t
-  T beyond;  // the mean is e^beyond times what odds say, where it is extreme
+  T theta, over_theta;  // t, and 1 / t
+  T mean, odds;         // m, and m / t
+  T beyond;             // the mean is e^beyond times what odds say, where it is extreme
 
   ELBO_INLINE MeanAndTheta(const T* in, int forms) : mean_form(form_of(forms, 1)), log_theta(form_of(forms, 2) != 0) {
     // A theta beyond this is a Poisson's to the last digit, and its inverse and its square are still numbers.
     const T largest = T(R(std::numeric_limits<R>::digits > 24 ? 1e100 : 1e18));
     theta = minimum(log_theta ? exponential(in[2], R(-70), R(70)).ordinary : in[2], largest);
+    over_theta = T(R(1)) / theta;
     beyond = T(R(0));
-    if (mean_form == kMean) {
-      odds = in[1] / theta;
-    } else {
+    if (mean_form == kLogits) {
       // Logits above 40 make the value linear in them. A mean may need more before it is large or small beside theta.
-      const Exponential<T> exp = exponential(in[1], R(-70), mean_form == kLogits ? R(40) : R(70));
-      odds = mean_form == kLogits ? exp.ordinary : exp.ordinary / theta;
+      const Exponential<T> exp = exponential(in[1], R(-70), R(40));
+      odds = exp.ordinary;
+      beyond = exp.beyond;
+      mean = odds * theta;
+      return;
+    }
+    mean = in[1];
+    if (mean_form == kLogMean) {
+      const Exponential<T> exp = exponential(in[1], R(-70), R(70));
+      mean = exp.ordinary;
       beyond = exp.beyond;
     }
+    odds = mean * over_theta;
   }
 
-  ELBO_INLINE T mean(const T* in) const { return mean_form == kMean ? in[1] : odds * theta; }
+  // x / odds, exactly theta where x is the mean: there the value is what is left of numbers that cancel.
+  ELBO_INLINE T over_odds(T x) const { return mean_form == kLogits ? x / odds : theta * (x / mean); }
 };
 
 // x = 0: -t ln(1 + m / t), with its derivatives by mean and theta as they were given.
@@ -55,7 +64,7 @@ ELBO_INLINE T negative_binomial_at_zero(const T* in, int forms, T& by_mean, T& b
   const Log1p<T> log = log1p_parts(p.odds, one + p.odds);
   const T beyond = positive_part(p.beyond), log_ratio = log.value + beyond;
   if constexpr (kGradient) {
-    const T share = one / (one + p.odds);                                // t / (t + m)
+    const T share = log.slope;                                                      // t / (t + m)
     by_mean = zero - (p.mean_form == M::kMean ? share : p.theta * p.odds * share);  // d/dm, or d/dln m = -m t / (t + m)
     // d/dt = -ln(1 + m / t) + m / (t + m), and without the last for constant logits
     by_theta = zero - (p.mean_form == M::kLogits ? log_ratio : log.beyond_slope + beyond);
@@ -70,14 +79,14 @@ ELBO_INLINE T negative_binomial_above_zero(const T* in, int forms, T& by_mean, T
   using M = MeanAndTheta<T>;
   const T zero = T(R(0)), one = T(R(1)), half = T(R(0.5));
   const M p(in, forms);
-  const T x = in[0], mean = p.mean(in), sum = x + p.theta, over = one / sum, x_over_theta = x / p.theta;
-  const T x_over_odds = x / p.odds;
+  const T x = in[0], mean = p.mean, sum = x + p.theta, over = one / sum, x_over_theta = x * p.over_theta;
+  const T x_over_odds = p.over_odds(x);
   // ln((t + m) / (t + x)), and ln(x (t + m) / (m (t + x))), whose argument is 1 + (x t / m - t) / (t + x)
   const Log1p<T> first = log1p_parts((mean - x) * over, (p.theta + mean) * over);
   const T log_first = first.value + positive_part(p.beyond);
   const T log_second =
       log1p_parts((x_over_odds - p.theta) * over, (x_over_odds + x) * over).value + positive_part(zero - p.beyond);
-  const Binet<T> of_sum = binet(sum), of_x = binet(x), of_theta = binet(p.theta);
+  const Binet<T> of_sum = binet(sum, over), of_x = binet(x, one / x), of_theta = binet(p.theta, p.over_theta);
   if constexpr (kGradient) {
     by_mean = (x - mean) / (one + p.odds);                    // d/dln m = t (x - m) / (t + m)
     if (p.mean_form == M::kMean) by_mean = by_mean / mean;    // d/dm

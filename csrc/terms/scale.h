@@ -62,6 +62,13 @@ ELBO_INLINE T standard_deviation_slope(const ScaleForm<Real<T>>& form, T s, T si
   }
 }
 
+template <class T>
+ELBO_INLINE Deviation<T> deviation(const ScaleForm<Real<T>>& form, T s) {
+  if (!form.ordinary()) return floored_deviation(form, s);
+  const T sigma = standard_deviation(form, s);
+  return {sigma, standard_deviation_slope(form, s, sigma)};
+}
+
 // A squared distance in units of sigma, and its half derivative.
 template <class T>
 struct Standardized {

@@ -165,14 +165,6 @@ struct RootsOfLogGamma<double> {
   };
 };
 
-template <class T, int kTerms>
-ELBO_INLINE T polynomial(const Real<T> (&coefficient)[kTerms], T at) {
-  T sum = T(coefficient[kTerms - 1]);
-  ELBO_UNROLL
-  for (int k = kTerms - 2; k >= 0; --k) sum = sum * at + T(coefficient[k]);
-  return sum;
-}
-
 // The difference of a polynomial at two places over that of the places, without its cancellation: Horner's scheme for
 // (p(a) - p(b)) / (a - b).
 template <class T, int kTerms>
@@ -186,29 +178,33 @@ ELBO_INLINE T divided_difference(const Real<T> (&coefficient)[kTerms], T a, T b)
   return quotient;
 }
 
-// b and b' for z > 0.
+// b and b' for z > 0, given also 1 / z.
 template <class T>
 struct Binet {
   T log_gamma, digamma;
 };
 
 template <class T>
-ELBO_INLINE Binet<T> binet(T z) {
+ELBO_INLINE Binet<T> binet(T z, T over_z) {
   using R = Real<T>;
   constexpr BinetSeries<R> kSeries;
   const T one = T(R(1)), half = T(R(0.5));
   const auto small = z < one;
   const bool any_small = any(small);
-  const T shifted = any_small ? select(small, z + one, z) : z;
-  const T w = one / shifted, v = w + w - one;
+  const T w = any_small ? select(small, one / (z + one), over_z) : over_z, v = w + w - one;
   Binet<T> result{w * polynomial(kSeries.log_gamma, v), w * w * polynomial(kSeries.digamma, v)};
   if (any_small) {
-    const T over_z = one / z, log_ratio = log1p(over_z);  // ln((z + 1) / z)
+    const T log_ratio = log1p(over_z);  // ln((z + 1) / z)
     // b(z) = b(z + 1) + (z + 1/2) ln((z + 1) / z) - 1, and its derivative
     result.log_gamma = select(small, result.log_gamma + ((z + half) * log_ratio - one), result.log_gamma);
     result.digamma = select(small, result.digamma + (log_ratio - half * (w + over_z)), result.digamma);
   }
   return result;
+}
+
+template <class T>
+ELBO_INLINE Binet<T> binet(T z) {
+  return binet(z, T(Real<T>(1)) / z);
 }
 
 // lgamma(x + t) - lgamma(t) for t > 0 and x > -t; for t >= 1 from
@@ -271,28 +267,36 @@ ELBO_INLINE T digamma(T z) {
   return digamma_difference(from_root, T(kHigh)) - select(small, one / z, zero);
 }
 
-// ln(1 + u) and ln(1 + u) - u / (1 + u), which is half of u^2 for small u; given also 1 + u, so that neither loses digits
-// where u is close to -1.
+// 1/3, 1/5, 1/7, ...: (artanh(s) - s) / s^3 in powers of s^2, cut where the rest is below the rounding for s <= 1/3.
+template <class R>
+struct ArtanhSeries {
+  static constexpr int kTerms = std::numeric_limits<R>::digits > 24 ? 16 : 7;
+  R coefficient[kTerms];
+  constexpr ArtanhSeries() : coefficient{} {
+    for (int n = 0; n < kTerms; ++n) coefficient[n] = R(1) / R(2 * n + 3);
+  }
+};
+
+// ln(1 + u), its derivative 1 / (1 + u), and ln(1 + u) - u / (1 + u), which is half of u^2 for small u; given also 1 + u, so
+// that none loses digits where u is close to -1.
 template <class T>
 struct Log1p {
-  T value, beyond_slope;
+  T value, slope, beyond_slope;
 };
 
 template <class T>
 ELBO_INLINE Log1p<T> log1p_parts(T u, T one_plus_u) {
   using R = Real<T>;
-  constexpr int kTerms = std::numeric_limits<R>::digits > 24 ? 17 : 8;
+  constexpr ArtanhSeries<R> kSeries;
   const T one = T(R(1)), two = T(R(2));
   const T over = one / ((two + u) * one_plus_u);
-  // Near 0 by ln(1 + u) = 2 artanh(s), s = u / (2 + u), as in log1p_of_unit; u / (1 + u) = 2 s / (1 + s).
+  // Near 0 by ln(1 + u) = 2 artanh(s), s = u / (2 + u); u / (1 + u) = 2 s / (1 + s).
   const T s = u * one_plus_u * over, s2 = s * s, over_one_plus_s = T(R(0.5)) * (two + u) * (two + u) * over;
-  T series = T(R(1) / R(2 * kTerms - 1));
-  ELBO_UNROLL
-  for (int k = kTerms - 2; k >= 1; --k) series = series * s2 + T(R(1) / R(2 * k + 1));
-  const T far = log(one_plus_u);
+  const T series = polynomial(kSeries.coefficient, s2);
+  const T far = log(one_plus_u), slope = (two + u) * over;
   const auto near = abs(u) < T(R(0.5));
-  return {select(near, (s + s) + (s + s) * (s2 * series), far),
-          select(near, (s2 + s2) * (over_one_plus_s + s * series), far - (one - (two + u) * over))};
+  return {select(near, (s + s) + (s + s) * (s2 * series), far), slope,
+          select(near, (s2 + s2) * (over_one_plus_s + s * series), far - (one - slope))};
 }
 
 }  // namespace

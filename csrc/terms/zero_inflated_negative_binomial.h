@@ -24,16 +24,16 @@ struct ZeroInflatedNegativeBinomial : CountTerm<ZeroInflatedNegativeBinomial<T>,
     // The sum of two probabilities, s = g + (1 - g) NB(0) = 1 + (1 - g) (NB(0) - 1)
     const T nb = fast_exp(count);
     const T less = gate.closed * expm1_parts(count, nb).value, of_nb = gate.closed * nb, sum = gate.open + of_nb;
-    T value = log1p_parts(less, sum).value;
+    const Log1p<T> log = log1p_parts(less, sum);
+    T value = log.value;
     // Where both probabilities leave the range of T, ln s is the larger of their logarithms.
     const auto tiny = minimum(zero - in[3], zero - count) > T(kOrdinaryExponent<T>);
     const bool any_tiny = any(tiny);
     const T apart = count - in[3], ratio = any_tiny ? fast_exp(zero - abs(apart)) : zero;
     if (any_tiny) value = select(tiny, select(apart > zero, count, in[3]) + log1p_of_unit(ratio), value);
     if constexpr (kGradient) {
-      const T over = one / sum;
-      T posterior = of_nb * over;                  // the probability that the zero is the negative binomial's
-      T by_gate = zero - less * gate.open * over;  // g (1 - g) (1 - NB(0)) / s
+      T posterior = of_nb * log.slope;                  // the probability that the zero is the negative binomial's
+      T by_gate = zero - less * gate.open * log.slope;  // g (1 - g) (1 - NB(0)) / s
       if (any_tiny) {
         const T most = one / (one + ratio), least = ratio * most;
         posterior = select(tiny, select(apart > zero, most, least), posterior);  // sigmoid(ln NB(0) - a)
