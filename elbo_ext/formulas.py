@@ -289,7 +289,10 @@ def discretized_logistic(
     log_scale = scale if form == "log_scale" else scale.log()
     hi, lo = (_standardize(x - mean + h, 2 * log_scale) for h in (half_bin, -half_bin))
     width = _standardize(2 * half_bin, 2 * log_scale)
-    begins, ends = x > low + half_bin, x < high - half_bin
+    begins, ends = (
+        ~(x <= low + half_bin),
+        ~(x >= high - half_bin),
+    )  # NaN lies in a bin with both ends, and comes through
     log_sigmoid = torch.nn.functional.logsigmoid
     value = torch.where(ends, log_sigmoid(hi), 0.0) + torch.where(begins, log_sigmoid(-lo), 0.0)
     return value + torch.where(begins & ends, _log1mexp(width, (2 * half_bin).log() - log_scale), 0.0)

@@ -5,8 +5,8 @@
 //   data_gradient(in, forms)           the derivative by x, which is seldom wanted; d[0] is left alone
 // and gets from CountTerm<Self, T> what every term has.
 //
-// Outside of the support, x < 0, the value is -inf and its derivatives are 0. An x that is no integer is taken by the gamma
-// function.
+// Outside of the support, x < 0, the value is -inf and its derivatives are 0; where x is NaN, all of them are. An x that is no
+// integer is taken by the gamma function.
 #pragma once
 
 #include "special.h"
@@ -66,11 +66,12 @@ ELBO_INLINE T at_most_zero(const T* in, int forms, T* d) {
   using R = Real<T>;
   const T zero = T(R(0)), infinity = T(std::numeric_limits<R>::infinity());
   const auto outside = in[0]<zero, positive = in[0]> zero;
-  T value = Self::template at_zero<kGradient>(in, forms, d);
+  const T nan_of_x = in[0] * zero;  // 0, but for x that is none of the three
+  T value = Self::template at_zero<kGradient>(in, forms, d) + nan_of_x;
   value = select(positive, zero, select(outside, zero - infinity, value));
   if constexpr (kGradient) {
     d[0] = zero;
-    for (int k = 1; k < Self::kInputs; ++k) d[k] = select(positive, zero, select(outside, zero, d[k]));
+    for (int k = 1; k < Self::kInputs; ++k) d[k] = select(positive, zero, select(outside, zero, d[k] + nan_of_x));
   }
   return value;
 }

@@ -55,10 +55,11 @@ template <class T>
 struct Bins {
   T half, lowest, highest;
 
+  // NaN is bounded, so that it comes through.
   template <class Number>
-  ELBO_INLINE Number if_bounded_below(T x, Number yes, Number no) const { return select(x > lowest, yes, no); }
+  ELBO_INLINE Number if_bounded_below(T x, Number yes, Number no) const { return select(x <= lowest, no, yes); }
   template <class Number>
-  ELBO_INLINE Number if_bounded_above(T x, Number yes, Number no) const { return select(x < highest, yes, no); }
+  ELBO_INLINE Number if_bounded_above(T x, Number yes, Number no) const { return select(x >= highest, no, yes); }
   template <class Number>
   ELBO_INLINE Number if_bounded(T x, Number yes, Number no) const {
     return if_bounded_below(x, if_bounded_above(x, yes, no), no);

@@ -209,3 +209,25 @@ def test_outside_of_the_support(name: str) -> None:
         assert (gradient == 0).tolist() == [True, False, True]
     alone = function(x[1:2], *(p[1:2] for p in parameters))
     assert torch.equal(function(x, *parameters, weight=x > 0, reduction="sum"), alone.sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", elbo_ext.likelihoods.LIKELIHOODS)
+def test_data_that_are_nan(name: str, dtype: torch.dtype) -> None:
+    """Come through, alone and beside others, and say nothing about their weight where that is 0."""
+    likelihood = elbo_ext.likelihoods.LIKELIHOODS[name]
+    x = torch.full((40,), 1.0, dtype=dtype)
+    x[::3] = torch.nan
+    parameters = [
+        torch.full((40,), 0.5, dtype=dtype, requires_grad=True)
+        for input in likelihood.inputs[1:]
+        if input not in likelihood.numbers
+    ]
+    function = getattr(elbo_ext, f"{name}_log_prob")
+    value = function(x, *parameters, batch_dims=1)
+    assert torch.equal(value.isnan(), x.isnan())
+    weight = torch.where(x.isnan(), 0.0, 1.0).requires_grad_()
+    weighted = function(x, *parameters, weight=weight, reduction="sum")
+    torch.testing.assert_close(weighted, value[~x.isnan()].sum())
+    for gradient in torch.autograd.grad(weighted, [*parameters, weight]):
+        assert bool(gradient.isfinite().all()) and not bool(gradient[::3].any()) and bool(gradient[1::3].any())
