@@ -356,7 +356,7 @@ class Build(build_ext):
         for name in ("term_sum", "latent", "sample_log_prob"):
             for real in ("float", "double"):
                 ninja.compile(f"cuda/{name}.cu", f"{name}.{real}.o", [f"-DELBO_REAL={real}"])
-        for name in ("importance", "normal_noise", "stored_gradients"):
+        for name in ("importance", "latent_list", "normal_noise", "stored_gradients"):
             ninja.compile(f"cuda/{name}.cu", f"{name}.o", [])
         names = " ".join(ARCHITECTURES)
         ninja.compile("cuda/library.cu", "library.o", [f'-DELBO_CUDA_ARCHITECTURES="{names}"', INTERFACE])

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import validation
@@ -25,24 +26,40 @@ def public(function: Callable[Parameters, Result]) -> Callable[Parameters, Resul
     return _dispatching(function, asks_modes=True)
 
 
+def public_with_lists(
+    of_lists: Callable[..., Any],
+) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """The same for a function that takes a list of tensors in place of its first argument, ``mu``, and then others beside it:
+    ``of_lists(function)`` is called for these."""
+    return lambda function: _dispatching(function, asks_modes=True, of_lists=of_lists)
+
+
 def public_with_callback(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """The same for a function that runs code of the caller's, a function or a generator. Modes alone are not asked: torch
     suspends a mode while it is asked, and that code has to run in it (``with torch.device(...)``)."""
     return _dispatching(function, asks_modes=False)
 
 
-def _dispatching(function: Callable[Parameters, Result], asks_modes: bool) -> Callable[Parameters, Result]:
+def _dispatching(
+    function: Callable[Parameters, Result], asks_modes: bool, of_lists: Callable[..., Any] | None = None
+) -> Callable[Parameters, Result]:
     overridden = _overridden if asks_modes else overridden_by_arguments
+    function_of_lists = function if of_lists is None else of_lists(function)
 
     @functools.wraps(function)
     def dispatching(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        values = (*args, *kwargs.values())
+        values: tuple[Any, ...] = (*args, *kwargs.values())
+        called = function
+        if of_lists is not None and isinstance(mu := args[0] if args else kwargs.get("mu"), (list, tuple)):
+            values = tuple(t for value in values for t in (value if isinstance(value, (list, tuple)) else (value,)))
+            if any(isinstance(t, Tensor) for t in mu):
+                called = function_of_lists
         if has_torch_function(values) and overridden(values):  # the first alone costs next to nothing
             result: Result = handle_torch_function(dispatching, values, *args, **kwargs)
             return result
         if validation.ever_requested and validation.requested():
-            return validation.call(function, args, kwargs)
-        return function(*args, **kwargs)
+            return validation.call(called, args, kwargs)
+        return called(*args, **kwargs)
 
     return dispatching
 

@@ -28,9 +28,11 @@ __all__ = [
     "WITH_KL",
     "WITH_LOG_PROB",
     "Z_ALONE",
+    "as_tensor",
     "build_info",
     "draw_on_cuda",
     "draw_seed",
+    "draw_seeds",
 ]
 
 # Numbers of the operator schema (csrc/ops/schema.cpp).
@@ -95,7 +97,18 @@ def draw_seed(device: torch.device, generator: torch.Generator | None = None) ->
     This is the only randomness the package consumes, and torch makes it: ``torch.manual_seed``, ``generator=``,
     activation checkpointing, CUDA graphs and vmap's ``randomness=`` therefore act as on any torch function.
     """
-    return torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, dtype=torch.int64, device=device)
+    return _draw(device, generator, 1)
+
+
+def draw_seeds(device: torch.device, generator: torch.Generator | None, count: int) -> Tensor:
+    """As many draws, one after the other, ``[count]``. On a CPU one call of torch makes the same."""
+    if device.type == "cpu":
+        return _draw(device, generator, count)
+    return torch.cat([draw_seed(device, generator) for _ in range(count)])
+
+
+def _draw(device: torch.device, generator: torch.Generator | None, count: int) -> Tensor:
+    return torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator, dtype=torch.int64, device=device)
 
 
 draw_on_cuda = _C.draw_on_cuda
@@ -149,6 +162,14 @@ def sample_dtype(mu: Tensor | None, scale: Tensor | None) -> torch.dtype:
     given = [t for t in (mu, scale) if t is not None]
     promoting = [t for t in given if t.dim() > 0] or given
     return torch.promote_types(promoting[0].dtype, promoting[-1].dtype)
+
+
+def as_tensor(number: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number as a tensor without dimensions. In compiled code not by torch.full, of which inductor of torch 2.11 and 2.13
+    keeps an old number where it changes from call to call, and which is compiled anew for each."""
+    if torch.compiler.is_compiling():
+        return torch.zeros((), dtype=dtype, device=device) + number
+    return torch.full((), number, dtype=dtype, device=device)
 
 
 def _first(tensors: Sequence[Tensor | None]) -> Tensor:
@@ -285,6 +306,45 @@ def _(
     if noise is not None and needs[-1]:
         gradients.append(noise.new_empty((*(() if num_samples is None else (num_samples,)), *full)))
     return gradients
+
+
+@torch.library.register_fake("elbo_ext::latent_list")
+def _(
+    inputs: Operands,
+    constants: Numbers,
+    forms: int,
+    seeds: Tensor,
+    num_samples: int | None,
+    results: int,
+    batch_dims: int,
+    reduction: int,
+) -> list[Tensor]:
+    width = len(inputs) // seeds.numel()
+    each = [
+        torch.ops.elbo_ext.latent(
+            inputs[first : first + width], constants[first : first + width], forms, seeds[:1], None, num_samples, results,
+            batch_dims, reduction,
+        )
+        for first in range(0, len(inputs), width)
+    ]  # fmt: skip
+    return [*(one[0] for one in each), *each[0][1:]]
+
+
+@torch.library.register_fake("elbo_ext::latent_list_backward")
+def _(
+    inputs: Operands,
+    constants: Numbers,
+    forms: int,
+    seeds: Tensor,
+    num_samples: int | None,
+    results: int,
+    batch_dims: int,
+    reduction: int,
+    grad_z: Operands,
+    grad_kl: Tensor | None,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    return _gradients(inputs, needs)
 
 
 @torch.library.register_fake("elbo_ext::normal_noise")

@@ -263,12 +263,12 @@ def on_cuda(arguments: dict[str, Any]) -> bool:
 @contextlib.contextmanager
 def seeds_of_the_cpu() -> Iterator[None]:
     """The same seed makes the same noise on every device, but torch's generators of two devices draw different seeds."""
-    draw = elbo_ext.ops.draw_seed
+    draw = elbo_ext.ops.draw_seeds
 
-    def draw_on_cpu(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-        return draw(torch.device("cpu"), generator).to(device)
+    def draw_on_cpu(device: torch.device, generator: torch.Generator | None, count: int = 1) -> Tensor:
+        return draw(torch.device("cpu"), generator, count).to(device)
 
-    with mock.patch.object(elbo_ext.functional.latent, "_draw_seed", draw_on_cpu):
+    with mock.patch.object(elbo_ext.functional.latent_call, "draw_seeds", draw_on_cpu):
         yield
 
 

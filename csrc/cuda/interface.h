@@ -32,6 +32,15 @@ struct NoiseProblem {
   void* out;  // [rows, count]
 };
 
+// Several problems of the latent stage for one kernel: kMostListed at the most, none of them empty.
+constexpr int kMostListed = 40;
+struct LatentList {
+  const LatentProblem* const* problem;
+  int count;
+  bool backward;
+  Values kl;  // forward: the sum over all of them, or absent
+};
+
 // Every function launches its kernels and returns null, or what CUDA says went wrong.
 struct CudaKernels {
   const char* architectures;  // "sm_80 sm_90 compute_90"
@@ -40,6 +49,8 @@ struct CudaKernels {
   const char* (*term_sum)(const TermSumProblem&, const CudaCall&);
   const char* (*latent)(const LatentProblem&, const CudaCall&);
   const char* (*latent_backward)(const LatentProblem&, const CudaCall&);
+  bool (*lists)(const LatentList&);  // whether latent_list serves
+  const char* (*latent_list)(const LatentList&, const CudaCall&);
   // The same with log q and log p.
   const char* (*sample_log_prob)(const LatentProblem&, const CudaCall&);
   const char* (*sample_log_prob_backward)(const LatentProblem&, const CudaCall&);

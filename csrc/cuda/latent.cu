@@ -100,14 +100,6 @@ struct BackwardCommon : LatentCommon {
 
 using LatentBackwardParams = BackwardParams<1, BackwardCommon>;
 
-// From the derivatives of the KL, times its upstream gradient, to those of both.
-template <class T>
-__device__ __forceinline__ void add_samples(const ScaleForm<Real<T>>& form, const T& scale, const T& sum_g, const T& sum_g_eps, T* d) {
-  d[kMu] = d[kMu] + sum_g;  // dz/dmu = 1
-  const T sigma = standard_deviation(form, scale);
-  d[kScale] = d[kScale] + sum_g_eps * standard_deviation_slope(form, scale, sigma);  // dz/dscale = eps dsigma/dscale
-}
-
 template <class R, bool kOnlyDense, int kFormClass>
 __global__ void __launch_bounds__(kThreads, backward_blocks(kOnlyDense)) latent_backward_kernel(
     const __grid_constant__ LatentBackwardParams p) {

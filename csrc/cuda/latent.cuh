@@ -107,6 +107,14 @@ struct BackwardParams {
   int64_t noise_gradient_step;
 };
 
+// From the derivatives of the KL, times its upstream gradient, to those of both.
+template <class T>
+__device__ __forceinline__ void add_samples(const ScaleForm<Real<T>>& form, const T& scale, const T& sum_g, const T& sum_g_eps, T* d) {
+  d[kMu] = d[kMu] + sum_g;  // dz/dmu = 1
+  const T sigma = standard_deviation(form, scale);
+  d[kScale] = d[kScale] + sum_g_eps * standard_deviation_slope(form, scale, sigma);  // dz/dscale = eps dsigma/dscale
+}
+
 // The gradients of a group of elements: stored one by one, or added up.
 template <class Reader, class R, int kSlots>
 __device__ __forceinline__ void deliver(const Layout<kSlots>& layout, const SumPlan<kLatentInputs>& sums, int64_t group,

@@ -44,6 +44,8 @@ constexpr CudaKernels kKernels = {
     by_type<TermSumProblem, term_sum<float>, term_sum<double>>,
     by_type<LatentProblem, latent<float>, latent<double>>,
     by_type<LatentProblem, latent_backward<float>, latent_backward<double>>,
+    lists,
+    on_device<LatentList, latent_list>,
     by_type<LatentProblem, sample_log_prob<float>, sample_log_prob<double>>,
     by_type<LatentProblem, sample_log_prob_backward<float>, sample_log_prob_backward<double>>,
     on_device<ImportanceProblem, importance>,

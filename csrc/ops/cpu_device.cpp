@@ -2,6 +2,7 @@
 #include "device.h"
 
 #include <algorithm>
+#include <deque>
 #include <memory>
 #include <span>
 
@@ -74,14 +75,26 @@ Blocks make_blocks(const Space& space, int64_t max_groups) {
   return blocks;
 }
 
-// Runs kernel(begin, end) over all groups, on as many threads as pay off: each gets at least `least_elements`.
-template <class Kernel>
-void run_parallel(const Blocks& blocks, int64_t elements, int64_t least_elements, const Kernel& kernel) {
-  if (blocks.groups == 0) return;
-  if (elements < 2 * least_elements) return kernel(int64_t{0}, blocks.groups);
-  const int64_t per_group = std::max<int64_t>(elements / blocks.groups, 1);
+// Runs kernel(problem, begin, end) over all groups of all problems, whose blocks are set, on as many threads as pay off: each
+// gets at least `least_elements`.
+template <class Problem, class Kernel>
+void run_parallel(const std::vector<Problem*>& problems, int64_t elements, int64_t least_elements, const Kernel& kernel) {
+  int64_t groups = 0;
+  for (const Problem* problem : problems) groups += problem->blocks.groups;
+  if (groups == 0) return;
+  const auto run = [&](int64_t begin, int64_t end) {
+    int64_t first = 0;
+    for (const Problem* problem : problems) {
+      const int64_t own = problem->blocks.groups;
+      const int64_t from = std::max<int64_t>(begin - first, 0), to = std::min(end - first, own);
+      if (from < to) kernel(*problem, from, to);
+      first += own;
+    }
+  };
+  if (elements < 2 * least_elements) return run(0, groups);
+  const int64_t per_group = std::max<int64_t>(elements / groups, 1);
   const int64_t grain = std::max<int64_t>(least_elements / per_group, 1);
-  torch::stable::parallel_for(0, blocks.groups, grain, kernel);
+  torch::stable::parallel_for(0, groups, grain, run);
 }
 
 // A gradient of a whole result is one number, which the kernels take as a constant.
@@ -93,27 +106,28 @@ void read_uniform(Upstream& upstream) {
 
 // ---- sums ----
 
-// The blocks' sums of the values, and the last step to what is wanted of them.
+// The blocks' sums of the values of one problem, and the last step to what is wanted of them.
 class BlockSums {
  public:
   // Problem is a TermSumProblem or a LatentProblem whose blocks are set; `block_sum` is where its kernel puts them.
+  // `in_all`: the sum over everything is wanted.
   template <class Problem>
-  BlockSums(const Problem& problem, Values& values, double*& block_sum)
+  BlockSums(const Problem& problem, Values& values, double*& block_sum, bool in_all)
       : blocks_(problem.blocks), compute_(compute_type(problem.compute_double)) {
-    if (values.total != nullptr || (values.row != nullptr && blocks_.blocks_per_row > 1)) {
-      wanted_ = values;
+    if (in_all || (values.row != nullptr && blocks_.blocks_per_row > 1)) {
+      row_ = values.row;
       values.row = nullptr;  // not for the kernel to write
       sums_.resize(blocks_.count);
       block_sum = sums_.data();
     }
   }
 
-  // Sums the blocks of each row, or of everything, in order.
-  void finish() const {
-    if (wanted_.total != nullptr) write(wanted_.total, compute_, 0, sum(0, blocks_.count) / wanted_.divisor);
-    if (wanted_.row == nullptr) return;
+  double total() const { return sum(0, blocks_.count); }
+  // Sums the blocks of each row, in order.
+  void finish_rows() const {
+    if (row_ == nullptr) return;
     for (int64_t row = 0; row < blocks_.count / blocks_.blocks_per_row; ++row)
-      write(wanted_.row, compute_, row, sum(row * blocks_.blocks_per_row, blocks_.blocks_per_row));
+      write(row_, compute_, row, sum(row * blocks_.blocks_per_row, blocks_.blocks_per_row));
   }
 
  private:
@@ -125,7 +139,7 @@ class BlockSums {
 
   const Blocks& blocks_;
   DType compute_;
-  Values wanted_;
+  void* row_ = nullptr;
   std::vector<double> sums_;
 };
 
@@ -188,6 +202,11 @@ void finish_elbo(const TermSumProblem& problem) {
 
 // ---- the device ----
 
+// A KL without samples takes its time as well.
+int64_t work_in_draws(const LatentProblem& problem) {
+  return problem.elements() + problem.space.elements() * kLeastDraws / kLeastElements;
+}
+
 // Works on memory, whatever the order of the dimensions.
 template <class S, class R>
 void multiply(S* data, int64_t numel, R factor) {
@@ -203,35 +222,54 @@ class CpuDevice final : public Device {
     PartialGradients gradients(problem.gradient);
     problem.blocks = make_blocks(problem.space, gradients.max_groups(problem.space.elements()));
     gradients.allocate(problem.blocks.groups);
-    BlockSums sums(problem, problem.values, problem.block_sum);
-    run_parallel(problem.blocks, problem.space.elements(), kLeastElements,
-                 [&](int64_t begin, int64_t end) { cpu_kernels().term_sum(problem, begin, end); });
-    sums.finish();
+    const Values wanted = problem.values;
+    const BlockSums sums(problem, problem.values, problem.block_sum, wanted.total != nullptr);
+    run_parallel(std::vector<TermSumProblem*>{&problem}, problem.space.elements(), kLeastElements, cpu_kernels().term_sum);
+    if (wanted.total != nullptr) write(wanted.total, compute_type(problem.compute_double), 0, sums.total() / wanted.divisor);
+    sums.finish_rows();
     gradients.finish();
     finish_elbo(problem);
   }
 
-  void latent(const Site&, LatentProblem& problem) const override {
-    problem.blocks = make_blocks(problem.space, 0);
-    BlockSums kl(problem, problem.kl, problem.block_sum);
-    BlockSums log_q(problem, problem.log_q, problem.block_sum_q), log_p(problem, problem.log_p, problem.block_sum_p);
+  int latent(const Site&, const LatentProblems& problems) const override {
+    const bool in_all = problems.kl.total != nullptr;
+    std::deque<BlockSums> of_kl, of_others;  // whose elements stay where they are
+    int64_t draws = 0;
+    for (LatentProblem* problem : problems.each) {
+      problem->blocks = make_blocks(problem->space, 0);
+      of_kl.emplace_back(*problem, problem->kl, problem->block_sum, in_all);
+      of_others.emplace_back(*problem, problem->log_q, problem->block_sum_q, false);
+      of_others.emplace_back(*problem, problem->log_p, problem->block_sum_p, false);
+      draws += work_in_draws(*problem);
+    }
     const CpuKernels& kernels = cpu_kernels();
-    const auto kernel = problem.results >= kPathwise ? kernels.sample_log_prob : kernels.latent;
-    run_parallel(problem.blocks, problem.elements(), kLeastDraws,
-                 [&](int64_t begin, int64_t end) { kernel(problem, begin, end); });
-    for (const BlockSums* sums : {&kl, &log_q, &log_p}) sums->finish();
+    run_parallel(problems.each, draws, kLeastDraws, [&](const LatentProblem& problem, int64_t begin, int64_t end) {
+      (problem.results >= kPathwise ? kernels.sample_log_prob : kernels.latent)(problem, begin, end);
+    });
+    for (const std::deque<BlockSums>* all : {&of_kl, &of_others})
+      for (const BlockSums& sums : *all) sums.finish_rows();
+    if (!in_all) return 0;
+    double total = 0;
+    for (const BlockSums& sums : of_kl) total += sums.total();
+    write(problems.kl.total, problems.kl_type, 0, total / problems.kl.divisor);
+    return 1;
   }
 
-  void latent_backward(const Site&, LatentProblem& problem) const override {
-    read_uniform(problem.upstream_kl);
+  void latent_backward(const Site&, const std::vector<LatentProblem*>& problems) const override {
+    std::deque<PartialGradients> gradients;
+    int64_t draws = 0;
+    for (LatentProblem* problem : problems) {
+      read_uniform(problem->upstream_kl);
+      PartialGradients& partial = gradients.emplace_back(problem->gradient);
+      problem->blocks = make_blocks(problem->space, partial.max_groups(problem->space.elements()));
+      partial.allocate(problem->blocks.groups);
+      draws += work_in_draws(*problem);
+    }
     const CpuKernels& kernels = cpu_kernels();
-    const auto kernel = problem.with_log_prob ? kernels.sample_log_prob_backward : kernels.latent_backward;
-    PartialGradients gradients(problem.gradient);
-    problem.blocks = make_blocks(problem.space, gradients.max_groups(problem.space.elements()));
-    gradients.allocate(problem.blocks.groups);
-    run_parallel(problem.blocks, problem.elements(), kLeastDraws,
-                 [&](int64_t begin, int64_t end) { kernel(problem, begin, end); });
-    gradients.finish();
+    run_parallel(problems, draws, kLeastDraws, [&](const LatentProblem& problem, int64_t begin, int64_t end) {
+      (problem.with_log_prob ? kernels.sample_log_prob_backward : kernels.latent_backward)(problem, begin, end);
+    });
+    for (const PartialGradients& partial : gradients) partial.finish();
   }
 
   void normal_noise(const Site&, const Tensor& seed, int64_t first, const Tensor& out) const override {

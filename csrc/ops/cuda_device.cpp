@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <elf.h>
 
+#include <algorithm>
 #include <cstring>
 #include <exception>
 #include <filesystem>
@@ -70,11 +71,32 @@ class CudaDevice final : public Device {
   void term_sum(const Site& site, TermSumProblem& problem) const override {
     run(site, kernels->term_sum, problem);
   }
-  void latent(const Site& site, LatentProblem& problem) const override {
-    run(site, problem.results >= kPathwise ? kernels->sample_log_prob : kernels->latent, problem);
+  int latent(const Site& site, const LatentProblems& problems) const override {
+    int sums = 0;
+    const auto next_sum = [&] {
+      Values kl = problems.kl;
+      if (kl.total == nullptr) return kl;
+      kl.total = static_cast<char*>(kl.total) + sums++ * bytes_of(problems.kl_type);
+      return kl;
+    };
+    for_each_list(
+        problems.each, /*backward=*/false,
+        [&](LatentList list) {
+      list.kl = next_sum();
+      run(site, kernels->latent_list, list);
+    },
+        [&](LatentProblem& problem) {
+      if (problems.kl.total != nullptr) problem.kl = next_sum();
+      run(site, problem.results >= kPathwise ? kernels->sample_log_prob : kernels->latent, problem);
+    });
+    return sums;
   }
-  void latent_backward(const Site& site, LatentProblem& problem) const override {
-    run(site, problem.with_log_prob ? kernels->sample_log_prob_backward : kernels->latent_backward, problem);
+  void latent_backward(const Site& site, const std::vector<LatentProblem*>& problems) const override {
+    for_each_list(
+        problems, /*backward=*/true, [&](const LatentList& list) { run(site, kernels->latent_list, list); },
+        [&](LatentProblem& problem) {
+      run(site, problem.with_log_prob ? kernels->sample_log_prob_backward : kernels->latent_backward, problem);
+    });
   }
 
   void normal_noise(const Site& site, const Tensor& seed, int64_t first, const Tensor& out) const override {
@@ -92,6 +114,18 @@ class CudaDevice final : public Device {
   }
 
  private:
+  // Problems in lists, or else one by one.
+  template <class OfList, class OfOne>
+  static void for_each_list(const std::vector<LatentProblem*>& problems, bool backward, OfList&& of_list, OfOne&& of_one) {
+    const int count = static_cast<int>(problems.size());
+    if (count < 2 || !kernels->lists({problems.data(), count, backward, {}})) {
+      for (LatentProblem* problem : problems) of_one(*problem);
+      return;
+    }
+    for (int first = 0; first < count; first += kMostListed)
+      of_list(LatentList{problems.data() + first, std::min(count - first, kMostListed), backward, {}});
+  }
+
   template <class Problem>
   static void run(const Site& site, const char* (*function)(const Problem&, const CudaCall&), const Problem& problem) {
     // The tensors are given back when this returns, and torch's allocator hands their memory only to later work on the

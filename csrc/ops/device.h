@@ -14,13 +14,21 @@ struct Site {
   const Tensor& like;  // any of its tensors, for the device
 };
 
+// Samples that are made together. `kl`: of all of them in sum, where it is reduced over the examples; otherwise each has its
+// own, by row. There is room for a sum of each problem: latent() may leave several, and returns how many.
+struct LatentProblems {
+  std::vector<LatentProblem*> each;
+  Values kl;
+  DType kl_type = DType::kFloat;
+};
+
 class Device {
  public:
   virtual ~Device() = default;
   // A problem may be empty: sums of nothing are 0, and a mean of no example is NaN.
   virtual void term_sum(const Site& site, TermSumProblem& problem) const = 0;
-  virtual void latent(const Site& site, LatentProblem& problem) const = 0;
-  virtual void latent_backward(const Site& site, LatentProblem& problem) const = 0;
+  virtual int latent(const Site& site, const LatentProblems& problems) const = 0;
+  virtual void latent_backward(const Site& site, const std::vector<LatentProblem*>& problems) const = 0;
   // out[row, i] = normal number first + i of the stream of seed[row].
   virtual void normal_noise(const Site& site, const Tensor& seed, int64_t first, const Tensor& out) const = 0;
   virtual void importance(const Site& site, const ImportanceProblem& problem) const = 0;

@@ -1,5 +1,8 @@
 // The operators of the latent stage. Schemas: schema.cpp.
+#include <deque>
+
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 
 #include "../terms/sample.h"
 #include "device.h"
@@ -7,6 +10,9 @@
 
 namespace elbo_ext {
 namespace {
+
+// mu and the scale, and for more than z the prior's.
+size_t inputs_of(int64_t results) { return results == kZAlone ? 2 : kLatentInputs; }
 
 struct LatentCall {
   const OptionalTensors& inputs;
@@ -18,12 +24,13 @@ struct LatentCall {
   const Tensor* like;
   LatentProblem problem;
 
+  // `number`: of the seed, where there are several.
   LatentCall(const OptionalTensors& inputs, const std::vector<double>& constants, int64_t forms,
              const std::optional<Tensor>& seed, const std::optional<Tensor>& noise, std::optional<int64_t> num_samples,
-             int64_t results, int64_t batch_dims, int64_t reduction)
+             int64_t results, int64_t batch_dims, int64_t reduction, int64_t number = 0)
       : inputs(inputs), noise(noise), num_samples(num_samples) {
     STD_TORCH_CHECK(kZAlone <= results && results <= kScore, "elbo_ext: latent has no results ", results);
-    STD_TORCH_CHECK(inputs.size() == (results == kZAlone ? 2 : 4) && constants.size() == inputs.size(),
+    STD_TORCH_CHECK(inputs.size() == inputs_of(results) && constants.size() == inputs.size(),
                     "elbo_ext: latent takes mu and scale, and for more than z prior_mu and prior_scale");
     STD_TORCH_CHECK(seed.has_value() != noise.has_value(), "elbo_ext: latent takes either a seed or noise");
     std::vector<const Tensor*> tensors;
@@ -50,9 +57,9 @@ struct LatentCall {
     sample_shape = shape;
     if (num_samples) sample_shape.insert(sample_shape.begin(), *num_samples);
     if (seed) {
-      STD_TORCH_CHECK(is_seed(*seed) && seed->numel() == 1,
-                      "elbo_ext: seed is an int64 tensor of one element");
-      problem.seed = static_cast<const int64_t*>(seed->data_ptr());
+      STD_TORCH_CHECK(is_seed(*seed) && seed->is_contiguous() && number < seed->numel(),
+                      "elbo_ext: seed is a contiguous int64 tensor of one element for each sample");
+      problem.seed = static_cast<const int64_t*>(seed->data_ptr()) + number;
       problem.seed_on_host = on_cpu(*seed);
       if (!problem.seed_on_host) check_device("latent", *seed, *like);
     }
@@ -105,7 +112,78 @@ struct LatentCall {
     return axes == 0 ? 0 : grad.stride(0);
   }
 
-  int64_t examples(int64_t batch_dims) const { return numel_of(Dims(shape.begin(), shape.begin() + batch_dims)); }
+  Dims batch(int64_t batch_dims) const { return Dims(shape.begin(), shape.begin() + batch_dims); }
+  int64_t examples(int64_t batch_dims) const { return numel_of(batch(batch_dims)); }
+
+  // The space of a forward pass, and z, which the call returns. `row_dims`: of z where samples are rows, else of one sample.
+  Tensor add_sample(int64_t row_dims) {
+    const Tensor& mu = inputs[0] ? *inputs[0] : *like;
+    // The layout of mu carries over to z (channels_last stays channels_last) where they have one shape.
+    const auto mu_sizes = mu.sizes();
+    const bool like_mu = std::equal(mu_sizes.begin(), mu_sizes.end(), sample_shape.begin(), sample_shape.end());
+    const Tensor z = like_mu ? empty_like(mu, z_type()) : empty(sample_shape, z_type(), mu);
+    SpaceBuilder builder(samples_are_rows ? sample_shape : shape, row_dims, /*any_order=*/false);
+    add_operands(builder);
+    problem.z_sample_stride = add_samples(problem.z, z, builder);
+    problem.space = builder.build();
+    return z;
+  }
+
+  // The space of a backward pass, and the gradients of the inputs that need one and, by the last flag, of the noise. Absent
+  // gradients of results are 0.
+  struct BackwardPass {
+    Gradients gradients;
+    std::optional<Tensor> noise_gradient;
+    std::optional<Tensor> prior_gradient[kLatentInputs];
+  };
+  BackwardPass add_gradients(const std::vector<bool>& needs, std::optional<Tensor> grad_z,
+                             const std::optional<Tensor>& grad_kl, std::optional<Tensor> grad_log_q,
+                             std::optional<Tensor> grad_log_p, int64_t batch_dims, int64_t reduction) {
+    for (const std::optional<Tensor>* grad : std::initializer_list<const std::optional<Tensor>*>{&grad_z, &grad_kl, &grad_log_q, &grad_log_p})
+      if (*grad) check_device("latent_backward", **grad, *like);
+    SpaceBuilder builder(shape, 0, /*any_order=*/false);
+    BackwardPass pass{Gradients(shape), std::nullopt, {}};
+    add_operands(builder);
+    for (size_t k = 0; k < inputs.size(); ++k) {
+      if (!inputs[k] || !needs[k]) continue;
+      pass.gradients.add(*inputs[k], problem.gradient[k], builder);
+      if (k >= 2) pass.prior_gradient[k] = pass.gradients.tensors().back();
+    }
+    if (noise && needs[inputs.size()]) {
+      pass.noise_gradient = empty(sample_shape, dtype_of(*noise), *noise);
+      problem.noise_gradient_sample_stride = add_samples(problem.noise_gradient, *pass.noise_gradient, builder);
+    }
+    if (problem.samples == 0)  // of no samples
+      for (std::optional<Tensor>* grad : {&grad_z, &grad_log_q, &grad_log_p}) grad->reset();
+    if (grad_z) {
+      STD_TORCH_CHECK(grad_z->dim() == static_cast<int64_t>(sample_shape.size()), "elbo_ext: grad_z has ",
+                      grad_z->dim(), " dimensions, not ", sample_shape.size());
+      problem.grad_z_sample_stride = add_samples(problem.grad_z, *grad_z, builder);
+    }
+    problem.with_kl = grad_kl.has_value();
+    if (grad_kl) add_upstream(problem.upstream_kl, *grad_kl, shape, batch_dims, reduction, builder);
+    problem.with_log_prob = grad_log_q || grad_log_p;
+    if (grad_log_q)
+      problem.upstream_q_sample_stride = add_sample_upstream(problem.upstream_q, *grad_log_q, batch_dims, builder);
+    if (grad_log_p)
+      problem.upstream_p_sample_stride = add_sample_upstream(problem.upstream_p, *grad_log_p, batch_dims, builder);
+    problem.space = builder.build();
+    return pass;
+  }
+  bool has_gradient_of_prior() const { return problem.with_kl || problem.with_log_prob; }
+  // Nothing to run: there is no element, or no gradient of a result.
+  bool is_zero() const {
+    return problem.space.elements() == 0 || (!has_gradient_of_prior() && !problem.grad_z.present());
+  }
+  // Those of the gradients that are 0 and that no kernel writes.
+  void fill_zeros(const BackwardPass& pass) const {
+    if (pass.noise_gradient && !problem.grad_z.present() && !problem.with_log_prob)
+      fill_with_zeros(*pass.noise_gradient);  // it is not of the KL
+    if (is_zero()) pass.gradients.zero();
+    else if (!has_gradient_of_prior())  // the sample does not depend on the prior
+      for (int k : {2, 3})
+        if (pass.prior_gradient[k]) fill_with_zeros(*pass.prior_gradient[k]);
+  }
 };
 
 std::vector<Tensor> latent(OptionalTensors inputs, std::vector<double> constants, int64_t forms,
@@ -113,12 +191,6 @@ std::vector<Tensor> latent(OptionalTensors inputs, std::vector<double> constants
                            int64_t results, int64_t batch_dims, int64_t reduction) {
   LatentCall call(inputs, constants, forms, seed, noise, num_samples, results, batch_dims, reduction);
   LatentProblem& problem = call.problem;
-  const Tensor& mu = inputs[0] ? *inputs[0] : *call.like;
-  // The layout of mu carries over to z (channels_last stays channels_last) where they have one shape.
-  const auto mu_sizes = mu.sizes();
-  const bool like_mu = std::equal(mu_sizes.begin(), mu_sizes.end(), call.sample_shape.begin(), call.sample_shape.end());
-  const Tensor z = like_mu ? empty_like(mu, call.z_type()) : empty(call.sample_shape, call.z_type(), mu);
-
   const bool with_kl = results == kWithKL;
   call.samples_are_rows = results >= kPathwise;
   int64_t row_dims = with_kl && reduction == kNone ? batch_dims : 0;
@@ -126,15 +198,13 @@ std::vector<Tensor> latent(OptionalTensors inputs, std::vector<double> constants
     row_dims = batch_dims + (num_samples ? 1 : 0);
     problem.samples = 1;
   }
-  SpaceBuilder builder(call.samples_are_rows ? call.sample_shape : call.shape, row_dims, /*any_order=*/false);
-  call.add_operands(builder);
-  problem.z_sample_stride = call.add_samples(problem.z, z, builder);
-  problem.space = builder.build();
+  const Tensor z = call.add_sample(row_dims);
   const bool nothing = problem.space.elements() == 0;
+  LatentProblems problems{{&problem}, {}, compute_type(problem.compute_double)};
   std::vector<Tensor> tensors{z};
   if (with_kl) {
     tensors.push_back(empty_values(call.shape, batch_dims, reduction, problem.compute_double, *call.like));
-    set_values(problem.kl, tensors.back(), reduction, call.examples(batch_dims));
+    set_values(reduction == kNone ? problem.kl : problems.kl, tensors.back(), reduction, call.examples(batch_dims));
     if (nothing && reduction == kNone) problem.kl.row = nullptr;
   }
   if (call.samples_are_rows) {
@@ -143,10 +213,10 @@ std::vector<Tensor> latent(OptionalTensors inputs, std::vector<double> constants
       if (!nothing) set_values(*values, tensors.back(), kNone, 1);
     }
   }
-  if (nothing && problem.kl.total == nullptr)  // sums of nothing
+  if (nothing && problems.kl.total == nullptr)  // sums of nothing
     for (size_t k = 1; k < tensors.size(); ++k) fill_with_zeros(tensors[k]);
-  if (problem.elements() > 0 || problem.kl.row != nullptr || problem.kl.total != nullptr)
-    device_of(z).latent({"latent", call.sample_shape, z}, problem);
+  if (problem.elements() > 0 || problem.kl.row != nullptr || problems.kl.total != nullptr)
+    device_of(z).latent({"latent", call.sample_shape, z}, problems);
   return tensors;
 }
 
@@ -160,49 +230,112 @@ std::vector<Tensor> latent_backward(OptionalTensors inputs, std::vector<double> 
   LatentCall call(inputs, constants, forms, seed, noise, num_samples, results, batch_dims, reduction);
   STD_TORCH_CHECK((results == kWithKL || !grad_kl) && (results >= kPathwise || (!grad_log_q && !grad_log_p)),
                   "elbo_ext: latent_backward got the gradient of a result that there is not");
-  for (const std::optional<Tensor>* grad : {&grad_z, &grad_kl, &grad_log_q, &grad_log_p})
-    if (*grad) check_device("latent_backward", **grad, *call.like);
-  LatentProblem& problem = call.problem;
-  SpaceBuilder builder(call.shape, 0, /*any_order=*/false);
-  Gradients gradients(call.shape);
-  call.add_operands(builder);
-  std::optional<Tensor> prior_gradient[kLatentInputs];
-  for (size_t k = 0; k < inputs.size(); ++k) {
-    if (!inputs[k] || !needs[k]) continue;
-    gradients.add(*inputs[k], problem.gradient[k], builder);
-    if (k >= 2) prior_gradient[k] = gradients.tensors().back();
+  LatentCall::BackwardPass pass =
+      call.add_gradients(needs, grad_z, grad_kl, grad_log_q, grad_log_p, batch_dims, reduction);
+  call.fill_zeros(pass);
+  if (!call.is_zero())
+    device_of(*call.like).latent_backward({"latent_backward", call.sample_shape, *call.like}, {&call.problem});
+  std::vector<Tensor> tensors = pass.gradients.take();
+  if (pass.noise_gradient) tensors.push_back(*pass.noise_gradient);
+  return tensors;
+}
+
+// Several calls that are run together. The noise of each is from a seed of its own.
+class LatentCalls {
+ public:
+  LatentCalls(const OptionalTensors& inputs, const std::vector<double>& constants, int64_t forms, const Tensor& seeds,
+              std::optional<int64_t> num_samples, int64_t results, int64_t batch_dims, int64_t reduction)
+      : seed_(seeds), num_samples_(num_samples) {
+    STD_TORCH_CHECK(results == kZAlone || results == kWithKL, "elbo_ext: latent_list has no results ", results);
+    const size_t width = inputs_of(results);
+    STD_TORCH_CHECK(!inputs.empty() && inputs.size() % width == 0 && constants.size() == inputs.size() &&
+                        static_cast<int64_t>(inputs.size() / width) == seeds.numel(),
+                    "elbo_ext: latent_list takes ", width, " inputs and a seed for each sample");
+    for (size_t first = 0; first < inputs.size(); first += width) {
+      const OptionalTensors& own = inputs_.emplace_back(inputs.begin() + first, inputs.begin() + first + width);
+      calls_.emplace_back(own, std::vector<double>(constants.begin() + first, constants.begin() + first + width), forms,
+                          seed_, no_noise_, num_samples_, results, batch_dims, reduction,
+                          static_cast<int64_t>(calls_.size()));
+      check_device("latent_list", *calls_.back().like, *calls_.front().like);
+      STD_TORCH_CHECK(calls_.back().batch(batch_dims) == calls_.front().batch(batch_dims) &&
+                          calls_.back().problem.compute_double == calls_.front().problem.compute_double,
+                      "elbo_ext: latent_list takes tensors of one batch shape and precision");
+    }
   }
-  std::optional<Tensor> noise_gradient;
-  if (noise && needs.back()) {
-    noise_gradient = empty(call.sample_shape, dtype_of(*noise), *noise);
-    problem.noise_gradient_sample_stride = call.add_samples(problem.noise_gradient, *noise_gradient, builder);
+  std::deque<LatentCall>& all() { return calls_; }
+  LatentCall& first() { return calls_.front(); }
+  int64_t count() const { return static_cast<int64_t>(calls_.size()); }
+
+ private:
+  const std::optional<Tensor> seed_, no_noise_;
+  std::optional<int64_t> num_samples_;
+  std::deque<OptionalTensors> inputs_;  // whose elements stay where they are
+  std::deque<LatentCall> calls_;
+};
+
+std::vector<Tensor> latent_list(OptionalTensors inputs, std::vector<double> constants, int64_t forms, Tensor seeds,
+                                std::optional<int64_t> num_samples, int64_t results, int64_t batch_dims,
+                                int64_t reduction) {
+  LatentCalls calls(inputs, constants, forms, seeds, num_samples, results, batch_dims, reduction);
+  const LatentCall& first = calls.first();
+  const bool compute_double = first.problem.compute_double, with_kl = results == kWithKL;
+  std::optional<Tensor> row_kl;  // of each tensor, one below the other
+  if (with_kl && reduction == kNone) {
+    Dims shape = first.batch(batch_dims);
+    shape.insert(shape.begin(), calls.count());
+    row_kl = empty(shape, compute_type(compute_double), *first.like);
+    fill_with_zeros(*row_kl);
   }
-  if (problem.samples == 0)  // of no samples
-    for (std::optional<Tensor>* grad : {&grad_z, &grad_log_q, &grad_log_p}) grad->reset();
-  if (grad_z)
-    STD_TORCH_CHECK(grad_z->dim() == static_cast<int64_t>(call.sample_shape.size()), "elbo_ext: grad_z has ",
-                    grad_z->dim(), " dimensions, not ", call.sample_shape.size());
-  if (grad_z) problem.grad_z_sample_stride = call.add_samples(problem.grad_z, *grad_z, builder);
-  problem.with_kl = grad_kl.has_value();
-  if (grad_kl) add_upstream(problem.upstream_kl, *grad_kl, call.shape, batch_dims, reduction, builder);
-  problem.with_log_prob = grad_log_q || grad_log_p;
-  if (grad_log_q)
-    problem.upstream_q_sample_stride = call.add_sample_upstream(problem.upstream_q, *grad_log_q, batch_dims, builder);
-  if (grad_log_p)
-    problem.upstream_p_sample_stride = call.add_sample_upstream(problem.upstream_p, *grad_log_p, batch_dims, builder);
-  problem.space = builder.build();
-  const bool of_prior = problem.with_kl || problem.with_log_prob;
-  if (noise_gradient && !grad_z && !problem.with_log_prob) fill_with_zeros(*noise_gradient);  // it is not of the KL
-  if (problem.space.elements() == 0 || (!of_prior && !grad_z)) {
-    gradients.zero();
-  } else {
-    device_of(*call.like).latent_backward({"latent_backward", call.sample_shape, *call.like}, problem);
-    if (!of_prior)  // the sample does not depend on the prior
-      for (int k : {2, 3})
-        if (prior_gradient[k]) fill_with_zeros(*prior_gradient[k]);
+  const int64_t row_bytes = first.examples(batch_dims) * bytes_of(compute_type(compute_double));
+
+  LatentProblems problems{{}, {}, compute_type(compute_double)};
+  std::vector<Tensor> tensors;
+  for (LatentCall& call : calls.all()) {
+    LatentProblem& problem = call.problem;
+    if (row_kl) problem.kl.row = static_cast<char*>(row_kl->data_ptr()) + static_cast<int64_t>(tensors.size()) * row_bytes;
+    tensors.push_back(call.add_sample(row_kl ? batch_dims : 0));
+    if (problem.elements() > 0 || (with_kl && problem.space.elements() > 0)) problems.each.push_back(&problem);
   }
-  std::vector<Tensor> tensors = gradients.take();
-  if (noise_gradient) tensors.push_back(*noise_gradient);
+  Tensor sums = row_kl ? *row_kl : empty({calls.count()}, compute_type(compute_double), *first.like);
+  if (with_kl && !row_kl) {
+    set_values(problems.kl, sums, reduction, first.examples(batch_dims));
+    if (problems.each.empty()) problems.each.push_back(&calls.first().problem);  // the sum of nothing, or no mean
+  }
+  if (!problems.each.empty()) {
+    const int count = device_of(*first.like).latent({"latent_list", first.sample_shape, *first.like}, problems);
+    if (!row_kl && with_kl) sums = torch::stable::narrow(sums, 0, 0, count);
+  }
+  if (with_kl) {
+    const int64_t of_list = 0;
+    tensors.push_back(torch::stable::sum(sums, torch::headeronly::IntHeaderOnlyArrayRef(&of_list, 1)));
+  }
+  return tensors;
+}
+
+std::vector<Tensor> latent_list_backward(OptionalTensors inputs, std::vector<double> constants, int64_t forms, Tensor seeds,
+                                         std::optional<int64_t> num_samples, int64_t results, int64_t batch_dims,
+                                         int64_t reduction, OptionalTensors grad_z, std::optional<Tensor> grad_kl,
+                                         std::vector<bool> needs) {
+  LatentCalls calls(inputs, constants, forms, seeds, num_samples, results, batch_dims, reduction);
+  STD_TORCH_CHECK(needs.size() == inputs.size() && static_cast<int64_t>(grad_z.size()) == calls.count() &&
+                      (results == kWithKL || !grad_kl),
+                  "elbo_ext: latent_list_backward takes a gradient of each result and a flag for each input");
+  std::vector<Tensor> tensors;
+  std::vector<LatentProblem*> problems;
+  const size_t width = inputs_of(results);
+  size_t number = 0;
+  for (LatentCall& call : calls.all()) {
+    const std::vector<bool> own(needs.begin() + number * width, needs.begin() + (number + 1) * width);
+    LatentCall::BackwardPass pass =
+        call.add_gradients(own, grad_z[number++], grad_kl, std::nullopt, std::nullopt, batch_dims, reduction);
+    call.fill_zeros(pass);
+    std::vector<Tensor> gradients = pass.gradients.take();
+    if (!gradients.empty() && !call.is_zero()) problems.push_back(&call.problem);
+    tensors.insert(tensors.end(), gradients.begin(), gradients.end());
+  }
+  const LatentCall& first = calls.first();
+  if (!problems.empty())
+    device_of(*first.like).latent_backward({"latent_list_backward", first.sample_shape, *first.like}, problems);
   return tensors;
 }
 
@@ -218,6 +351,8 @@ Tensor normal_noise(Tensor seed, int64_t count, bool double_precision, int64_t f
 void register_ops(torch::stable::detail::StableLibrary& library) {
   library.impl("latent", TORCH_BOX(&latent));
   library.impl("latent_backward", TORCH_BOX(&latent_backward));
+  library.impl("latent_list", TORCH_BOX(&latent_list));
+  library.impl("latent_list_backward", TORCH_BOX(&latent_list_backward));
   library.impl("normal_noise", TORCH_BOX(&normal_noise));
 }
 

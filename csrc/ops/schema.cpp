@@ -17,6 +17,9 @@
 #define ELBO_LATENT                                                                                              \
   "Tensor?[] inputs, float[] constants, int forms, Tensor? seed, Tensor? noise, int? num_samples, int results, " \
   "int batch_dims, int reduction"
+#define ELBO_LATENT_LIST                                                                                          \
+  "Tensor?[] inputs, float[] constants, int forms, Tensor seeds, int? num_samples, int results, int batch_dims, " \
+  "int reduction"
 
 STABLE_TORCH_LIBRARY(elbo_ext, library) {
   library.def("term_sum(" ELBO_TERM ") -> Tensor");
@@ -40,6 +43,10 @@ STABLE_TORCH_LIBRARY(elbo_ext, library) {
       "latent_backward(" ELBO_LATENT
       ", Tensor? grad_z, Tensor? grad_kl, Tensor? grad_log_q, Tensor? grad_log_p, "
       "bool[] needs) -> Tensor[]");
+  // The same of several tensors together, without log q and log p: the inputs of the first one, then those of the next; a seed
+  // for each; one KL, summed over the tensors, which have one batch shape. Gradients by the needed inputs, in their order.
+  library.def("latent_list(" ELBO_LATENT_LIST ") -> Tensor[]");
+  library.def("latent_list_backward(" ELBO_LATENT_LIST ", Tensor?[] grad_z, Tensor? grad_kl, bool[] needs) -> Tensor[]");
   // Element i of row j is normal number first + i of the stream of seed j.
   library.def("normal_noise(Tensor seed, int count, bool double_precision, int first=0) -> Tensor");
   // log 1/K sum_k w_k of log-weights [K, ...], contiguous and of float32 or float64; with_weights also w_k / sum_j w_j.

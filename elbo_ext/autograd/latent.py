@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import formulas
 from ..likelihoods import GAUSSIAN_KL
-from ..ops import NONE, WITH_KL, WITH_LOG_PROB, Z_ALONE, sample_dtype, value_dtype
+from ..ops import NONE, WITH_KL, WITH_LOG_PROB, Z_ALONE, as_tensor, sample_dtype, value_dtype
 from .derivatives import Operands, device_of, fill_missing_with_none, joint_shape, sum_of_elements, vjp, without_none
 from .modes import (
     GradientFunction,
@@ -189,20 +189,15 @@ class Latent(ValueFunction):
         _, _, needs_noise, *needs_inputs = ctx.needs_input_grad
         needs = (*needs_inputs, needs_noise)
         seed, noise, *inputs = ctx.saved_tensors
-        passes_through = (
-            needs[0] and grad_second is None and grad_third is None
-            and grad_z is not None and _same_layout(inputs[0], grad_z)
-        )  # fmt: skip
-        if (
-            passes_through
-        ):  # dz/dmu = 1: where nothing else reaches mu, its gradient is that of z, and nothing is written
+        of_mu_is_of_z = needs[0] and grad_third is None and passes_through(inputs[0], grad_z, grad_second)
+        if of_mu_is_of_z:
             needs = (False, *needs[1:])
         gradients: Sequence[Tensor] = ()
         if any(needs):
             upstream = (grad_z, grad_second, grad_third)
             gradients = needed_gradients(LatentBackward, ctx.spec, needs, *upstream, seed, noise, *inputs)
         of_mu, *of_others, of_noise = fill_missing_with_none(gradients, needs)
-        return None, None, of_noise, grad_z if passes_through else of_mu, *of_others
+        return None, None, of_noise, grad_z if of_mu_is_of_z else of_mu, *of_others
 
     @classmethod
     def eager_jvp(cls, ctx: Any, *tangents: Any) -> Any:
@@ -216,7 +211,7 @@ class Latent(ValueFunction):
         dtype = value_dtype(*inputs)
         device = device_of(inputs)
         mu, scale, *prior = (
-            torch.full((), constant, dtype=dtype, device=device) if t is None else t.to(dtype)
+            as_tensor(constant, dtype, device) if t is None else t.to(dtype)
             for t, constant in zip(inputs, spec.constants, strict=True)
         )
         if noise is None:
@@ -258,8 +253,12 @@ class Latent(ValueFunction):
         return (z, *others), (axis,) * 3
 
 
-def _same_layout(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype is b.dtype and a.is_contiguous() and b.is_contiguous()
+def passes_through(mu: Tensor | None, grad_z: Tensor | None, grad_kl: Tensor | None) -> bool:
+    """dz/dmu = 1: where nothing else reaches mu, its gradient is that of z, and nothing is written."""
+    if mu is None or grad_z is None or grad_kl is not None:
+        return False
+    same = mu.shape == grad_z.shape and mu.dtype is grad_z.dtype
+    return same and mu.is_contiguous() and grad_z.is_contiguous()
 
 
 def latent(spec: LatentSpec, seed: Tensor | None, noise: Tensor | None, inputs: Operands) -> Any:

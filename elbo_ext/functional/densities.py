@@ -1,11 +1,15 @@
 """Log-densities and the KL: sums of one term."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from .. import likelihoods
-from ..dispatch import public
+from ..dispatch import public, public_with_lists
 from ..likelihoods import GAUSSIAN_KL
-from .operands import Scale, posterior_and_prior, sum_of_log_prob, sum_of_term
+from ..ops import WITH_KL
+from .lists import of_lists
+from .operands import OneOrEach, Scale, TensorOrList, posterior_and_prior, sum_of_log_prob, sum_of_term
 
 __all__ = [
     "bernoulli_log_prob",
@@ -22,26 +26,26 @@ __all__ = [
 ]
 
 
-@public
+@public_with_lists(of_lists(WITH_KL, draws=False))
 def gaussian_kl(
-    mu: Tensor,
-    logvar: Scale = None,
-    prior_mu: Tensor | float | None = None,
-    prior_logvar: Scale = None,
+    mu: TensorOrList,
+    logvar: OneOrEach = None,
+    prior_mu: OneOrEach = None,
+    prior_logvar: OneOrEach = None,
     *,
-    log_std: Scale = None,
-    std: Scale = None,
-    var: Scale = None,
-    rho: Scale = None,
+    log_std: OneOrEach = None,
+    std: OneOrEach = None,
+    var: OneOrEach = None,
+    rho: OneOrEach = None,
     min_std: float | None = None,
     min_var: float | None = None,
-    prior_log_std: Scale = None,
-    prior_std: Scale = None,
-    prior_var: Scale = None,
-    prior_rho: Scale = None,
+    prior_log_std: OneOrEach = None,
+    prior_std: OneOrEach = None,
+    prior_var: OneOrEach = None,
+    prior_rho: OneOrEach = None,
     prior_min_std: float | None = None,
     prior_min_var: float | None = None,
-    weight: Tensor | None = None,
+    weight: Tensor | Sequence[Tensor] | None = None,
     batch_dims: int = 1,
     reduction: str = "none",
 ) -> Tensor:
@@ -56,6 +60,8 @@ def gaussian_kl(
         prior_mu, prior_logvar: of the prior; or ``prior_log_std=``, ``prior_std=``, ``prior_var=``, ``prior_rho=``, with
             ``prior_min_std=`` or ``prior_min_var=``.
         weight, batch_dims, reduction: see :mod:`elbo_ext.functional`.
+
+    mu may be a list of tensors, such as the weights of a network; see :func:`rsample_kl`. The KL is then the sum over the list.
 
     Returns:
         The KL in nats: the batch shape, or a scalar if reduced; float64 if any operand is, else float32.

@@ -11,7 +11,7 @@ from ..arguments import PRIOR_SCALES, RECON_SCALES, SCALES
 from ..autograd import TermSpec
 from ..dispatch import overridden_by_arguments, public
 from ..likelihoods import GAUSSIAN_KL, Likelihood, LikelihoodWithParameters
-from ..ops import NONE, REDUCTIONS, value_dtype
+from ..ops import NONE, REDUCTIONS, as_tensor, value_dtype
 from ..reference import ELBO
 from . import densities
 from .operands import Forms, Scale, named_inputs, no_use_beside, posterior_and_prior, sum_of_term, term_call
@@ -139,11 +139,13 @@ def elbo_loss(
         kl = arguments.tensor_or_number("kl", kl)
         if not isinstance(kl, Tensor):
             (like,) = first.values()
-            kl = torch.full((), kl, dtype=value_dtype(*operands), device=like.device)
+            kl = as_tensor(kl, value_dtype(*operands), like.device)
         if spec is None and (type(batch_dims) is not int or batch_dims != 1):  # all dimensions are of the batch
             arguments.batch_dims(batch_dims, batch)
-        given = dict(zip(_POSTERIOR_AND_PRIOR, (*scales, prior_mu, *prior_scales), strict=True))
-        no_use_beside("kl", {**given, "kl_weight": kl_weight})
+        for value in (*scales, prior_mu, *prior_scales, kl_weight):
+            if value is not None:
+                given = dict(zip(_POSTERIOR_AND_PRIOR, (*scales, prior_mu, *prior_scales), strict=True))
+                no_use_beside("kl", {**given, "kl_weight": kl_weight})
         arguments.broadcasts_to_batch("kl of shape {}", kl, batch, operands=of_batch)
     beta = arguments.beta(beta)
     arguments.on_one_device(first, {"kl": kl, "beta": beta})

@@ -1,19 +1,19 @@
 """Samples of the latent, alone and beside what the bound needs of them."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from .. import arguments, autograd, validation
-from ..arguments import SCALES
+from .. import arguments, autograd
 from ..autograd import LatentSpec
-from ..autograd.torch_internals import is_recorded
-from ..dispatch import public
+from ..dispatch import public, public_with_lists
 from ..likelihoods import GAUSSIAN_KL
-from ..ops import NONE, WITH_KL, WITH_LOG_PROB, Z_ALONE, draw_on_cuda, draw_seed, sample_dtype, value_dtype
-from .operands import Generators, Scale, operands_and_constants, posterior_and_prior, sum_of_term
+from ..ops import WITH_KL, WITH_LOG_PROB, Z_ALONE, sample_dtype, value_dtype
+from .latent_call import prepare, seed_or_noise
+from .lists import of_lists
+from .operands import Generators, OneOrEach, Scale, TensorOrList, operands_and_constants, sum_of_term
 
 __all__ = [
     "rsample",
@@ -22,21 +22,21 @@ __all__ = [
 ]
 
 
-@public
+@public_with_lists(of_lists(Z_ALONE))
 def rsample(
-    mu: Tensor,
-    logvar: Scale = None,
+    mu: TensorOrList,
+    logvar: OneOrEach = None,
     *,
-    log_std: Scale = None,
-    std: Scale = None,
-    var: Scale = None,
-    rho: Scale = None,
+    log_std: OneOrEach = None,
+    std: OneOrEach = None,
+    var: OneOrEach = None,
+    rho: OneOrEach = None,
     min_std: float | None = None,
     min_var: float | None = None,
     num_samples: int | None = None,
     generator: Generators = None,
-    noise: Tensor | None = None,
-) -> Tensor:
+    noise: Tensor | Sequence[Tensor] | None = None,
+) -> TensorOrList:
     """Reparameterized Gaussian sample, z = mu + sigma * eps, eps ~ N(0, I).
 
     Kingma & Welling 2014 ("Auto-Encoding Variational Bayes"), section 2.4. Gradients: dz/dmu = 1, dz/dsigma = eps.
@@ -53,50 +53,48 @@ def rsample(
             along the first dimension, which then draws what a call on that example alone would; that stores the noise.
         noise: eps itself, of z's shape, instead of a draw; any dtype, taken in the precision of mu and the scale.
 
+    mu may be a list of tensors, of any shapes, such as the weights of a network; then the scale is a list of as many or a
+    number, noise a list, and all else is for all of them. The tensors draw one after the other: what a call on each would.
+
     Returns:
-        z of the joint shape S of mu and the scale, or ``[K, *S]``; its dtype is what the two promote to.
+        z of the joint shape S of mu and the scale, or ``[K, *S]``; its dtype is what the two promote to. A list of them, if mu
+        is one.
 
     Raises:
         ValueError, TypeError: see :mod:`elbo_ext.functional`; also if noise has not z's shape or a generator comes with it.
     """
-    name, scale, form, floor = arguments.scale(SCALES, (logvar, log_std, std, var, rho, min_std, min_var))
-    named = {"mu": arguments.tensor("mu", mu), name: scale}
-    shape = arguments.broadcast(named)
-    inputs, constants = operands_and_constants(named.values(), (0.0, floor))
-    # The prior, which there is none of, is of the same form: kernels are compiled for pairs of forms.
-    forms = GAUSSIAN_KL.pack((0, form, 0, form if floor == 0 else 0))
-    validation.operands(GAUSSIAN_KL, named, forms, None)
-    spec = LatentSpec(constants, forms, arguments.num_samples(num_samples), Z_ALONE, len(shape), NONE)
-    z: Tensor = autograd.latent(spec, *_seed_or_noise(mu, shape, spec, generator, noise, inputs), inputs)
-    return z
+    call = prepare(
+        Z_ALONE, mu, (logvar, log_std, std, var, rho, min_std, min_var), None, (), num_samples, 0, "none"
+    )  # fmt: skip
+    return cast(TensorOrList, autograd.latent(call.spec, *seed_or_noise(call, generator, noise), call.inputs))
 
 
-@public
+@public_with_lists(of_lists(WITH_KL))
 def rsample_kl(
-    mu: Tensor,
-    logvar: Scale = None,
-    prior_mu: Tensor | float | None = None,
-    prior_logvar: Scale = None,
+    mu: TensorOrList,
+    logvar: OneOrEach = None,
+    prior_mu: OneOrEach = None,
+    prior_logvar: OneOrEach = None,
     *,
-    log_std: Scale = None,
-    std: Scale = None,
-    var: Scale = None,
-    rho: Scale = None,
+    log_std: OneOrEach = None,
+    std: OneOrEach = None,
+    var: OneOrEach = None,
+    rho: OneOrEach = None,
     min_std: float | None = None,
     min_var: float | None = None,
-    prior_log_std: Scale = None,
-    prior_std: Scale = None,
-    prior_var: Scale = None,
-    prior_rho: Scale = None,
+    prior_log_std: OneOrEach = None,
+    prior_std: OneOrEach = None,
+    prior_var: OneOrEach = None,
+    prior_rho: OneOrEach = None,
     prior_min_std: float | None = None,
     prior_min_var: float | None = None,
     num_samples: int | None = None,
     generator: Generators = None,
-    noise: Tensor | None = None,
-    kl_weight: Tensor | None = None,
+    noise: Tensor | Sequence[Tensor] | None = None,
+    kl_weight: Tensor | Sequence[Tensor] | None = None,
     batch_dims: int = 1,
     reduction: str = "none",
-) -> tuple[Tensor, Tensor]:
+) -> tuple[TensorOrList, Tensor]:
     """:func:`rsample` and :func:`gaussian_kl` in one pass over mu and the scale.
 
     Args:
@@ -105,21 +103,27 @@ def rsample_kl(
         kl_weight: the ``weight`` of :func:`gaussian_kl`, such as a mask of the steps of a sequence; it broadcasts to the joint
             shape of the others. With it there are two kernels, one for z and one for the KL.
 
+    mu may be a list of tensors, such as the weights of a network, ``batch_dims=0``; then every argument that could be a tensor
+    is a list of as many, or a number for all. They are one node of the graph, on the CPU one parallel region, and on CUDA one
+    kernel for 40 tensors if they are dense, of one dtype, float32 or bfloat16, and the prior is numbers. Under torch.func and
+    torch.compile, with noise or kl_weight, each has a call of its own.
+
     Returns:
         ``(z, kl)``: z as from :func:`rsample`, with the joint shape of all four; kl as from :func:`gaussian_kl`, in nats.
-        The KL is analytic, so it has no axis of samples.
+        The KL is analytic, so it has no axis of samples. If mu is a list, so is z, and kl is the sum over the list, whose
+        tensors have one batch shape.
 
     Raises:
-        ValueError, TypeError: as the two functions.
+        ValueError, TypeError: as the two functions; ValueError for lists of different lengths or batch shapes.
     """
     scales, prior_scales = (
         (logvar, log_std, std, var, rho, min_std, min_var),
         (prior_logvar, prior_log_std, prior_std, prior_var, prior_rho, prior_min_std, prior_min_var),
     )
-    z, kl = _sample_beside_prior(
+    sampled = _sample_beside_prior(
         WITH_KL, mu, scales, prior_mu, prior_scales, num_samples, generator, noise, kl_weight, batch_dims, reduction
     )
-    return z, kl
+    return cast(tuple[TensorOrList, Tensor], sampled)
 
 
 @public
@@ -191,9 +195,9 @@ def rsample_with_log_prob(
 def _sample_beside_prior(
     results: int,
     mu: Any,
-    scales: Sequence[Scale],
+    scales: Sequence[Any],
     prior_mu: Any,
-    prior_scales: Sequence[Scale],
+    prior_scales: Sequence[Any],
     num_samples: Any,
     generator: Any,
     noise: Any,
@@ -202,33 +206,21 @@ def _sample_beside_prior(
     reduction: Any,
 ) -> tuple[Tensor, ...]:
     """z and what else of ``results`` (ops.py) there is."""
-    named, forms = posterior_and_prior(mu, scales, prior_mu, prior_scales)
-    shape = arguments.broadcast(named)
-    weight = arguments.kl_weight(kl_weight, mu, shape)
-    validation.operands(GAUSSIAN_KL, named, forms.number, weight)
-    inputs, constants = operands_and_constants(named.values(), forms.floors)
-    spec = LatentSpec(
-        constants,
-        forms.number,
-        arguments.num_samples(num_samples),
-        results,
-        arguments.batch_dims(batch_dims, shape),
-        arguments.reduction(reduction),
-    )
-    seed, noise = _seed_or_noise(mu, shape, spec, generator, noise, inputs)
-    if weight is None:
-        sampled: tuple[Tensor, ...] = autograd.latent(spec, seed, noise, inputs)
+    call = prepare(results, mu, scales, prior_mu, prior_scales, num_samples, batch_dims, reduction, kl_weight)
+    seed, noise = seed_or_noise(call, generator, noise)
+    if call.weight is None:
+        sampled: tuple[Tensor, ...] = autograd.latent(call.spec, seed, noise, call.inputs)
         return sampled
     # Two kernels. In the dtype that they compute in, so that the gradients of both are added before they are rounded.
-    dtype = value_dtype(*inputs)
-    wide = {name: t.to(dtype) if isinstance(t, Tensor) else t for name, t in named.items()}
-    wide_inputs, _ = operands_and_constants(wide.values(), forms.floors)
+    dtype = value_dtype(*call.inputs)
+    wide = {name: t.to(dtype) if isinstance(t, Tensor) else t for name, t in call.named.items()}
+    wide_inputs, _ = operands_and_constants(wide.values(), call.forms.floors)
     if results == WITH_KL:
-        z = autograd.latent(spec, seed, noise, wide_inputs)[0]
-        others = [sum_of_term(GAUSSIAN_KL, wide, forms, weight, batch_dims, reduction)]
+        z = autograd.latent(call.spec, seed, noise, wide_inputs)[0]
+        others = [sum_of_term(GAUSSIAN_KL, wide, call.forms, call.weight, batch_dims, reduction)]
     else:
-        z, *others = _weighted_log_prob(spec, seed, noise, wide_inputs, weight, len(shape))
-    return z.to(sample_dtype(*inputs[:2])), *others
+        z, *others = _weighted_log_prob(call.spec, seed, noise, wide_inputs, call.weight, len(call.shape))
+    return z.to(sample_dtype(*call.inputs[:2])), *others
 
 
 def _weighted_log_prob(
@@ -250,59 +242,3 @@ def _weighted_log_prob(
     weight = weight.to(value_dtype(*inputs, weight))
     weighted = (torch.where(out, 0.0, t * weight) for t in log_probs)
     return [z, *(autograd.sum_of_elements(t, spec.batch_dims + spec.sample_axes) for t in weighted)]
-
-
-def _seed_or_noise(
-    mu: Tensor,
-    shape: torch.Size,
-    spec: LatentSpec,
-    generator: Generators,
-    noise: Tensor | None,
-    inputs: tuple[Tensor | None, ...],
-) -> tuple[Tensor | None, Tensor | None]:
-    """What the latent operators take: a fresh seed, or the caller's noise."""
-    arguments.generator(generator, shape)
-    if noise is None:
-        if generator is None and autograd.in_trace():
-            return None, _noise_of_torch(spec, inputs)
-        if generator is not None and not isinstance(generator, torch.Generator):
-            return None, _noise_of_each(mu, shape, spec, generator, value_dtype(*inputs))
-        if torch.compiler.is_compiling() and generator is None:
-            return torch.ops.elbo_ext.draw_seed(mu), None
-        return _draw_seed(mu.device, generator), None
-    if generator is not None:
-        raise ValueError("noise and generator were both given; noise leaves nothing to draw")
-    arguments.tensor("noise", noise)
-    expected = spec.sample_shape(shape)
-    if not arguments.same_shape(noise.shape, expected):
-        raise ValueError(f"noise must have the shape of the sample, {tuple(expected)}, got {tuple(noise.shape)}")
-    arguments.broadcast({"mu": mu, "noise": noise})  # for the device
-    return None, noise
-
-
-def _draw_seed(device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """As draw_seed; for CUDA on the CPU, read off the generator's state, where nothing records the draw: a tenth of the time
-    that it takes to launch a kernel. The kernels take the seed from either."""
-    if device.type == "cuda" and not is_recorded():
-        generator = torch.cuda.default_generators[device.index] if generator is None else generator
-        return torch.tensor([draw_on_cuda(generator)])
-    return draw_seed(device, generator)
-
-
-def _noise_of_each(
-    mu: Tensor, shape: torch.Size, spec: LatentSpec, generators: Sequence[torch.Generator], dtype: torch.dtype
-) -> Tensor:
-    """For every example what the kernels would make from a seed of its own generator."""
-    seeds = [_draw_seed(mu.device, generator) for generator in generators]
-    if not seeds:
-        return mu.new_empty(spec.sample_shape(shape), dtype=dtype)
-    noise = autograd.explicit_noise(torch.cat(seeds), spec.sample_shape(shape[1:]), dtype, mu.device)
-    return noise.movedim(0, spec.sample_axes)
-
-
-def _noise_of_torch(spec: LatentSpec, inputs: tuple[Tensor | None, ...]) -> Tensor:
-    """By an operator that a traced program runs anew at every call."""
-    like = torch.broadcast_tensors(*(t for t in inputs if t is not None))[0]
-    if spec.num_samples is not None:
-        like = like.unsqueeze(0).expand(spec.num_samples, *(-1,) * like.dim())
-    return torch.randn_like(like, dtype=value_dtype(*inputs))

@@ -1,7 +1,7 @@
 """From the arguments of a public function to the operands of a call."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from ..autograd import TermSpec
 from ..likelihoods import GAUSSIAN_KL, Likelihood, Term
 
 Scale = Tensor | float | None
+# In functions that take a list of tensors in place of one (lists.py).
+TensorOrList = TypeVar("TensorOrList", Tensor, list[Tensor])
+OneOrEach = Scale | Sequence[Scale]
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 _UNIT_SCALE = (0.0, 0.0, 1.0, 1.0)  # sigma = 1 in each form, in the order of SCALES
@@ -45,7 +48,7 @@ def operands_and_constants(
 
 
 def posterior_and_prior(
-    mu: Any, scales: Sequence[Scale], prior_mu: Any, prior_scales: Sequence[Scale]
+    mu: Any, scales: Sequence[Any], prior_mu: Any, prior_scales: Sequence[Any]
 ) -> tuple[dict[str, Any], Forms]:
     """The operands of a KL by name, and their forms. The prior is N(0, 1), in the posterior's own form if that has a number
     for it, where nothing else is given."""

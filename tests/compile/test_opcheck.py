@@ -129,6 +129,27 @@ def test_the_table_has_the_traced_samples() -> None:
     assert TRACED <= {sample.id for sample in CORE}
 
 
+def calls_of_lists(device: str = "cpu") -> list[Call]:
+    """Of functions that are given lists of tensors, forward and backward."""
+    mu = [torch.ones(shape, device=device, requires_grad=True) for shape in [(2, 3), (2,), (2, 0)]]
+    rho = [(-t.detach()).requires_grad_() for t in mu]
+    with recorded() as calls:
+        z, kl = elbo_ext.rsample_kl(mu, rho=rho, prior_std=0.5)
+        torch.autograd.grad([*z[:2], kl], [*mu, *rho[1:]], [*z[:2], kl])
+        torch.autograd.grad(elbo_ext.rsample(mu, rho=rho, num_samples=2)[0].sum(), rho[0])
+        torch.autograd.grad(elbo_ext.gaussian_kl(mu, rho=rho, reduction="mean"), mu)
+    return calls
+
+
+@ON_DEVICES
+def test_latent_lists(device: str) -> None:
+    names = set()
+    for call in calls_of_lists(device):
+        run_opcheck(call)
+        names.add(call[0]._schema.name)
+    assert names == {"elbo_ext::latent_list", "elbo_ext::latent_list_backward"}
+
+
 @ON_DEVICES
 def test_draw_seed(device: str) -> None:
     """The draw differs from call to call, as it should, so that no value can be compared."""
@@ -145,7 +166,7 @@ def test_draw_seed(device: str) -> None:
         ("forms", r"\w+ has no forms {}"),
         ("batch_dims", r"batch_dims is {} for \d dimensions"),
         ("reduction", "there is no reduction {}"),
-        ("results", "latent has no results {}"),
+        ("results", r"latent\w* has no results {}"),
     ],
 )
 def test_numbers_that_mean_nothing(name: str, sentence: str, number: int) -> None:
@@ -157,8 +178,8 @@ def test_numbers_that_mean_nothing(name: str, sentence: str, number: int) -> Non
 
     left = {operator for operator in OPERATORS if place(operator) is not None}
     assert left
-    for sample in CORE:
-        for operator, args, kwargs in calls_of(sample, torch.float32):
+    for calls in (calls_of_lists(), *(calls_of(sample, torch.float32) for sample in CORE)):
+        for operator, args, kwargs in calls:
             at = place(operator._schema.name)
             if at is None:
                 continue
@@ -224,7 +245,17 @@ def test_importance_bound(shape: tuple[int, ...], with_weights: bool, device: st
 
 
 # Checked by a test of its own above.
-APART = {"elbo_ext::draw_seed", "elbo_ext::importance_bound", "elbo_ext::normal_noise", "elbo_ext::scale_gradients_"}
+APART = {
+    f"elbo_ext::{name}"
+    for name in (
+        "draw_seed",
+        "importance_bound",
+        "latent_list",
+        "latent_list_backward",
+        "normal_noise",
+        "scale_gradients_",
+    )
+}
 
 
 def test_every_operator_is_checked() -> None:

@@ -31,7 +31,7 @@ OPERATORS = [
 ]
 KERNELS = {
     "library": ("library", ['-DELBO_CUDA_ARCHITECTURES="emulator"']),
-    **{name: (name, []) for name in ("importance", "normal_noise", "stored_gradients")},
+    **{name: (name, []) for name in ("importance", "latent_list", "normal_noise", "stored_gradients")},
     **{f"{name}.{real}": (name, [f"-DELBO_REAL={real}"])
        for name in ("term_sum", "latent", "sample_log_prob") for real in ("float", "double")},
 }  # fmt: skip

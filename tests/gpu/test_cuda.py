@@ -469,7 +469,7 @@ def test_the_seed_is_the_one_that_torch_draws(seed: int) -> None:
     call torch.randint, draw the same."""
     ours, theirs = (torch.Generator("cuda").manual_seed(seed) for _ in range(2))
     for _ in range(3):
-        drawn = elbo_ext.functional.latent._draw_seed(torch.device("cuda", 0), ours)
+        drawn = elbo_ext.functional.latent_call.draw_seeds(torch.device("cuda", 0), ours)
         assert drawn.device.type == "cpu" and drawn.dtype == torch.int64
         assert int(drawn) == int(elbo_ext.ops.draw_seed(torch.device("cuda", 0), theirs))
         assert ours.get_offset() == theirs.get_offset()
@@ -481,7 +481,7 @@ def test_a_seed_on_the_cpu_and_one_on_the_device() -> None:
     drawn = torch.tensor([-(2**63) + 12345])
     results = []
     for seed in (drawn, drawn.cuda()):
-        with mock.patch.object(elbo_ext.functional.latent, "_draw_seed", lambda *_, seed=seed: seed):
+        with mock.patch.object(elbo_ext.functional.latent_call, "draw_seeds", lambda *_, seed=seed: seed):
             for samples in (None, 3):
                 std = torch.ones(3, 40, device="cuda", requires_grad=True)
                 z, log_q, _ = elbo_ext.rsample_with_log_prob(mu, std=std, num_samples=samples)
