@@ -206,6 +206,7 @@ def bins(low: Any, high: Any, bins: Any, width: Any) -> dict[str, float]:
 def broadcast(operands: Mapping[str, Any]) -> torch.Size:
     """The shape that all tensors among the operands broadcast to; they must be on one device."""
     shape = device = None
+    recorded = torch.compiler.is_compiling() or is_tracing()
     for name, t in operands.items():
         if not isinstance(t, Tensor):
             continue
@@ -216,9 +217,9 @@ def broadcast(operands: Mapping[str, Any]) -> torch.Size:
             raise ValueError(
                 f"all tensors must be on one device, got {first_name} on {device} and {name} on {t.device}"
             )
-        if shape is not None and (torch.compiler.is_compiling() or not same_shape(t.shape, shape)):
+        if shape is not None and (recorded or t.shape != shape):
             shape = _joint(shape, t.shape)
-    if shape is not None and is_tracing():  # sizes that the traced program computes
+    if recorded and shape is not None and is_tracing():  # sizes that the traced program computes
         shape = torch.broadcast_tensors(*(t for t in operands.values() if isinstance(t, Tensor)))[0].shape
     if shape is None:
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in operands.items() if isinstance(t, Tensor))
@@ -229,7 +230,9 @@ def broadcast(operands: Mapping[str, Any]) -> torch.Size:
 def same_shape(a: Sequence[int], b: Sequence[int]) -> bool:
     """Tuples of different lengths are compared by their first elements, too, which would ask whether a dynamic batch size
     equals a number of channels."""
-    return len(a) == len(b) and tuple(known_shape(a)) == tuple(known_shape(b))
+    if len(a) != len(b):
+        return False
+    return tuple(known_shape(a)) == tuple(known_shape(b)) if is_tracing() else tuple(a) == tuple(b)
 
 
 def known_shape(shape: Sequence[int]) -> Sequence[int]:

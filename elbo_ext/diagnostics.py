@@ -160,7 +160,7 @@ def _moments(log_weights: Tensor) -> _Weights:
     log_scale = torch.where(largest.isinf(), 0.0, largest)
     weights = (log_weights - log_scale).exp()
     mean = weights.mean(0)
-    return _Weights(len(weights), log_scale, mean, (weights - mean).square().sum(0), log_weights.mean(0))
+    return _Weights(weights.shape[0], log_scale, mean, (weights - mean).square().sum(0), log_weights.mean(0))
 
 
 def _merge(a: _Weights, b: _Weights) -> _Weights:

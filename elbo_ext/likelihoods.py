@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -142,6 +143,19 @@ class Likelihood(Term):
         return LikelihoodWithParameters(self, parameters, recon)
 
     @property
+    def alone(self) -> "LikelihoodWithParameters":
+        """Without parameters: what a name stands for. Made once, though not inside of code that is compiled."""
+        alone: LikelihoodWithParameters | None = getattr(self, "_alone", None)
+        if alone is None:
+            alone = self()
+            if not torch.compiler.is_compiling():
+                object.__setattr__(self, "_alone", alone)
+        return alone
+
+    def __fx_create_arg__(self, tracer: Any) -> Any:
+        return self.alone.__fx_create_arg__(tracer)
+
+    @property
     def class_name(self) -> str:
         """As this module calls it."""
         return self.name.title().replace("_", "")
@@ -184,7 +198,7 @@ class LikelihoodWithParameters:
             if name in floors or name in term.options:
                 continue
             is_number = arguments.is_number(value)
-            if not is_number and not isinstance(value, Tensor):
+            if not is_number and not hasattr(value, "__torch_function__"):  # a tensor, or what stands for one
                 raise TypeError(f"{name} must be a torch.Tensor or a number, got {type(value).__name__}")
             if is_number and name in term.positive and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
@@ -198,12 +212,22 @@ class LikelihoodWithParameters:
                 arguments.scale(every, [self.parameters.get(name) for name in every])
         term.with_numbers(self.parameters)
 
+    def __fx_create_arg__(self, tracer: Any) -> Any:
+        """In a graph of torch.fx: made anew from its parameters, which may be values of the graph."""
+        parameters = {name: tracer.create_arg(value) for name, value in self.parameters.items()}
+        return tracer.create_node("call_function", make, (self.likelihood.name, self.recon), parameters)
+
     def __repr__(self) -> str:
         shown = (
             f"{k}={f'tensor of shape {tuple(v.shape)}' if isinstance(v, Tensor) else v}"
             for k, v in self.parameters.items()
         )
         return f"{self.likelihood!r}({', '.join(shown)})"
+
+
+def make(name: str, recon: str, **parameters: Any) -> LikelihoodWithParameters:
+    """The likelihood of that name with its parameters: the object as a graph of torch.fx calls it."""
+    return LIKELIHOODS[name](recon=recon, **parameters)
 
 
 LIKELIHOODS: dict[str, Likelihood] = {}
@@ -350,10 +374,10 @@ def by_name(value: Any) -> LikelihoodWithParameters:
     if isinstance(value, LikelihoodWithParameters):
         return value
     if isinstance(value, Likelihood):
-        return value()
+        return value.alone
     if not isinstance(value, str) or value not in LIKELIHOODS:
         names = list(map(repr, LIKELIHOODS))
         raise ValueError(
             f"likelihood must be {', '.join(names[:-1])} or {names[-1]}, or an object of elbo_ext.likelihoods, got {value!r}"
         )
-    return LIKELIHOODS[value]()
+    return LIKELIHOODS[value].alone

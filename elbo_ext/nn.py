@@ -100,7 +100,10 @@ class ELBOLoss(torch.nn.Module):
         options: dict[str, Any] = {"likelihood": self._likelihood_now()}
         if self.scale_name is not None:
             scale = self.scale
-            options[self.scale_name] = f"tensor of shape {tuple(scale.shape)}" if isinstance(scale, Tensor) else scale
+            options[self.scale_name] = scale
             options |= self.floor
         options |= {"beta": self.beta, "batch_dims": self.batch_dims, "reduction": self.reduction}
-        return ", ".join(f"{name}={value!r}" for name, value in options.items())
+        return ", ".join(
+            f"{name}={f'tensor of shape {tuple(value.shape)}' if isinstance(value, Tensor) else repr(value)}"
+            for name, value in options.items()
+        )

@@ -667,4 +667,6 @@ def elbo_loss(
     log_likelihood, kl, beta = _tensors(log_likelihood, kl, beta)
     kl = kl.expand_as(log_likelihood)
     loss = -(log_likelihood - beta * kl)
+    if reduction == "none":  # copies of what the caller has, so that a change in place of one does not reach the other
+        return ELBO(loss, log_likelihood.clone(), kl.clone())
     return ELBO(*(_reduce(value, reduction) for value in (loss, log_likelihood, kl)))

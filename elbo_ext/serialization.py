@@ -31,6 +31,8 @@ for _class in (ELBO, diagnostics.AggregatePosterior, diagnostics.AmortizationGap
     _pytree._register_namedtuple(_class, serialized_type_name=f"elbo_ext.{_class.__name__}")
     _takes_an_iterable(_class)
 
+torch.export.register_dataclass(diagnostics.CollapseReport, serialized_type_name="elbo_ext.CollapseReport")
+
 torch.serialization.add_safe_globals([
     ELBO,
     diagnostics.AggregatePosterior,

@@ -118,6 +118,13 @@ def operands(term: Term, named: Mapping[str, Any], forms: int, weight: Tensor | 
             _add(checks, _Check(name, value, allowed, rule, weight))
 
 
+def left_to_another(name: str, value: Tensor) -> None:
+    """An argument that a function hands on, and does not look at itself, is checked where it is used: beside a weight, say."""
+    checks = None if not ever_requested or torch.compiler.is_compiling() else _collected.get()
+    if checks is not None:
+        checks.pop((name, id(value)), None)
+
+
 def _add(checks: _Checks, check: _Check) -> None:
     checks[check.name, id(check.value)] = check  # which keeps the tensor, and so its id
 

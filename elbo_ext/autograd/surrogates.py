@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .modes import Differentiable, apply_under_transforms, in_every_mode
+from .torch_internals import in_trace, in_transform
 
 
 @in_every_mode
@@ -82,12 +83,25 @@ class WeightedOnceMore(Function):
         return grad_z * v.reshape(*v.shape, *(1,) * (grad_z.dim() - v.dim())).to(grad_z.dtype), None
 
 
+def _in_torch() -> bool:
+    """Where a Function will not do: torch.func inside of compiled code goes past its rules, and a trace cannot save it."""
+    return in_trace() or (torch.compiler.is_compiling() and in_transform())
+
+
+def _nothing_with_gradient_of(t: Tensor) -> Tensor:
+    return torch.where(t.isfinite(), t - t.detach(), 0.0)
+
+
 def weighted_gradient(weight: float, t: Tensor) -> Tensor:
+    if _in_torch():
+        return t.detach() + weight * _nothing_with_gradient_of(t)
     result: Tensor = apply_under_transforms(WeightedGradient)(weight, t)
     return result
 
 
 def with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
+    if _in_torch():
+        return value.detach() + _nothing_with_gradient_of(surrogate)
     result: Tensor = apply_under_transforms(GradientOf)(value.detach(), surrogate)
     return result
 

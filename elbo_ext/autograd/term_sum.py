@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..likelihoods import GAUSSIAN_KL, TERMS_BY_NUMBER
-from ..ops import NONE, value_dtype
+from ..ops import NONE, as_tensor, value_dtype
 from .derivatives import Operands, device_of, fill_missing_with_none, sum_of_elements, vjp, without_none
 from .modes import (
     GradientFunction,
@@ -103,7 +103,7 @@ class TermSum(ValueFunction):
         dtype = value_dtype(*operands)
         device = device_of(operands)
         *inputs, weight = (
-            torch.full((), constant, dtype=dtype, device=device) if t is None else t.to(dtype)
+            as_tensor(constant, dtype, device) if t is None else t.to(dtype)
             for t, constant in zip(operands, spec.constants, strict=True)
         )
         value = TERMS_BY_NUMBER[spec.term].in_torch(

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .. import arguments, autograd
+from .. import arguments, autograd, validation
 from ..dispatch import public
 from ..functional import Scale, gaussian_kl
 from ..ops import value_dtype
@@ -60,9 +60,8 @@ class LinearSchedule:
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        arguments.number("steps", self.steps, low=0, above=True)
-        arguments.number("start", self.start)
-        arguments.number("end", self.end)
+        _keep_numbers(self, steps=arguments.number("steps", self.steps, low=0, above=True))
+        _keep_numbers(self, start=arguments.number("start", self.start), end=arguments.number("end", self.end))
 
     def __call__(self, step: float) -> float:
         return _between(self.start, self.end, self._progress(step))
@@ -98,10 +97,9 @@ class LogisticSchedule:
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        arguments.number("midpoint", self.midpoint)
-        arguments.number("rate", self.rate, low=0, above=True)
-        arguments.number("start", self.start)
-        arguments.number("end", self.end)
+        _keep_numbers(self, midpoint=arguments.number("midpoint", self.midpoint))
+        _keep_numbers(self, rate=arguments.number("rate", self.rate, low=0, above=True))
+        _keep_numbers(self, start=arguments.number("start", self.start), end=arguments.number("end", self.end))
 
     def __call__(self, step: float) -> float:
         distance = self.rate * (arguments.number("step", step, low=0) - self.midpoint)
@@ -128,13 +126,20 @@ class CyclicalSchedule:
     def __post_init__(self) -> None:
         if not callable(self.schedule):
             raise TypeError(f"schedule must be a function of the step, got {type(self.schedule).__name__}")
-        arguments.number("period", self.period, low=0, above=True)
+        _keep_numbers(self, period=arguments.number("period", self.period, low=0, above=True))
 
     def __call__(self, step: float) -> float:
         step = arguments.number("step", step, low=0)
         if torch.compiler.is_compiling():  # inductor has no remainder of numbers that change from call to call
             return self.schedule(max(step - self.period * math.floor(step / self.period), 0.0))
         return self.schedule(step % self.period)
+
+
+def _keep_numbers(schedule: Any, **numbers: float) -> None:
+    """Fields as Python's numbers, which compiled code may see change and every checkpoint can hold; an int stays one."""
+    for name, number in numbers.items():
+        if type(getattr(schedule, name)) not in (int, float):
+            object.__setattr__(schedule, name, number)
 
 
 def _between(start: float, end: float, fraction: float) -> float:
@@ -267,5 +272,7 @@ def balanced_kl(
     for name, value in operands.items():
         if isinstance(value, Tensor) and name != "weight":
             factor = prior_weight if name.startswith("prior_") else posterior_weight
-            operands[name] = autograd.weighted_gradient(factor, value)
+            checked = arguments.tensor_or_number(name, value)
+            operands[name] = autograd.weighted_gradient(factor, checked) if isinstance(checked, Tensor) else checked
+            validation.left_to_another(name, value)
     return gaussian_kl(**operands)

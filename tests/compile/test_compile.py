@@ -472,6 +472,22 @@ def test_transforms_inside(transform: str) -> None:
     torch.testing.assert_close(actual, truth, rtol=2e-5, atol=2e-5, check_dtype=False)
 
 
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_other_gradients_in_a_transform_inside(backend: str) -> None:
+    """A gradient that is not that of the value."""
+
+    def gradient(mu: Tensor, x: Tensor) -> Tensor:
+        def kl(mu: Tensor) -> Tensor:
+            return bounds.balanced_kl(mu, 0.0, x, x, posterior_weight=0.1, prior_weight=3.0).sum()
+
+        return grad(kl)(mu)
+
+    mu, x = numbers(4, 3), numbers(4, 3, seed=1)
+    expected = 0.1 * (mu - x) * torch.exp(-x)
+    for function in (gradient, torch.compile(gradient, fullgraph=True, backend=backend)):
+        torch.testing.assert_close(function(mu, x), expected)
+
+
 def test_draws_in_a_transform_inside() -> None:
     def function(mu: Tensor, logvar: Tensor) -> Tensor:
         return grad(lambda m: rsample(m, logvar).pow(2).sum())(mu)
@@ -539,6 +555,7 @@ def test_export() -> None:
 M = torch.linspace(-1.5, 2.0, 24).reshape(6, 4)
 LINEAR, COSINE, LOGISTIC = bounds.LinearSchedule(1.0), bounds.CosineSchedule(1.0), bounds.LogisticSchedule(0.5, 3.0)
 CYCLICAL = bounds.CyclicalSchedule(bounds.LinearSchedule(0.3), 0.45)
+NUMPY = bounds.LinearSchedule(np.int64(5), np.float32(0.25), torch.tensor(2))
 NUMBERS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "free_bits-example": lambda m, n: (
         bounds.free_bits(gaussian_kl(m, 0.0, batch_dims=2), n, per="example").square().mean()
@@ -553,6 +570,11 @@ NUMBERS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "LogisticSchedule": lambda m, n: m * LOGISTIC(n),
     "CyclicalSchedule": lambda m, n: m * CYCLICAL(n),
     "beta": lambda m, n: elbo_ext.elbo_loss(m, 0 * m, kl=m.sum(1), beta=n).loss,
+    "kl": lambda m, n: elbo_ext.elbo_loss(m, 0 * m, kl=n).loss + n,
+    "log_likelihood": lambda m, n: elbo_ext.elbo_loss(log_likelihood=m[:, 0], kl=n, beta=n).loss,
+    "formula": lambda m, n: vmap(lambda row: gaussian_log_prob(row, n, 0.0, batch_dims=0))(m) * n,
+    "formula-prior": lambda m, n: grad(lambda m: gaussian_kl(m, 0.0, n).sum())(m) * n,
+    "NumPy-schedule": lambda m, n: m * NUMPY(n),
 }
 
 
@@ -604,6 +626,8 @@ EXPORTED: dict[str, tuple[Callable[[Tensor], Any], Callable[[int], Tensor]]] = {
     ),
     "iwae": (lambda mu: bounds.iwae(lambda z: z.sum(-1), mu, FIVE, num_samples=4), _vector),
     "free_bits": (lambda mu: bounds.free_bits(gaussian_kl(mu, 0.0, batch_dims=2), FIVE, per="example"), _vector),
+    "gap": (lambda w: diagnostics.elbo_gap(w), _vector),
+    "evidence": (lambda w: diagnostics.log_evidence(w), _vector),
     "data-dependent": (
         lambda x: elbo_ext.gaussian_log_prob(x[x > 0], 0.0, batch_dims=0, log_std=torch.zeros(1)),
         _vector,
@@ -643,6 +667,19 @@ def test_an_exported_loss_is_saved() -> None:
     torch.testing.assert_close(tuple(result), tuple(_Loss()(_vector(4))))
 
 
+def test_an_exported_report_is_saved() -> None:
+    class Report(torch.nn.Module):
+        def forward(self, m: Tensor) -> diagnostics.CollapseReport:
+            return diagnostics.collapse_report(m, 0 * m)
+
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(Report(), (M,), strict=False), file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()(2 * M)
+    assert isinstance(loaded, diagnostics.CollapseReport)
+    torch.testing.assert_close(loaded.kl, diagnostics.collapse_report(2 * M, 0 * M).kl)
+
+
 def test_a_checkpoint_with_results_and_schedules() -> None:
     """torch.load's default since 2.6 refuses classes that nobody has declared safe."""
     report = diagnostics.collapse_report(M, 0 * M)
@@ -652,6 +689,7 @@ def test_a_checkpoint_with_results_and_schedules() -> None:
             bounds.CyclicalSchedule(bounds.LinearSchedule(10), 5.0),
             bounds.CosineSchedule(3),
             bounds.LogisticSchedule(3.0, 1.0),
+            bounds.LinearSchedule(np.int64(10), np.float32(0.5)),
         ],
         "active": report.active,
     }

@@ -185,3 +185,58 @@ def test_fx() -> None:
         torch.manual_seed(7)
         results.append(program(torch.ones(3, 6)))
     torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        likelihoods.Laplace,
+        likelihoods.Laplace(scale=0.5),
+        likelihoods.NegativeBinomial(theta=torch.full((3,), 2.0), recon="log_mean"),
+    ],
+    ids=str,
+)
+def test_fx_with_an_object(likelihood: Any) -> None:
+    """Also where its parameters are the module's."""
+    x, recon = inputs(5)["mask"].float(), inputs(5)["mu"]
+    expected = elbo_ext.elbo_loss(recon, x, kl=0.5, likelihood=likelihood).loss
+
+    def function(recon: Tensor, x: Tensor) -> Tensor:
+        return elbo_ext.elbo_loss(recon, x, kl=0.5, likelihood=likelihood).loss
+
+    class Module(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.loss = ELBOLoss(likelihood)
+
+        def forward(self, recon: Tensor, x: Tensor) -> Tensor:
+            return self.loss(recon, x, kl=0.5).loss
+
+    for program in (function, Module()):
+        assert torch.equal(torch.fx.symbolic_trace(program)(recon, x), expected)
+
+
+def test_other_gradients_in_a_trace_that_is_saved() -> None:
+    def kl(mu: Tensor) -> Tensor:
+        return bounds.balanced_kl(mu, 0.0, posterior_weight=0.25, prior_weight=0.75)
+
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.trace(kl, (torch.rand(6, 4),)), file)
+    file.seek(0)
+    mu = torch.rand(3, 4, requires_grad=True)
+    value = torch.jit.load(file)(mu)
+    torch.testing.assert_close(value, mu.square().sum(1) / 2)
+    torch.testing.assert_close(torch.autograd.grad(value.sum(), mu)[0], 0.25 * mu)
+
+
+def test_a_generator_in_a_trace() -> None:
+    generator = torch.Generator()
+
+    def sample(mu: Tensor) -> Tensor:
+        return elbo_ext.rsample(mu, std=2.0, generator=generator)
+
+    traced = torch.jit.trace(sample, (torch.rand(6, 4),), check_trace=False)
+    mu = torch.rand(3000, 4)
+    z = traced(mu)
+    assert z.shape == mu.shape and abs(float(((z - mu) / 2).square().mean()) - 1) < 6 * (2 / z.numel()) ** 0.5
+    assert not bool((traced(mu) == z).any())

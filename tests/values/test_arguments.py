@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from elbo_ext import (
     likelihoods,
     negative_binomial_log_prob,
     poisson_log_prob,
+    reference,
     rsample,
     rsample_kl,
     rsample_with_log_prob,
@@ -814,7 +816,8 @@ def test_nested_masked_and_quantized_tensors() -> None:
         message = f"x {pad.format('x')}mask what is padded with weight="
         assert_error(TypeError, message, gaussian_log_prob, nested, 0.0)
         message = f"mu {pad.format('mu')}mask what is padded with weight="
-        assert_error(TypeError, message, rsample, nested, 0.0)
+        for function in (rsample, partial(bounds.balanced_kl, posterior_weight=1.0, prior_weight=1.0)):
+            assert_error(TypeError, message, function, nested, 0.0)
     masked = torch.masked.masked_tensor(A, A > 0)
     message = "x must be a dense tensor, got a masked tensor; pass x.get_data(), and its mask, x.get_mask(), in weight="
     assert_error(TypeError, message, gaussian_log_prob, masked, 0.0)
@@ -825,7 +828,8 @@ def test_nested_masked_and_quantized_tensors() -> None:
     assert_error(TypeError, message, bernoulli_log_prob, A, torch.quantize_per_tensor(A, 0.1, 0, torch.quint8))
 
 
-def test_results_are_no_views_of_the_arguments() -> None:
+@pytest.mark.parametrize("elbo_loss", [elbo_loss, reference.elbo_loss])
+def test_results_are_no_views_of_the_arguments(elbo_loss: Callable[..., elbo_ext.ELBO]) -> None:
     kl, log_likelihood = torch.ones(2), torch.zeros(2)
     result = elbo_loss(log_likelihood=log_likelihood, kl=kl, reduction="none")
     kl.zero_()

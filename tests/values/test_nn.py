@@ -304,6 +304,7 @@ def test_repr() -> None:
     assert repr(ELBOLoss(recon_std=0.5)) == (
         "ELBOLoss(likelihood='gaussian', recon_std=0.5, beta=1.0, batch_dims=1, reduction='mean')"
     )
+    assert "recon_std=tensor of shape (1,), " in repr(ELBOLoss(recon_std=torch.ones(1)))
 
 
 def test_the_module_is_the_function() -> None:

@@ -133,9 +133,12 @@ def test_elements_of_weight_zero(shape: tuple[int, ...]) -> None:
             elbo_loss(x, x, kl=0.0, weight=weight)
             rsample_kl(A, std=1.0, prior_mu=x, kl_weight=weight)
             elbo_loss(A, A, mu=x, std=x, kl_weight=weight)
+            bounds.balanced_kl(x, std=x, posterior_weight=1.0, prior_weight=1.0, weight=weight)
         x[0, 1] = NAN
         with pytest.raises(ValueError, match=r"x must not be NaN, got nan at index \(0, 1\)"):
             gaussian_log_prob(x, A, weight=weight)
+        with pytest.raises(ValueError, match=r"mu must not be NaN, got nan at index \(0, 1\)"):
+            bounds.balanced_kl(x, std=1.0, posterior_weight=1.0, prior_weight=1.0, weight=weight)
         with pytest.raises(ValueError, match=r"mean must not be NaN, got nan at index \(0, 1\)"):
             gaussian_log_prob(A, x[:1], weight=weight)
 
