@@ -183,6 +183,8 @@ def test_wide_accesses() -> None:
         "sample_log_prob_backward_kernel": (5, 4),
         "usual_latent_kernel": (2, 1),
         "usual_latent_backward_kernel": (2, 2),
+        "latent_list_kernel": (2, 1),
+        "latent_list_backward_kernel": (2, 2),
     }
     seen: Counter[str] = Counter()
     for architecture in machine_code():
