@@ -574,7 +574,7 @@ NUMBERS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "log_likelihood": lambda m, n: elbo_ext.elbo_loss(log_likelihood=m[:, 0], kl=n, beta=n).loss,
     "formula": lambda m, n: vmap(lambda row: gaussian_log_prob(row, n, 0.0, batch_dims=0))(m) * n,
     "formula-prior": lambda m, n: grad(lambda m: gaussian_kl(m, 0.0, n).sum())(m) * n,
-    "NumPy-schedule": lambda m, n: m * NUMPY(n),
+    "NumPySchedule": lambda m, n: m * NUMPY(n),
 }
 
 
