@@ -222,8 +222,8 @@ LOADERS = ("ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1")
 SLEEF = {
     True: {
         *("Sleef_expd4_u10", "Sleef_expf8_u10", "Sleef_expd8_u10"),
-        *("Sleef_logd4_u10", "Sleef_logf8_u10", "Sleef_logd8_u10", "Sleef_logf16_u10"),
-        *("Sleef_log1pd4_u10", "Sleef_log1pf8_u10", "Sleef_log1pd8_u10", "Sleef_log1pf16_u10"),
+        *("Sleef_logd4_u10", "Sleef_logf8_u10", "Sleef_logd8_u10"),
+        *("Sleef_log1pd4_u10", "Sleef_log1pf8_u10", "Sleef_log1pd8_u10"),
     },
     False: {f"Sleef_{f}{width}_u10" for f in ("exp", "log", "log1p") for width in ("d2", "f4")},
 }[X86]
