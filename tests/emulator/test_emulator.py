@@ -13,11 +13,12 @@ needs_sanitizers = pytest.mark.skipif(not sanitizer_runtime(), reason="the compi
 
 # What of tests/ runs in the emulator. The others test Python alone, the CPU's kernels as such (their threads, registers,
 # bits and speed), the build, or what takes a GPU.
-NUMBERS = ["test_values.py", "test_gradients.py", "test_noise.py", "test_numerics.py"]
+NUMBERS = ["test_values.py", "test_gradients.py", "test_lists.py", "test_noise.py", "test_numerics.py"]
 BOUND = ["test_bounds.py", "test_estimators.py", "test_diagnostics.py", "test_linear_gaussian.py", "test_nn.py"]
 OPERATORS = ["test_autograd_modes.py", "test_opcheck.py"]
 # Each sum over threads, warps and blocks, for every order.
 SAMPLES = ["test_values.py::test_values", "test_gradients.py::test_gradients", "test_gradients.py::test_many_samples",
+           "test_lists.py::test_the_same_as_one_call_a_tensor", "test_lists.py::test_many_tensors",
            "test_bounds.py::test_iwae_is_the_log_of_the_mean_weight_along_its_axis",
            "test_bounds.py::test_iwae_of_very_many_samples", "test_numerics.py::test_sums_of_a_million_terms"]  # fmt: skip
 
