@@ -106,10 +106,9 @@ def elbo_loss(
         assert recon is not None and x is not None  # _recon_and_x has refused them
         batch, sample_axes, first = shape[: spec.batch_dims], max(len(shape) - x.dim(), 0), {"recon": recon}
     else:
-        named_likelihood = (
-            None if isinstance(likelihood, str) and likelihood == "gaussian" else likelihood
-        )  # the default
-        others = {"recon": recon, "x": x, "likelihood": named_likelihood, **recon_scales, "weight": weight}
+        is_default = isinstance(likelihood, str) and likelihood == "gaussian"
+        given_likelihood = None if is_default else likelihood
+        others = {"recon": recon, "x": x, "likelihood": given_likelihood, **recon_scales, "weight": weight}
         no_use_beside("log_likelihood", others)
         sample_axes, first = 0, {"log_likelihood": arguments.tensor("log_likelihood", log_likelihood)}
         operands, batch, named = (log_likelihood,), log_likelihood.shape, {}
@@ -128,7 +127,7 @@ def elbo_loss(
         kl_weight = arguments.kl_weight(kl_weight, mu, shape)
         arguments.on_one_device(first, of_kl)
         if spec is not None:
-            assert x is not None and mu is not None  # _recon_and_x and _posterior_and_prior have refused them
+            assert x is not None and mu is not None  # _recon_and_x and posterior_and_prior have refused them
             _check_batch(spec.batch_dims, sample_axes, x, mu, batch)
             batch_dims = spec.batch_dims - sample_axes
         kl = sum_of_term(GAUSSIAN_KL, of_kl, forms_of_kl, kl_weight, batch_dims, "none")
