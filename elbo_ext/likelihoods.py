@@ -215,7 +215,7 @@ class LikelihoodWithParameters:
     def __fx_create_arg__(self, tracer: Any) -> Any:
         """In a graph of torch.fx: made anew from its parameters, which may be values of the graph."""
         parameters = {name: tracer.create_arg(value) for name, value in self.parameters.items()}
-        return tracer.create_node("call_function", make, (self.likelihood.name, self.recon), parameters)
+        return tracer.create_node("call_function", with_parameters, (self.likelihood.name, self.recon), parameters)
 
     def __repr__(self) -> str:
         shown = (
@@ -225,7 +225,7 @@ class LikelihoodWithParameters:
         return f"{self.likelihood!r}({', '.join(shown)})"
 
 
-def make(name: str, recon: str, **parameters: Any) -> LikelihoodWithParameters:
+def with_parameters(name: str, recon: str, **parameters: Any) -> LikelihoodWithParameters:
     """The likelihood of that name with its parameters: the object as a graph of torch.fx calls it."""
     return LIKELIHOODS[name](recon=recon, **parameters)
 

@@ -118,7 +118,7 @@ def operands(term: Term, named: Mapping[str, Any], forms: int, weight: Tensor | 
             _add(checks, _Check(name, value, allowed, rule, weight))
 
 
-def left_to_another(name: str, value: Tensor) -> None:
+def checked_where_used(name: str, value: Tensor) -> None:
     """An argument that a function hands on, and does not look at itself, is checked where it is used: beside a weight, say."""
     checks = None if not ever_requested or torch.compiler.is_compiling() else _collected.get()
     if checks is not None:

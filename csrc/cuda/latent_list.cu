@@ -83,10 +83,21 @@ __device__ __forceinline__ void store_group(char* data, int64_t group, unsigned 
   }
 }
 
-__device__ __forceinline__ void set_prior(const Listed& tensor, T (&in)[kLatentInputs]) {
-  in[kPriorMu] = T(static_cast<R>(tensor.constant[kPriorMu]));
-  in[kPriorScale] = T(static_cast<R>(tensor.constant[kPriorScale]));
-}
+// What all groups of a tensor have in common: the form of its scale, its prior, its seed. `in` has room for mu and the scale.
+struct Common {
+  ScaleForm<R> form;
+  T in[kLatentInputs];
+  typename GaussianKL<T>::Precomputed prior;
+  uint64_t seed;
+
+  template <class OneTensor>
+  __device__ __forceinline__ Common(const ListParams<OneTensor>& p, const OneTensor& tensor)
+      : form(Forms{p.forms, tensor.constant}, kScale), seed(seed_of(p, tensor)) {
+    in[kPriorMu] = T(static_cast<R>(tensor.constant[kPriorMu]));
+    in[kPriorScale] = T(static_cast<R>(tensor.constant[kPriorScale]));
+    prior = GaussianKL<T>::precompute(in, Forms{p.forms, tensor.constant});
+  }
+};
 
 constexpr int kListBlocks = 3;  // that a multiprocessor holds
 
@@ -94,24 +105,19 @@ template <DType dtype, bool kWithKL>
 __global__ void __launch_bounds__(kThreads, kListBlocks) latent_list_kernel(const __grid_constant__ ListParams<Listed> p) {
   double sum[1] = {};
   for_each_piece(p, [&](const Listed& tensor, int64_t first, int64_t end) {
-    const Forms forms{p.forms, tensor.constant};
-    const ScaleForm<R> form(forms, kScale);
-    const uint64_t seed = seed_of(p, tensor);
-    T in[kLatentInputs];
-    set_prior(tensor, in);
-    const typename GaussianKL<T>::Precomputed prior = GaussianKL<T>::precompute(in, forms);
+    Common common(p, tensor);
     for_each_group(first, end, [&](int64_t n, unsigned mask) {
-      in[kMu] = read_group<dtype>(tensor.mu, n, mask, R(0));
-      in[kScale] = read_group<dtype>(tensor.scale, n, mask, R(1));
+      common.in[kMu] = read_group<dtype>(tensor.mu, n, mask, R(0));
+      common.in[kScale] = read_group<dtype>(tensor.scale, n, mask, R(1));
       if constexpr (kWithKL) {
-        T kl = GaussianKL<T>::value(prior, in);
+        T kl = GaussianKL<T>::value(common.prior, common.in);
         ELBO_UNROLL
         for (int i = 0; i < kWidth; ++i) kl.x[i] = mask >> i & 1 ? kl.x[i] : R(0);
         sum[0] += static_cast<double>(sum_of(kl));
       }
       T eps;
-      whole_group(seed, static_cast<uint64_t>(n) / kWidth, eps.x);
-      store_group<dtype>(tensor.z, n, mask, standard_deviation(form, in[kScale]) * eps + in[kMu]);
+      whole_group(common.seed, static_cast<uint64_t>(n) / kWidth, eps.x);
+      store_group<dtype>(tensor.z, n, mask, standard_deviation(common.form, common.in[kScale]) * eps + common.in[kMu]);
     });
   });
   if constexpr (kWithKL) total_sums<1u>(p.kl, sum);
@@ -122,26 +128,21 @@ __global__ void __launch_bounds__(kThreads, kListBlocks) latent_list_backward_ke
     const __grid_constant__ ListParams<ListedBackward> p) {
   const T upstream(p.upstream.data == nullptr ? R(0) : static_cast<R>(read<double>(p.upstream, 0) * p.upstream_factor));
   for_each_piece(p, [&](const ListedBackward& tensor, int64_t first, int64_t end) {
-    const Forms forms{p.forms, tensor.constant};
-    const ScaleForm<R> form(forms, kScale);
-    const uint64_t seed = seed_of(p, tensor);
-    T in[kLatentInputs];
-    set_prior(tensor, in);
-    const typename GaussianKL<T>::Precomputed prior = GaussianKL<T>::precompute(in, forms);
+    Common common(p, tensor);
     for_each_group(first, end, [&](int64_t n, unsigned mask) {
-      in[kScale] = read_group<dtype>(tensor.scale, n, mask, R(1));
+      common.in[kScale] = read_group<dtype>(tensor.scale, n, mask, R(1));
       T d[kLatentInputs] = {T(R(0)), T(R(0)), T(R(0)), T(R(0))};
       if constexpr (kWithKL) {
-        in[kMu] = read_group<dtype>(tensor.mu, n, mask, R(0));
-        GaussianKL<T>::gradient(prior, in, d);
+        common.in[kMu] = read_group<dtype>(tensor.mu, n, mask, R(0));
+        GaussianKL<T>::gradient(common.prior, common.in, d);
         d[kMu] = d[kMu] * upstream;
         d[kScale] = d[kScale] * upstream;
       }
       if (tensor.z != nullptr) {
         const T g = read_group<dtype>(tensor.z, n, mask, R(0));
         T eps;
-        whole_group(seed, static_cast<uint64_t>(n) / kWidth, eps.x);
-        add_samples(form, in[kScale], g, g * eps, d);
+        whole_group(common.seed, static_cast<uint64_t>(n) / kWidth, eps.x);
+        add_samples(common.form, common.in[kScale], g, g * eps, d);
       }
       if (tensor.mu_gradient != nullptr) store_group<dtype>(tensor.mu_gradient, n, mask, d[kMu]);
       if (tensor.scale_gradient != nullptr) store_group<dtype>(tensor.scale_gradient, n, mask, d[kScale]);

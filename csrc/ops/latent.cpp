@@ -296,18 +296,19 @@ std::vector<Tensor> latent_list(OptionalTensors inputs, std::vector<double> cons
     tensors.push_back(call.add_sample(row_kl ? batch_dims : 0));
     if (problem.elements() > 0 || (with_kl && problem.space.elements() > 0)) problems.each.push_back(&problem);
   }
-  Tensor sums = row_kl ? *row_kl : empty({calls.count()}, compute_type(compute_double), *first.like);
+  std::optional<Tensor> sums = row_kl;
   if (with_kl && !row_kl) {
-    set_values(problems.kl, sums, reduction, first.examples(batch_dims));
+    sums = empty({calls.count()}, compute_type(compute_double), *first.like);
+    set_values(problems.kl, *sums, reduction, first.examples(batch_dims));
     if (problems.each.empty()) problems.each.push_back(&calls.first().problem);  // the sum of nothing, or no mean
   }
-  if (!problems.each.empty()) {
-    const int count = device_of(*first.like).latent({"latent_list", first.sample_shape, *first.like}, problems);
-    if (!row_kl && with_kl) sums = torch::stable::narrow(sums, 0, 0, count);
-  }
-  if (with_kl) {
+  int count = 0;
+  if (!problems.each.empty())
+    count = device_of(*first.like).latent({"latent_list", first.sample_shape, *first.like}, problems);
+  if (sums) {
+    if (!row_kl) sums = torch::stable::narrow(*sums, 0, 0, count);
     const int64_t of_list = 0;
-    tensors.push_back(torch::stable::sum(sums, torch::headeronly::IntHeaderOnlyArrayRef(&of_list, 1)));
+    tensors.push_back(torch::stable::sum(*sums, torch::headeronly::IntHeaderOnlyArrayRef(&of_list, 1)));
   }
   return tensors;
 }

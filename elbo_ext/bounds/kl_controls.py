@@ -274,5 +274,5 @@ def balanced_kl(
             factor = prior_weight if name.startswith("prior_") else posterior_weight
             checked = arguments.tensor_or_number(name, value)
             operands[name] = autograd.weighted_gradient(factor, checked) if isinstance(checked, Tensor) else checked
-            validation.left_to_another(name, value)
+            validation.checked_where_used(name, value)
     return gaussian_kl(**operands)

@@ -141,10 +141,9 @@ def elbo_loss(
             kl = as_tensor(kl, value_dtype(*operands), like.device)
         if spec is None and (type(batch_dims) is not int or batch_dims != 1):  # all dimensions are of the batch
             arguments.batch_dims(batch_dims, batch)
-        for value in (*scales, prior_mu, *prior_scales, kl_weight):
-            if value is not None:
-                given = dict(zip(_POSTERIOR_AND_PRIOR, (*scales, prior_mu, *prior_scales), strict=True))
-                no_use_beside("kl", {**given, "kl_weight": kl_weight})
+        unused = (*scales, prior_mu, *prior_scales, kl_weight)
+        if any(value is not None for value in unused):
+            no_use_beside("kl", dict(zip((*_POSTERIOR_AND_PRIOR, "kl_weight"), unused, strict=True)))
         arguments.broadcasts_to_batch("kl of shape {}", kl, batch, operands=of_batch)
     beta = arguments.beta(beta)
     arguments.on_one_device(first, {"kl": kl, "beta": beta})

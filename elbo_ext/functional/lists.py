@@ -7,7 +7,7 @@ generators for each example, and where float64 and narrower tensors are mixed, e
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -50,16 +50,15 @@ def _of_lists(
     calls = _taken_apart(given)
     if _may_be_together(given):
         prepared = [_of_position(k, prepare, results, *_of_call(call, draws)) for k, call in enumerate(calls)]
-        _check_batches(prepared)
+        dims = prepared[0].spec.batch_dims
+        _check_one_batch(dims, (call.shape[:dims] for call in prepared))
         if len({(value_dtype(*call.inputs), call.spec.forms) for call in prepared}) == 1:
             return _together(results, draws, given, prepared)
     returned = [_of_position(k, function, **call) for k, call in enumerate(calls)]
     if results == Z_ALONE:
         return returned, None
     samples, kls = zip(*returned, strict=True) if draws else ([], returned)
-    shapes = {tuple(arguments.known_shape(kl.shape)) for kl in kls}
-    if len(shapes) > 1:
-        raise ValueError(_batches_differ(given.get("batch_dims", 1), sorted(shapes)))
+    _check_one_batch(given.get("batch_dims", 1), (kl.shape for kl in kls))
     return list(samples), functools.reduce(torch.add, kls)
 
 
@@ -108,34 +107,26 @@ def _of_call(call: Mapping[str, Any], draws: bool) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _check_batches(prepared: Sequence[LatentCall]) -> None:
-    dims = prepared[0].spec.batch_dims
-    shapes = {tuple(call.shape[:dims]) for call in prepared}
-    if len(shapes) > 1:
-        raise ValueError(_batches_differ(dims, sorted(shapes)))
-
-
-def _batches_differ(batch_dims: int, shapes: Sequence[tuple[int, ...]]) -> str:
-    return (
-        f"the tensors of the lists must have one batch shape, as they have one KL, got {' and '.join(map(str, shapes))} "
-        f"with batch_dims={batch_dims}; batch_dims=0 adds up all elements, as for the weights of a network"
-    )
+def _check_one_batch(batch_dims: int, shapes: Iterable[Sequence[int]]) -> None:
+    different = sorted({tuple(arguments.known_shape(shape)) for shape in shapes})
+    if len(different) > 1:
+        raise ValueError(
+            f"the tensors of the lists must have one batch shape, as they have one KL, got {' and '.join(map(str, different))} "
+            f"with batch_dims={batch_dims}; batch_dims=0 adds up all elements, as for the weights of a network"
+        )
 
 
 def _together(
     results: int, draws: bool, given: Mapping[str, Any], prepared: Sequence[LatentCall]
 ) -> tuple[list[Tensor], Tensor | None]:
-    mu = {f"mu[{k}]": call.named["mu"] for k, call in enumerate(prepared)}
-    arguments.on_one_device({"mu[0]": mu["mu[0]"]}, mu)
+    mu: dict[str, Tensor] = {f"mu[{k}]": call.named["mu"] for k, call in enumerate(prepared)}
+    first, count = mu["mu[0]"], len(prepared)
+    arguments.on_one_device({"mu[0]": first}, mu)
     generator = given.get("generator")
     arguments.generator(generator, torch.Size(()))
-    seeds = (
-        latent_call.draw_seeds(mu["mu[0]"].device, generator, len(prepared))
-        if draws
-        else torch.zeros(len(prepared), dtype=torch.int64)
-    )
+    seeds = latent_call.draw_seeds(first.device, generator, count) if draws else torch.zeros(count, dtype=torch.int64)
     spec = LatentListSpec(tuple(call.spec for call in prepared))
     inputs = tuple(t for call in prepared for t in call.inputs)
     sampled = autograd.latent_list(spec, seeds, inputs)
     kl = sampled[-1] if results == WITH_KL else None
-    return list(sampled[: len(prepared)]), kl
+    return list(sampled[:count]), kl

@@ -8,33 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 import elbo_ext
 from elbo_ext import ELBO, ELBOLoss, bounds, diagnostics, likelihoods
-
-
-class Wrapper(Tensor):
-    """Holds its tensor in ``_t``; what it is itself has neither values nor a gradient."""
-
-    _t: Tensor
-    calls: ClassVar[list[Any]] = []
-
-    @staticmethod
-    def __new__(cls, t: Tensor) -> "Wrapper":
-        shell = Tensor._make_subclass(cls, torch.full_like(t.detach(), float("nan")))
-        shell._t = t
-        return shell
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        cls.calls.append(func)
-        result = func(*tree_map(unwrapped, args), **tree_map(unwrapped, kwargs or {}))
-        return tree_map(lambda t: Wrapper(t) if type(t) is Tensor else t, result)
-
-
-class Plain(Tensor):
-    """Overrides nothing."""
+from subclasses import Plain, Wrapper, unwrapped
 
 
 class Logging(Tensor):
@@ -46,10 +24,6 @@ class Logging(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         cls.calls.append(func)
         return super().__torch_function__(func, types, args, kwargs or {})
-
-
-def unwrapped(t: Any) -> Any:
-    return t._t if isinstance(t, Wrapper) else t
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch import distributions as theirs
 from torch.distributions import Independent, TransformedDistribution, constraints, kl_divergence
-from torch.utils._pytree import tree_map
 
 import elbo_ext
 from elbo_ext import distributions as ours
+from subclasses import Plain, Wrapper, unwrapped
 
 SHAPE = (4, 3)
 
@@ -840,31 +840,6 @@ def test_samples_under_vmap(name: str) -> None:
     arguments = (*FAMILIES[name].parameters.values(), FAMILIES[name].value)
     z = torch.func.vmap(function, randomness="different")(*(t[:1].expand(2, 3) for t in arguments))
     assert z.shape == (2, 2, 3) and z.unique().numel() == z.numel()
-
-
-class Wrapper(Tensor):
-    """Holds its tensor in ``_t``; what it is itself has neither values nor a gradient."""
-
-    _t: Tensor
-
-    @staticmethod
-    def __new__(cls, t: Tensor) -> "Wrapper":
-        shell = Tensor._make_subclass(cls, torch.full_like(t.detach(), float("nan")))
-        shell._t = t
-        return shell
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*tree_map(unwrapped, args), **tree_map(unwrapped, kwargs or {}))
-        return tree_map(lambda t: Wrapper(t) if type(t) is Tensor else t, result)
-
-
-class Plain(Tensor):
-    """Overrides nothing."""
-
-
-def unwrapped(t: Any) -> Any:
-    return t._t if isinstance(t, Wrapper) else t
 
 
 @pytest.mark.parametrize("wrap", [Wrapper, lambda t: t.as_subclass(Plain)])
