@@ -38,14 +38,15 @@ OLDEST_TORCH = "2.11"
 STABLE_ABI = "0x020b000000000000"  # TORCH_TARGET_VERSION of 2.11
 
 OPERATOR_SOURCES = ["module.cpp", "cpu/dispatch.cpp", *(f"ops/{name}.cpp" for name in (
-    "cpu_device", "cuda_device", "device", "importance", "latent", "schema", "space", "stored_gradients", "tensors", "term_sum",
-    "terms"))]  # fmt: skip
+    "categorical", "cpu_device", "cuda_device", "device", "importance", "latent", "noise",
+    "schema", "space", "stored_gradients", "tensors", "term_sum", "terms"))]  # fmt: skip
 KERNEL_SOURCES = [
     "cpu/term_sum.cpp",
     "cpu/latent.cpp",
     "cpu/sample_log_prob.cpp",
     "cpu/importance.cpp",
-    "cpu/normal_noise.cpp",
+    "cpu/categorical.cpp",
+    "cpu/noise.cpp",
 ]
 
 X86_SETS = {
@@ -353,10 +354,10 @@ class Build(build_ext):
             f"{nvcc} -shared --no-device-link -cudart=static $in -o $out "
             f"-Xlinker={only_export(work, 'elbo_ext_cuda_kernels')},--build-id=0x{cuda_sources_id().hex()}",
         )
-        for name in ("term_sum", "latent", "sample_log_prob"):
+        for name in ("term_sum", "latent", "sample_log_prob", "categorical"):
             for real in ("float", "double"):
                 ninja.compile(f"cuda/{name}.cu", f"{name}.{real}.o", [f"-DELBO_REAL={real}"])
-        for name in ("importance", "latent_list", "normal_noise", "stored_gradients"):
+        for name in ("fold", "importance", "latent_list", "noise", "stored_gradients"):
             ninja.compile(f"cuda/{name}.cu", f"{name}.o", [])
         names = " ".join(ARCHITECTURES)
         ninja.compile("cuda/library.cu", "library.o", [f'-DELBO_CUDA_ARCHITECTURES="{names}"', INTERFACE])

@@ -28,6 +28,11 @@ constexpr int64_t kBytesOf[] = {4, 8, 2, 2, 1, 1, 1, 2, 4, 8};  // in the order 
 constexpr int64_t bytes_of(DType dtype) { return kBytesOf[static_cast<int>(dtype)]; }
 constexpr bool is_integer(DType dtype) { return dtype >= DType::kUInt8; }
 
+enum class NoiseKind {
+  kNormal,
+  kGumbel
+};
+
 // The joint shape that all operands broadcast to, cut into `rows` that are summed and whose sums are wanted one by one,
 // of `cols` elements each. Where no row sums are asked for (a sum over everything, element-wise values, a backward
 // pass) all dimensions are columns of one row. Row and column numbers count through the lists of dimensions, the last
@@ -144,6 +149,48 @@ struct TermSumProblem {
   // set by the CPU
   Blocks blocks;
   double* block_sum = nullptr;  // [blocks.count]
+};
+
+// A term over a dimension (terms/categorical.h). The rows of the space are the elements of the data, in row-major order; each
+// has `classes` parameters, which are not among the columns.
+constexpr int kClassOperands = 3;  // the two inputs, and the weight
+struct ClassOperand : Operand {
+  int64_t class_stride = 0;
+};
+struct ClassView : View {
+  int64_t class_stride = 0;
+};
+struct CategoricalProblem {
+  int term;
+  bool compute_double;
+  Space space;
+  int64_t classes;
+  // Absent: a number, `constant`. Where one is present, its constant is an option: of a KL's logits, unimix; of labels, the
+  // number of a class that is left out.
+  ClassOperand operand[kClassOperands];
+  void* row_value = nullptr;  // [rows], in the compute type, times the weight; null: not wanted
+  // backward
+  bool wants_gradient = false;
+  Upstream upstream;
+  ClassView gradient[kClassOperands];
+  ClassOperand grad_z;  // of a sample, whose gradient passes to the probabilities of operand 0; absent: 0
+  // One-hot samples of the probabilities of operand 0: of element (k * rows + row), the number of the class.
+  int64_t samples = 0;
+  const int64_t* seed = nullptr;
+  bool seed_on_host = false;
+  ClassOperand noise;  // where there is no seed
+  int64_t noise_sample_stride = 0;
+  ClassView z;  // zeros, among which the kernel writes ones
+  int64_t z_sample_stride = 0;
+};
+
+// out[i] = the sum of numbers [i * length, (i + 1) * length) over `divisor`, all of them in the compute type.
+struct FoldProblem {
+  bool compute_double;
+  int64_t count, length;
+  const void* numbers;
+  double divisor;
+  void* out;
 };
 
 // z[k, row, col] = mu + sigma * eps, where eps is element (k * rows + row) * cols + col of the stream of `seed`, or read.

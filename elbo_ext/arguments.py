@@ -37,7 +37,7 @@ def tensor(name: str, value: Any) -> Tensor:
     return dense(name, value)
 
 
-def data(name: str, value: Any) -> Tensor:
+def data_tensor(name: str, value: Any) -> Tensor:
     """A floating-point tensor, or one of counts or pixels as they come: integers or bool."""
     if isinstance(value, Tensor) and value.dtype in DATA_DTYPES:
         return dense(name, value)
@@ -62,6 +62,21 @@ def dense(name: str, value: Tensor) -> Tensor:
             f"{name} must be a dense tensor, got layout {layout}; convert it first, for example with {name}.to_dense()"
         )
     return value
+
+
+def labels(name: str, value: Any) -> Tensor:
+    """Classes: a tensor of an integer dtype."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.dtype not in DATA_DTYPES:
+        raise TypeError(f"{name} must have an integer dtype, got {_dtype(value)}; they are numbers of classes")
+    return dense(name, value)
+
+
+def classes(name: str, value: Any, dim: Any, data: bool = False) -> Tensor:
+    """A tensor with one class or more along ``dim``; a floating-point one, unless it is data."""
+    checked = data_tensor(name, value) if data else tensor(name, value)
+    return _along(name, checked, dim, "class")
 
 
 def is_number(value: Any) -> bool:
@@ -373,6 +388,11 @@ def generator(value: Any, shape: torch.Size) -> None:
         )
 
 
+def one_generator(value: Any) -> None:
+    if value is not None and not isinstance(value, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator or None, got {type(value).__name__}")
+
+
 def num_samples(value: Any) -> int | None:
     if value is None:
         return None
@@ -382,9 +402,9 @@ def num_samples(value: Any) -> int | None:
     return checked
 
 
-def number(name: str, value: Any, *, low: float = -math.inf, above: bool = False) -> float:
-    """A finite number of at least ``low``, or ``above`` it, of Python or NumPy; or an integer in a tensor without
-    dimensions, for which the tensor's device is waited for."""
+def number(name: str, value: Any, *, low: float = -math.inf, above: bool = False, high: float = math.inf) -> float:
+    """A finite number of at least ``low``, or ``above`` it, and at most ``high``, of Python or NumPy; or an
+    integer in a tensor without dimensions, for which the tensor's device is waited for."""
     if isinstance(value, Tensor) and value.dim() == 0 and value.dtype in _INTEGERS:
         value = int(value)
     if not is_number(value):
@@ -395,7 +415,13 @@ def number(name: str, value: Any, *, low: float = -math.inf, above: bool = False
     if not finite or (low > -math.inf and not (checked > low if above else checked >= low)):
         bound = "" if low == -math.inf else f" {'above' if above else 'of at least'} {low:g}"
         raise ValueError(f"{name} must be a finite number{bound}, got {value}")
+    if high < math.inf and checked > high:
+        raise ValueError(f"{name} must be at most {high:g}, got {value}")
     return checked
+
+
+def integer(name: str, value: Any) -> int:
+    return _int(name, value)
 
 
 def count(name: str, value: Any, low: int = 1) -> int:
@@ -419,14 +445,18 @@ def keywords(given: Mapping[str, Any], known: Sequence[str]) -> None:
 
 def samples(name: str, value: Any, dim: Any = 0) -> Tensor:
     """A floating-point tensor with at least one sample along ``dim``."""
-    checked = tensor(name, value)
+    return _along(name, tensor(name, value), dim, "sample")
+
+
+def _along(name: str, value: Tensor, dim: Any, what: str) -> Tensor:
+    """A tensor that has one element or more along an axis, which ``what`` calls them."""
     dim = _int("dim", dim)
-    shape = tuple(known_shape(checked.shape))
+    shape = tuple(known_shape(value.shape))
     if not -len(shape) <= dim < len(shape):
         raise ValueError(f"dim must be an axis of {name}, which has shape {shape}, got {dim}")
     if shape[dim] < 1:
-        raise ValueError(f"{name} must have at least one sample along dim {dim}, got shape {shape}")
-    return checked
+        raise ValueError(f"{name} must have at least one {what} along dim {dim}, got shape {shape}")
+    return value
 
 
 def examples(name: str, value: Any, batch_dims: int, low: int = 1) -> Tensor:

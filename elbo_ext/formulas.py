@@ -406,6 +406,56 @@ def gaussian_kl(
     return 0.5 * (z * z + _exp_remainder(_log_var_ratio(scale, prior_scale, form, prior_form, floor, prior_floor)))
 
 
+def categorical(x: Tensor, logits: Tensor, ignored: float) -> Tensor:
+    """log softmax(logits)_x over the last dimension, in nats: of classes x ``[..., 1]``, ``[...]``. 0 where x is ``ignored``,
+    -inf where it is no class."""
+    log_p = logits.log_softmax(-1)
+    shape = torch.broadcast_shapes(x.shape[:-1], log_p.shape[:-1])
+    x = x.long().expand(*shape, 1)
+    inside = (x >= 0) & (x < log_p.shape[-1])
+    chosen = log_p.expand(*shape, log_p.shape[-1]).gather(-1, torch.where(inside, x, 0))
+    left_out = torch.where(x == int(ignored), 0.0, -math.inf)
+    return torch.where(inside & (x != int(ignored)), chosen, left_out.to(chosen.dtype)).squeeze(-1)
+
+
+def multinomial(x: Tensor, logits: Tensor, _: float) -> Tensor:
+    """sum_c x_c log softmax(logits)_c over the last dimension, in nats; 0 of an impossible class with x_c = 0."""
+    log_p = logits.log_softmax(-1)
+    x, log_p = torch.broadcast_tensors(x.to(log_p.dtype), log_p)
+    return (x * torch.where((x == 0) & log_p.isinf(), 0.0, log_p)).sum(-1)
+
+
+def mixed_with_uniform(log_s: Tensor, unimix: float) -> Tensor:
+    """ln((1 - unimix) s + unimix / C), given ln s, over the last dimension."""
+    return log_s if unimix == 0 else ((1 - unimix) * log_s.exp() + unimix / log_s.shape[-1]).log()
+
+
+def categorical_kl(logits: Tensor, prior_logits: Tensor, unimix: float) -> Tensor:
+    """sum_c p_c (r_c + e^-r_c - 1), r = ln p - ln q, over the last dimension, in nats: the KL, as sum p = sum q = 1. No term is
+    negative."""
+    shape = torch.broadcast_shapes(logits.shape, prior_logits.shape)
+    log_p, log_q = (mixed_with_uniform(t.expand(shape).log_softmax(-1), unimix) for t in (logits, prior_logits))
+    p, q = log_p.exp(), log_q.exp()
+    possible = p > 0
+    r = torch.where(possible, log_p, 0.0) - torch.where(possible, log_q, 0.0)
+    near = r.abs() < 1
+    close = p * _exp_remainder(-torch.where(near, r, 0.0))
+    return torch.where(possible, torch.where(near, close, q - p + p * r), q).sum(-1)
+
+
+def weighted_rows(
+    formula: Callable[..., Tensor], inputs: Sequence[Tensor], masked: Sequence[float], weight: Tensor | None
+) -> Tensor:
+    """:func:`weighted` for a sum over the last dimension, that of the classes, which the weight ``[..., 1]`` lacks."""
+    term = formula(*inputs)
+    if weight is None:
+        return term
+    weight = weight.squeeze(-1)
+    out = (weight == 0) & ~term.isfinite()
+    replaced = (torch.where(out.unsqueeze(-1), number, t) for t, number in zip(inputs, masked, strict=True))
+    return torch.where(out, 0.0, formula(*replaced) * weight)
+
+
 def weighted(
     formula: Callable[..., Tensor], inputs: Sequence[Tensor], masked: Sequence[float], weight: Tensor | None
 ) -> Tensor:

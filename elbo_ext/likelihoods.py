@@ -24,6 +24,7 @@ from .ops import TERM_NUMBERS
 
 __all__ = [
     "Bernoulli",
+    "Categorical",
     "ContinuousBernoulli",
     "DiscretizedGaussian",
     "DiscretizedLogistic",
@@ -31,6 +32,7 @@ __all__ = [
     "Laplace",
     "Likelihood",
     "LikelihoodWithParameters",
+    "Multinomial",
     "NegativeBinomial",
     "Poisson",
     "StudentT",
@@ -57,6 +59,8 @@ class Term:
         masked: for each input a number that the formula bears and that stands in for an element of weight 0.
         numbers: inputs that are never tensors, but numbers made of ``options``, which are arguments with these defaults, by
             ``numbers_from``, which checks them and returns the numbers by name.
+        over_classes: whether it is a sum over the last dimension of its inputs, that of the classes, and the constants of
+            its inputs are options of the formula (csrc/terms/categorical.h).
         number: in the operator schema.
         forms_of_inputs: the names of the forms of each input.
         floors_of_inputs: the names of the floors of each input.
@@ -76,6 +80,7 @@ class Term:
     numbers: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     numbers_from: Callable[..., Mapping[str, float]] = dict
+    over_classes: bool = False
     number: int = field(init=False)
     forms_of_inputs: tuple[tuple[str, ...], ...] = field(init=False)
     floors_of_inputs: tuple[tuple[str, ...], ...] = field(init=False)
@@ -123,6 +128,10 @@ class Term:
         self, forms: int, inputs: Sequence[Tensor], weight: Tensor | None, constants: Sequence[float]
     ) -> Tensor:
         """The formula, times the weight. ``constants`` are those of the inputs, of which the floors are taken."""
+        if self.over_classes:
+            return formulas.weighted_rows(
+                lambda *tensors: self.formula(*tensors, constants[0]), inputs, self.masked, weight
+            )
         how = (*self.form_names(forms), *self.floors_in(forms, constants))
         return formulas.weighted(lambda *tensors: self.formula(*tensors, *how), inputs, self.masked, weight)
 
@@ -355,7 +364,28 @@ DiscretizedGaussian = _register(
     **_BINS,
 )
 
-# Not a likelihood, but a term like them.
+Categorical = _register(
+    "categorical",
+    inputs=("x", "logits"),
+    decoder="logits",
+    options={"dim": -1, "ignore_index": -100},
+    masked=(0, 1.0),
+    support=constraints.real,
+    over_classes=True,
+    formula=formulas.categorical,
+)
+
+Multinomial = _register(
+    "multinomial",
+    inputs=("x", "logits"),
+    decoder="logits",
+    options={"dim": -1, "coefficient": False},
+    support=constraints.nonnegative,
+    over_classes=True,
+    formula=formulas.multinomial,
+)
+
+# No likelihoods, but terms like them.
 GAUSSIAN_KL = Term(
     "gaussian_kl",
     inputs=("mu", "logvar", "prior_mu", "prior_logvar"),
@@ -365,7 +395,14 @@ GAUSSIAN_KL = Term(
     formula=formulas.gaussian_kl,
 )
 
-TERMS = {**LIKELIHOODS, GAUSSIAN_KL.name: GAUSSIAN_KL}
+CATEGORICAL_KL = Term(
+    "categorical_kl",
+    inputs=("logits", "prior_logits"),
+    over_classes=True,
+    formula=formulas.categorical_kl,
+)
+
+TERMS = {**LIKELIHOODS, GAUSSIAN_KL.name: GAUSSIAN_KL, CATEGORICAL_KL.name: CATEGORICAL_KL}
 TERMS_BY_NUMBER = {term.number: term for term in TERMS.values()}
 
 

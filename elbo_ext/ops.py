@@ -185,12 +185,14 @@ def _gradients(operands: Sequence[Tensor | None], needs: Sequence[bool]) -> list
     return [torch.empty_like(t) for t, need in zip(operands, needs, strict=True) if t is not None and need]
 
 
+@torch.library.register_fake("elbo_ext::categorical")
 @torch.library.register_fake("elbo_ext::term_sum")
 def _(term: int, operands: Operands, constants: Numbers, forms: int, batch_dims: int, reduction: int) -> Tensor:
     shape = _broadcast(operands)[:batch_dims] if reduction == NONE else ()
     return _first(operands).new_empty(shape, dtype=value_dtype(*operands))
 
 
+@torch.library.register_fake("elbo_ext::categorical_backward")
 @torch.library.register_fake("elbo_ext::term_sum_backward")
 def _(
     term: int,
@@ -205,6 +207,7 @@ def _(
     return _gradients(operands, needs)
 
 
+@torch.library.register_fake("elbo_ext::categorical_with_gradients")
 @torch.library.register_fake("elbo_ext::term_sum_with_gradients")
 def _(
     term: int,
@@ -347,6 +350,35 @@ def _(
     return _gradients(inputs, needs)
 
 
+@torch.library.register_fake("elbo_ext::categorical_sample")
+def _(
+    operands: Operands,
+    constants: Numbers,
+    seed: Tensor | None,
+    noise: Tensor | None,
+    num_samples: int | None,
+    batch_dims: int,
+    reduction: int,
+) -> list[Tensor]:
+    like, shape = _first(operands), _broadcast(operands)
+    z = like.new_empty(shape if num_samples is None else (num_samples, *shape))
+    return [z, like.new_empty(shape[:batch_dims] if reduction == NONE else (), dtype=value_dtype(*operands))]
+
+
+@torch.library.register_fake("elbo_ext::categorical_sample_backward")
+def _(
+    operands: Operands,
+    constants: Numbers,
+    batch_dims: int,
+    reduction: int,
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    return _gradients(operands, needs)
+
+
+@torch.library.register_fake("elbo_ext::gumbel_noise")
 @torch.library.register_fake("elbo_ext::normal_noise")
 def _(seed: Tensor, count: int, double_precision: bool, first: int = 0) -> Tensor:
     return seed.new_empty((seed.numel(), count), dtype=torch.float64 if double_precision else torch.float32)

@@ -12,7 +12,8 @@
   void sample_log_prob(const LatentProblem&, int64_t, int64_t);          \
   void sample_log_prob_backward(const LatentProblem&, int64_t, int64_t); \
   void importance(const ImportanceProblem&, int64_t, int64_t);           \
-  void normal_noise(int64_t, int64_t, int64_t, DType, void*);            \
+  void categorical(const CategoricalProblem&, int64_t, int64_t);         \
+  void noise(NoiseKind, int64_t, int64_t, int64_t, DType, void*);        \
   }
 ELBO_DECLARE(DEFAULT)
 #if defined(ELBO_HAVE_AVX2)
@@ -28,7 +29,7 @@ namespace {
 
 #define ELBO_KERNELS(CAPABILITY)                                                                                    \
   {#CAPABILITY, CAPABILITY::term_sum, CAPABILITY::latent, CAPABILITY::latent_backward, CAPABILITY::sample_log_prob, \
-   CAPABILITY::sample_log_prob_backward, CAPABILITY::importance, CAPABILITY::normal_noise}
+   CAPABILITY::sample_log_prob_backward, CAPABILITY::importance, CAPABILITY::categorical, CAPABILITY::noise}
 // From the plainest to the widest.
 constexpr CpuKernels kCompiled[] = {
     ELBO_KERNELS(DEFAULT),

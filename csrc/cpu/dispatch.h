@@ -17,7 +17,8 @@ struct CpuKernels {
   void (*sample_log_prob)(const LatentProblem&, int64_t begin, int64_t end);
   void (*sample_log_prob_backward)(const LatentProblem&, int64_t begin, int64_t end);
   void (*importance)(const ImportanceProblem&, int64_t begin, int64_t end);  // examples
-  void (*normal_noise)(int64_t seed, int64_t first, int64_t count, DType dtype, void* out);
+  void (*categorical)(const CategoricalProblem&, int64_t begin, int64_t end);  // rows
+  void (*noise)(NoiseKind, int64_t seed, int64_t first, int64_t count, DType dtype, void* out);
 };
 
 // Those in use on this machine.

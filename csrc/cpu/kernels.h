@@ -13,6 +13,7 @@ void latent_backward(const LatentProblem& problem, int64_t begin, int64_t end);
 void sample_log_prob(const LatentProblem& problem, int64_t begin, int64_t end);
 void sample_log_prob_backward(const LatentProblem& problem, int64_t begin, int64_t end);
 void importance(const ImportanceProblem& problem, int64_t begin, int64_t end);  // examples
-void normal_noise(int64_t seed, int64_t first, int64_t count, DType dtype, void* out);
+void categorical(const CategoricalProblem& problem, int64_t begin, int64_t end);  // rows
+void noise(NoiseKind kind, int64_t seed, int64_t first, int64_t count, DType dtype, void* out);
 
 }  // namespace elbo_ext::CPU_CAPABILITY

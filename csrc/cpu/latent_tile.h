@@ -25,7 +25,7 @@ Forms forms_of(const LatentProblem& p, TermTile<R>& t) {
 // The noise of one tile of one sample.
 template <class R>
 struct Noise {
-  NormalBuffer<R, kTile> normals;
+  NoiseBuffer<R, kTile> normals;
   Buffer<R> buffer;
 
   Lane<R> load(const LatentProblem& p, const Tile& tile, int64_t sample) {

@@ -1,4 +1,4 @@
-// Normal noise in bulk: Philox on registers of 32-bit words, Box-Muller in loops that the compiler vectorizes.
+// Noise in bulk: Philox on registers of 32-bit words, the transformations in loops that the compiler vectorizes.
 #pragma once
 
 #include <cmath>
@@ -106,10 +106,10 @@ ELBO_INLINE Words operator^(Words a, uint32_t b) { return a ^ Words::splat(b); }
 constexpr int kCountersPerBlock = 32;
 constexpr int kNormalsPerBlock = kCountersPerBlock * kNormalsPerCounter;
 
-// The normals of `counters` groups of four, rounded up to whole blocks. first_counter is a multiple of Words::size, so
-// that the lower half of the counter never overflows inside a register.
-template <class F>
-void fill_normals(uint64_t seed, uint64_t first_counter, int64_t counters, F* out) {
+// The words of `counters` counters, rounded up to whole blocks, as make(word, out) turns a block of them into numbers.
+// first_counter is a multiple of Words::size, so that the lower half of the counter never overflows inside a register.
+template <class F, class Make>
+void fill_from_words(uint64_t seed, uint64_t first_counter, int64_t counters, F* out, Make&& make) {
   for (int64_t done = 0; done < counters; done += kCountersPerBlock, out += kNormalsPerBlock) {
     uint32_t word[4][kCountersPerBlock];
     for (int i = 0; i < kCountersPerBlock; i += Words::size) {
@@ -121,27 +121,46 @@ void fill_normals(uint64_t seed, uint64_t first_counter, int64_t counters, F* ou
       philox4x32_10(lanes, seed);
       for (int j = 0; j < 4; ++j) lanes[j].store(word[j] + i);
     }
-    F normal[4][kCountersPerBlock];
-    for (int j = 0; j < 4; j += 2)
-      for (int i = 0; i < kCountersPerBlock; ++i)
-        box_muller<F>(word[j][i], word[j + 1][i], normal[j][i], normal[j + 1][i]);
+    F number[4][kCountersPerBlock];
+    make(word, number);
     for (int i = 0; i < kCountersPerBlock; ++i)
-      for (int j = 0; j < 4; ++j) out[kNormalsPerCounter * i + j] = normal[j][i];
+      for (int j = 0; j < 4; ++j) out[kNormalsPerCounter * i + j] = number[j][i];
   }
 }
 
-// Room for any stretch of up to `count` normals, wherever it begins.
+template <class F>
+void fill_normals(uint64_t seed, uint64_t first_counter, int64_t counters, F* out) {
+  fill_from_words(seed, first_counter, counters, out, [](const auto& word, auto& normal) {
+    for (int j = 0; j < 4; j += 2)
+      for (int i = 0; i < kCountersPerBlock; ++i)
+        box_muller<F>(word[j][i], word[j + 1][i], normal[j][i], normal[j + 1][i]);
+  });
+}
+
+template <class F>
+void fill_gumbel(uint64_t seed, uint64_t first_counter, int64_t counters, F* out) {
+  fill_from_words(seed, first_counter, counters, out, [](const auto& word, auto& number) {
+    for (int j = 0; j < 4; ++j)
+      for (int i = 0; i < kCountersPerBlock; ++i) number[j][i] = gumbel<F>(word[j][i]);
+  });
+}
+
+// Room for any stretch of up to `count` numbers, wherever it begins.
 template <class F, int64_t count>
-struct alignas(64) NormalBuffer {
+struct alignas(64) NoiseBuffer {
   F data[count + 2 * kNormalsPerBlock];
 
   // Normals number first .. first + n - 1 of the stream, n <= count.
-  const F* fill(int64_t seed, int64_t first, int64_t n) {
+  const F* fill(int64_t seed, int64_t first, int64_t n) { return fill_by(fill_normals<F>, seed, first, n); }
+  // Gumbel noise, one number for each word.
+  const F* fill_gumbel(int64_t seed, int64_t first, int64_t n) { return fill_by(elbo_ext::fill_gumbel<F>, seed, first, n); }
+
+ private:
+  const F* fill_by(void (*fill)(uint64_t, uint64_t, int64_t, F*), int64_t seed, int64_t first, int64_t n) {
     constexpr uint64_t kAligned = 32;  // a multiple of every Words::size
     const uint64_t first_counter = static_cast<uint64_t>(first) / kNormalsPerCounter / kAligned * kAligned;
     const int64_t skip = first - static_cast<int64_t>(first_counter * kNormalsPerCounter);
-    fill_normals(static_cast<uint64_t>(seed), first_counter,
-                 (skip + n + kNormalsPerCounter - 1) / kNormalsPerCounter, data);
+    fill(static_cast<uint64_t>(seed), first_counter, (skip + n + kNormalsPerCounter - 1) / kNormalsPerCounter, data);
     return data + skip;
   }
 };

@@ -26,6 +26,7 @@ struct CudaCall {
 };
 
 struct NoiseProblem {
+  NoiseKind kind;
   const int64_t* seed;  // [rows]
   int64_t rows, count, first;
   bool compute_double;
@@ -55,7 +56,9 @@ struct CudaKernels {
   const char* (*sample_log_prob)(const LatentProblem&, const CudaCall&);
   const char* (*sample_log_prob_backward)(const LatentProblem&, const CudaCall&);
   const char* (*importance)(const ImportanceProblem&, const CudaCall&);
-  const char* (*normal_noise)(const NoiseProblem&, const CudaCall&);
+  const char* (*categorical)(const CategoricalProblem&, const CudaCall&);
+  const char* (*fold)(const FoldProblem&, const CudaCall&);
+  const char* (*noise)(const NoiseProblem&, const CudaCall&);
   const char* (*stored_gradients)(const StoredGradients&, const CudaCall&);
 };
 

@@ -49,7 +49,9 @@ constexpr CudaKernels kKernels = {
     by_type<LatentProblem, sample_log_prob<float>, sample_log_prob<double>>,
     by_type<LatentProblem, sample_log_prob_backward<float>, sample_log_prob_backward<double>>,
     on_device<ImportanceProblem, importance>,
-    on_device<NoiseProblem, normal_noise>,
+    by_type<CategoricalProblem, categorical<float>, categorical<double>>,
+    on_device<FoldProblem, fold>,
+    on_device<NoiseProblem, noise>,
     on_device<StoredGradients, stored_gradients>,
 };
 

@@ -1,4 +1,4 @@
-// Normal noise, made in registers from (seed, element number). The formulas: terms/noise.h.
+// Noise, made in registers from (seed, element number). The formulas: terms/noise.h.
 #pragma once
 
 #include "device.cuh"
@@ -28,6 +28,15 @@ __device__ __forceinline__ void whole_group(uint64_t seed, uint64_t index, R (&o
   random_words(seed, index / 2, word);
   const bool upper = index % 2 != 0;
   box_muller<R>(upper ? word[2] : word[0], upper ? word[3] : word[1], out[0], out[1]);
+}
+
+// The Gumbel noise of a counter.
+template <class R>
+__device__ __forceinline__ void gumbel_group(uint64_t seed, uint64_t counter, R (&out)[4]) {
+  uint32_t word[4];
+  random_words(seed, counter, word);
+  ELBO_UNROLL
+  for (int i = 0; i < 4; ++i) out[i] = gumbel<R>(word[i]);
 }
 
 // One normal: half of a pair.

@@ -272,12 +272,41 @@ class CpuDevice final : public Device {
     for (const PartialGradients& partial : gradients) partial.finish();
   }
 
-  void normal_noise(const Site&, const Tensor& seed, int64_t first, const Tensor& out) const override {
+  void categorical(const Site&, CategoricalProblem& problem) const override {
+    read_uniform(problem.upstream);
+    const int64_t work = problem.samples > 0 ? kLeastDraws : kLeastElements / 4;  // exponentials, and noise
+    const int64_t rows = problem.space.rows, grain = std::max<int64_t>(work / problem.classes, 1);
+    const auto run = [&](int64_t begin, int64_t end) { cpu_kernels().categorical(problem, begin, end); };
+    if (rows < 2 * grain) return run(0, rows);
+    torch::stable::parallel_for(0, rows, grain, run);
+  }
+
+  void fold(const Site&, const FoldProblem& problem) const override {
+    const DType dtype = compute_type(problem.compute_double);
+    const int64_t width = bytes_of(dtype);
+    // Blocks that depend on the shape alone, so that the sum is the same for any number of threads.
+    const int64_t per_sum = std::max<int64_t>((problem.length + kBlockElements - 1) / kBlockElements, 1);
+    std::vector<double> sums(problem.count * per_sum);
+    const int64_t grain = std::max<int64_t>(kLeastElements / std::clamp<int64_t>(problem.length, 1, kBlockElements), 1);
+    torch::stable::parallel_for(0, problem.count * per_sum, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = i % per_sum * kBlockElements, count = std::min(kBlockElements, problem.length - first);
+        sums[i] = sum_of(static_cast<const char*>(problem.numbers) + (i / per_sum * problem.length + first) * width, dtype, count);
+      }
+    });
+    for (int64_t i = 0; i < problem.count; ++i) {
+      double sum = 0;
+      for (int64_t k = 0; k < per_sum; ++k) sum += sums[i * per_sum + k];
+      write(problem.out, dtype, i, sum / problem.divisor);
+    }
+  }
+
+  void noise(const Site&, NoiseKind kind, const Tensor& seed, int64_t first, const Tensor& out) const override {
     const int64_t* seeds = static_cast<const int64_t*>(seed.data_ptr());
     const DType dtype = dtype_of(out);
     const int64_t count = out.size(1), row_bytes = count * (dtype == DType::kDouble ? 8 : 4);
     for (int64_t row = 0; row < out.size(0); ++row)
-      cpu_kernels().normal_noise(seeds[row], first, count, dtype, static_cast<char*>(out.data_ptr()) + row * row_bytes);
+      cpu_kernels().noise(kind, seeds[row], first, count, dtype, static_cast<char*>(out.data_ptr()) + row * row_bytes);
   }
 
   void importance(const Site&, const ImportanceProblem& problem) const override {

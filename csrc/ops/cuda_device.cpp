@@ -99,9 +99,15 @@ class CudaDevice final : public Device {
     });
   }
 
-  void normal_noise(const Site& site, const Tensor& seed, int64_t first, const Tensor& out) const override {
-    run(site, kernels->normal_noise,
-        NoiseProblem{static_cast<const int64_t*>(seed.data_ptr()), out.size(0), out.size(1), first,
+  void categorical(const Site& site, CategoricalProblem& problem) const override {
+    run(site, kernels->categorical, problem);
+  }
+
+  void fold(const Site& site, const FoldProblem& problem) const override { run(site, kernels->fold, problem); }
+
+  void noise(const Site& site, NoiseKind kind, const Tensor& seed, int64_t first, const Tensor& out) const override {
+    run(site, kernels->noise,
+        NoiseProblem{kind, static_cast<const int64_t*>(seed.data_ptr()), out.size(0), out.size(1), first,
                      dtype_of(out) == DType::kDouble, out.data_ptr()});
   }
 

@@ -29,8 +29,11 @@ class Device {
   virtual void term_sum(const Site& site, TermSumProblem& problem) const = 0;
   virtual int latent(const Site& site, const LatentProblems& problems) const = 0;
   virtual void latent_backward(const Site& site, const std::vector<LatentProblem*>& problems) const = 0;
-  // out[row, i] = normal number first + i of the stream of seed[row].
-  virtual void normal_noise(const Site& site, const Tensor& seed, int64_t first, const Tensor& out) const = 0;
+  // Rows that are no term: a problem of no rows is for the caller. fold() may have nothing to add up.
+  virtual void categorical(const Site& site, CategoricalProblem& problem) const = 0;
+  virtual void fold(const Site& site, const FoldProblem& problem) const = 0;
+  // out[row, i] = number first + i of the stream of seed[row].
+  virtual void noise(const Site& site, NoiseKind kind, const Tensor& seed, int64_t first, const Tensor& out) const = 0;
   virtual void importance(const Site& site, const ImportanceProblem& problem) const = 0;
   virtual void stored_gradients(const Site& site, const StoredGradients& problem) const = 0;
 };

@@ -340,21 +340,11 @@ std::vector<Tensor> latent_list_backward(OptionalTensors inputs, std::vector<dou
   return tensors;
 }
 
-Tensor normal_noise(Tensor seed, int64_t count, bool double_precision, int64_t first) {
-  STD_TORCH_CHECK(is_seed(seed) && seed.is_contiguous() && count >= 0 && first >= 0,
-                  "elbo_ext: seed is a contiguous int64 tensor, count and first are not negative");
-  const Dims shape{seed.numel(), count};
-  const Tensor result = empty(shape, compute_type(double_precision), seed);
-  if (result.numel() > 0) device_of(seed).normal_noise({"normal_noise", shape, seed}, seed, first, result);
-  return result;
-}
-
 void register_ops(torch::stable::detail::StableLibrary& library) {
   library.impl("latent", TORCH_BOX(&latent));
   library.impl("latent_backward", TORCH_BOX(&latent_backward));
   library.impl("latent_list", TORCH_BOX(&latent_list));
   library.impl("latent_list_backward", TORCH_BOX(&latent_list_backward));
-  library.impl("normal_noise", TORCH_BOX(&normal_noise));
 }
 
 }  // namespace

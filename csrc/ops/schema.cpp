@@ -21,6 +21,10 @@
   "Tensor?[] inputs, float[] constants, int forms, Tensor seeds, int? num_samples, int results, int batch_dims, " \
   "int reduction"
 
+// Terms over a dimension: of the operands, two inputs and the weight, the last dimension is that of the classes, which labels
+// and the weight have with size 1. Where a gradient is wanted, an operand has the whole joint shape.
+#define ELBO_CATEGORICAL ELBO_TERM
+
 STABLE_TORCH_LIBRARY(elbo_ext, library) {
   library.def("term_sum(" ELBO_TERM ") -> Tensor");
   library.def("term_sum_backward(" ELBO_TERM ", Tensor grad, bool[] needs) -> Tensor[]");
@@ -47,8 +51,22 @@ STABLE_TORCH_LIBRARY(elbo_ext, library) {
   // for each; one KL, summed over the tensors, which have one batch shape. Gradients by the needed inputs, in their order.
   library.def("latent_list(" ELBO_LATENT_LIST ") -> Tensor[]");
   library.def("latent_list_backward(" ELBO_LATENT_LIST ", Tensor?[] grad_z, Tensor? grad_kl, bool[] needs) -> Tensor[]");
-  // Element i of row j is normal number first + i of the stream of seed j.
+  // As those of the term_sum family. The constant of a tensor is an option: unimix of a KL's logits, the label that is ignored.
+  library.def("categorical(" ELBO_CATEGORICAL ") -> Tensor");
+  library.def("categorical_backward(" ELBO_CATEGORICAL ", Tensor grad, bool[] needs) -> Tensor[]");
+  library.def("categorical_with_gradients(" ELBO_CATEGORICAL ", float factor, bool[] needs) -> Tensor[]");
+  // One-hot samples of the probabilities of logits, of their dtype, the samples along a first axis if there is a number of
+  // them; and the KL to the prior. Either a seed or noise, which has the shape of the samples.
+  library.def(
+      "categorical_sample(Tensor?[] operands, float[] constants, Tensor? seed, Tensor? noise, int? num_samples, "
+      "int batch_dims, int reduction) -> Tensor[]");
+  // Gradients by logits and prior, given those of the samples, summed over their axis, and of the KL.
+  library.def(
+      "categorical_sample_backward(Tensor?[] operands, float[] constants, int batch_dims, int reduction, Tensor? grad_z, "
+      "Tensor? grad_kl, bool[] needs) -> Tensor[]");
+  // Element i of row j is number first + i of the stream of seed j.
   library.def("normal_noise(Tensor seed, int count, bool double_precision, int first=0) -> Tensor");
+  library.def("gumbel_noise(Tensor seed, int count, bool double_precision, int first=0) -> Tensor");
   // log 1/K sum_k w_k of log-weights [K, ...], contiguous and of float32 or float64; with_weights also w_k / sum_j w_j.
   library.def("importance_bound(Tensor log_weights, bool with_weights) -> Tensor[]");
   // Multiplies gradients in place, without touching their memory where the factor is 1.

@@ -2,6 +2,7 @@
 
 #include <sstream>
 
+#include "../terms/categorical.h"
 #include "../terms/list.h"
 
 namespace elbo_ext {
@@ -30,7 +31,7 @@ TermInfo info_of(int number, const char* name) {
 
 const std::vector<TermInfo>& terms() {
 #define ELBO_TERM_INFO(number, Term, name) info_of<Term<double>>(number, name),
-  static const std::vector<TermInfo> known{ELBO_FOR_EACH_TERM(ELBO_TERM_INFO)};
+  static const std::vector<TermInfo> known{ELBO_FOR_EACH_TERM(ELBO_TERM_INFO) ELBO_FOR_EACH_CLASS_TERM(ELBO_TERM_INFO)};
 #undef ELBO_TERM_INFO
   return known;
 }

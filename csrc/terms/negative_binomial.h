@@ -50,10 +50,19 @@ struct MeanAndTheta {
     }
     odds = mean * over_theta;
   }
-
-  // x / odds, exactly theta where x is the mean: there the value is what is left of numbers that cancel.
-  ELBO_INLINE T over_odds(T x) const { return mean_form == kLogits ? x / odds : theta * (x / mean); }
 };
+
+// ln(x (t + m) / (m (t + x))), whose argument is 1 + t (x - m) / (m (t + x)), but for the part of an extreme mean; `over` is
+// 1 / (t + x). The difference to the mean is taken as such: x t / m - t loses digits of a large t. With logits it is not at
+// hand, as m may be 0.
+template <class T>
+ELBO_INLINE Log1p<T> log_of_shares(const MeanAndTheta<T>& p, T x, T over, T over_mean) {
+  if (p.mean_form == MeanAndTheta<T>::kLogits) {
+    const T over_odds = x / p.odds;  // x t / m
+    return log1p_parts((over_odds - p.theta) * over, (over_odds + x) * over);
+  }
+  return log1p_parts((x - p.mean) * over_mean * (p.theta * over), x * over_mean * ((p.theta + p.mean) * over));
+}
 
 // x = 0: -t ln(1 + m / t), with its derivatives by mean and theta as they were given.
 template <bool kGradient, class T>
@@ -80,16 +89,15 @@ ELBO_INLINE T negative_binomial_above_zero(const T* in, int forms, T& by_mean, T
   const T zero = T(R(0)), one = T(R(1)), half = T(R(0.5));
   const M p(in, forms);
   const T x = in[0], mean = p.mean, sum = x + p.theta, over = one / sum, x_over_theta = x * p.over_theta;
-  const T x_over_odds = p.over_odds(x);
-  // ln((t + m) / (t + x)), and ln(x (t + m) / (m (t + x))), whose argument is 1 + (x t / m - t) / (t + x)
+  const T over_mean = one / mean;
+  // ln((t + m) / (t + x))
   const Log1p<T> first = log1p_parts((mean - x) * over, (p.theta + mean) * over);
   const T log_first = first.value + positive_part(p.beyond);
-  const T log_second =
-      log1p_parts((x_over_odds - p.theta) * over, (x_over_odds + x) * over).value + positive_part(zero - p.beyond);
+  const T log_second = log_of_shares(p, x, over, over_mean).value + positive_part(zero - p.beyond);
   const Binet<T> of_sum = binet(sum, over), of_x = binet(x, one / x), of_theta = binet(p.theta, p.over_theta);
   if constexpr (kGradient) {
     by_mean = (x - mean) / (one + p.odds);                    // d/dln m = t (x - m) / (t + m)
-    if (p.mean_form == M::kMean) by_mean = by_mean / mean;    // d/dm
+    if (p.mean_form == M::kMean) by_mean = by_mean * over_mean;  // d/dm
     // d/dt = psi(x + t) - psi(t) - ln((t + m) / t) + (m - x) / (t + m), and without the last for constant logits, in two
     // parts: psi(x + t) - psi(t) - ln((t + x) / t), and what is left of the logarithm
     by_theta = half * x_over_theta * over + (of_sum.digamma - of_theta.digamma) -

@@ -73,6 +73,23 @@ struct Polynomials<double> {
   }
 };
 
+// x = mantissa * 2^exponent, mantissa in [sqrt(1/2), sqrt(2)): exponent, and 2^-exponent. Single precision decides the split for
+// every F.
+struct Split {
+  int32_t exponent;
+  float scale;
+};
+ELBO_INLINE Split split(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  Split result;
+  result.exponent = static_cast<int32_t>(bits - 0x3F3504F3u) >> 23;  // 0x3F3504F3 = sqrt(1/2)
+  const uint32_t scale_bits = static_cast<uint32_t>(127 - result.exponent) << 23;
+  std::memcpy(&result.scale, &scale_bits, sizeof result.scale);
+  return result;
+}
+constexpr double kLogTwo = 0.693147180559945309417232121458;
+
 // ln u for u = odd * 2^-32, odd in [1, 2^32): to full relative precision also where u is next to 1.
 template <class F>
 ELBO_INLINE F log_uniform(uint32_t odd) {
@@ -81,17 +98,10 @@ ELBO_INLINE F log_uniform(uint32_t odd) {
   const bool upper = as_signed < 0;  // u > 1/2
   const F nearest = static_cast<F>(upper ? -as_signed : as_signed) * F(0x1p-32);
   const F u = upper ? F(1) - nearest : nearest;
-  // u = mantissa * 2^exponent, mantissa in [sqrt(1/2), sqrt(2)); single precision decides the split for every F.
-  const float rough = static_cast<float>(u);
-  uint32_t bits;
-  std::memcpy(&bits, &rough, sizeof bits);
-  const int32_t exponent = static_cast<int32_t>(bits - 0x3F3504F3u) >> 23;  // 0x3F3504F3 = sqrt(1/2)
-  const uint32_t scale_bits = static_cast<uint32_t>(127 - exponent) << 23;
-  float scale;
-  std::memcpy(&scale, &scale_bits, sizeof scale);
+  const Split parts = split(static_cast<float>(u));
   // f = mantissa - 1, which for u next to 1 is -(1 - u), known exactly.
-  const F f = upper && exponent == 0 ? -nearest : u * static_cast<F>(scale) - F(1);
-  return static_cast<F>(exponent) * F(0.693147180559945309417232121458) + Polynomials<F>::log1p(f);
+  const F f = upper && parts.exponent == 0 ? -nearest : u * static_cast<F>(parts.scale) - F(1);
+  return static_cast<F>(parts.exponent) * F(kLogTwo) + Polynomials<F>::log1p(f);
 }
 
 // cos and sin of 2 pi word / 2^32.
@@ -116,6 +126,15 @@ ELBO_INLINE void box_muller(uint32_t radius_word, uint32_t angle_word, F& first,
   cos_sin_turn<F>(angle_word, cosine, sine);
   first = radius * cosine;
   second = radius * sine;
+}
+
+// A number of the standard Gumbel distribution, -ln(-ln u), from a word.
+template <class F>
+ELBO_INLINE F gumbel(uint32_t word) {
+  const F exponential = -log_uniform<F>(word | 1u);  // between 2^-32 and 23
+  const Split parts = split(static_cast<float>(exponential));
+  const F f = exponential * static_cast<F>(parts.scale) - F(1);
+  return -(static_cast<F>(parts.exponent) * F(kLogTwo) + Polynomials<F>::log1p(f));
 }
 
 }  // namespace

@@ -7,6 +7,7 @@ for. First derivatives come from the kernels. Derivatives of derivatives are tak
 operations (formulas.py), by torch itself.
 """
 
+from .categorical import CategoricalSpec, categorical_sample
 from .derivatives import sum_of_elements
 from .elbo import elbo
 from .importance import importance_bound, normalized_weights
@@ -17,9 +18,11 @@ from .term_sum import TermSpec, term_sum
 from .torch_internals import in_forward_mode, in_trace, in_transform
 
 __all__ = [
+    "CategoricalSpec",
     "LatentListSpec",
     "LatentSpec",
     "TermSpec",
+    "categorical_sample",
     "elbo",
     "explicit_noise",
     "importance_bound",

@@ -67,7 +67,7 @@ _grad_in_forward = apply_outside_torch_func(ELBOGradInForward)
 def elbo(spec: TermSpec, beta: float, kl: Tensor, operands: Operands) -> Sequence[Tensor] | None:
     """(loss, log_likelihood, kl), reduced, by one operator; None where that is not possible."""
     results: Sequence[Tensor]
-    if spec.reduction == NONE or torch.compiler.is_compiling() or in_transform() or in_trace():
+    if spec.over_classes or spec.reduction == NONE or torch.compiler.is_compiling() or in_transform() or in_trace():
         return None
     if wants_grad(operands) and not any_float16(operands):
         results = _grad_in_forward(spec, beta, kl, *operands)

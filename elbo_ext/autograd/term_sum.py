@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..likelihoods import GAUSSIAN_KL, TERMS_BY_NUMBER
+from ..likelihoods import LIKELIHOODS, TERMS_BY_NUMBER
 from ..ops import NONE, as_tensor, value_dtype
 from .derivatives import Operands, device_of, fill_missing_with_none, sum_of_elements, vjp, without_none
 from .modes import (
@@ -39,6 +39,12 @@ class TermSpec(NamedTuple):
     batch_dims: int
     reduction: int
 
+    @property
+    def over_classes(self) -> bool:
+        """Whether the last dimension of the operands is one of classes, which the term is a sum over: then the operators are
+        those of csrc/ops/categorical.cpp."""
+        return TERMS_BY_NUMBER[self.term].over_classes
+
     def under_vmap(self) -> "TermSpec":
         """With the mapped axis as an axis of examples, and no reduction over them."""
         return self._replace(batch_dims=self.batch_dims + 1, reduction=NONE)
@@ -50,7 +56,8 @@ class TermSumBackward(GradientFunction):
 
     @staticmethod
     def forward(spec: TermSpec, needs: Sequence[bool], grad: Tensor, *operands: Tensor | None) -> tuple[Tensor, ...]:
-        return tuple(_ops.term_sum_backward(spec.term, operands, *spec[1:], grad, needs))
+        backward = _ops.categorical_backward if spec.over_classes else _ops.term_sum_backward
+        return tuple(backward(spec.term, operands, *spec[1:], grad, needs))
 
     @staticmethod
     def in_torch(spec: TermSpec, needs: Sequence[bool], grad: Tensor, *operands: Tensor | None) -> tuple[Tensor, ...]:
@@ -77,7 +84,7 @@ class TermSum(ValueFunction):
 
     @staticmethod
     def forward(spec: TermSpec, *operands: Tensor | None) -> Tensor:
-        value: Tensor = _ops.term_sum(spec.term, operands, *spec[1:])
+        value: Tensor = (_ops.categorical if spec.over_classes else _ops.term_sum)(spec.term, operands, *spec[1:])
         return value
 
     @staticmethod
@@ -89,27 +96,35 @@ class TermSum(ValueFunction):
     @staticmethod
     def value_and_gradients(spec: TermSpec, needs: Sequence[bool], *operands: Tensor | None) -> Sequence[Tensor]:
         factor = -1.0 if TermSum.negated(spec) else 1.0
-        results: Sequence[Tensor] = _ops.term_sum_with_gradients(spec.term, operands, *spec[1:], factor, needs)
+        compute = _ops.categorical_with_gradients if spec.over_classes else _ops.term_sum_with_gradients
+        results: Sequence[Tensor] = compute(spec.term, operands, *spec[1:], factor, needs)
         return results
 
     @staticmethod
     def negated(spec: TermSpec) -> bool:
         """A log-likelihood is maximized: its upstream gradient is usually -1, a KL's 1. What the forward pass has multiplied
         by, the backward pass need not."""
-        return spec.term != GAUSSIAN_KL.number
+        return TERMS_BY_NUMBER[spec.term].name in LIKELIHOODS
 
     @staticmethod
     def in_torch(spec: TermSpec, *operands: Tensor | None) -> Tensor:
         dtype = value_dtype(*operands)
         device = device_of(operands)
         *inputs, weight = (
-            as_tensor(constant, dtype, device) if t is None else t.to(dtype)
+            as_tensor(constant, dtype, device)
+            if t is None
+            else t
+            if spec.over_classes and not t.is_floating_point()
+            else t.to(dtype)
             for t, constant in zip(operands, spec.constants, strict=True)
         )
         value = TERMS_BY_NUMBER[spec.term].in_torch(
             spec.forms, inputs, None if operands[-1] is None else weight, spec.constants
         )
-        examples = sum_of_elements(torch.broadcast_tensors(value, *without_none(operands))[0], spec.batch_dims)
+        rows = without_none(operands)
+        if spec.over_classes:  # whose values are of the rows
+            rows = tuple(t[..., 0] for t in rows)
+        examples = sum_of_elements(torch.broadcast_tensors(value, *rows)[0], spec.batch_dims)
         if spec.reduction == NONE:
             return examples
         return examples.mean() if spec.reduction == MEAN else examples.sum()

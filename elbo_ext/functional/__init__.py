@@ -38,6 +38,7 @@ All values are natural logarithms (nats).
 """
 
 from ..reference import ELBO
+from .categorical import categorical_kl, categorical_log_prob, categorical_rsample_kl, multinomial_log_prob
 from .densities import (
     bernoulli_log_prob,
     continuous_bernoulli_log_prob,
@@ -59,6 +60,9 @@ from .operands import Scale as Scale
 __all__ = [
     "ELBO",
     "bernoulli_log_prob",
+    "categorical_kl",
+    "categorical_log_prob",
+    "categorical_rsample_kl",
     "continuous_bernoulli_log_prob",
     "discretized_gaussian_log_prob",
     "discretized_logistic_log_prob",
@@ -66,6 +70,7 @@ __all__ = [
     "gaussian_kl",
     "gaussian_log_prob",
     "laplace_log_prob",
+    "multinomial_log_prob",
     "negative_binomial_log_prob",
     "poisson_log_prob",
     "rsample",

@@ -13,7 +13,7 @@ from ..dispatch import overridden_by_arguments, public
 from ..likelihoods import GAUSSIAN_KL, Likelihood, LikelihoodWithParameters
 from ..ops import NONE, REDUCTIONS, as_tensor, value_dtype
 from ..reference import ELBO
-from . import densities
+from . import categorical, densities
 from .operands import Forms, Scale, named_inputs, no_use_beside, posterior_and_prior, sum_of_term, term_call
 
 __all__ = [
@@ -93,6 +93,7 @@ def elbo_loss(
     """
     spec: TermSpec | None = None
     operands: tuple[Tensor | None, ...]
+    named: dict[str, Any]
     recon_scales = dict(
         zip(
             RECON_SCALES,
@@ -100,7 +101,13 @@ def elbo_loss(
             strict=True,
         )
     )
-    if log_likelihood is None:
+    given = log_likelihood
+    if log_likelihood is None and likelihoods.by_name(likelihood).likelihood.over_classes:
+        log_likelihood, sample_axes = _over_classes(likelihood, recon, x, recon_scales, weight, batch_dims)
+        assert recon is not None  # _over_classes has refused it
+        first = {"recon": recon}
+        operands, batch, named = (log_likelihood,), log_likelihood.shape, {}
+    elif log_likelihood is None:
         named, forms, term = _recon_and_x(likelihood, recon, x, recon_scales)
         spec, operands, shape = term_call(term, named, forms, weight, batch_dims, reduction)
         assert recon is not None and x is not None  # _recon_and_x has refused them
@@ -130,6 +137,8 @@ def elbo_loss(
             assert x is not None and mu is not None  # _recon_and_x and posterior_and_prior have refused them
             _check_batch(spec.batch_dims, sample_axes, x, mu, batch)
             batch_dims = spec.batch_dims - sample_axes
+        elif given is None:
+            batch_dims -= sample_axes
         kl = sum_of_term(GAUSSIAN_KL, of_kl, forms_of_kl, kl_weight, batch_dims, "none")
         arguments.broadcasts_to_batch(
             "the KL of mu and its scale has shape {}, which", kl, batch, operands={**named, "weight": weight}
@@ -173,6 +182,31 @@ def elbo_loss(
     return ELBO(*(part.sum() if number == REDUCTIONS["sum"] else part.mean() for part in parts))
 
 
+def _over_classes(
+    likelihood: Any, recon: Any, x: Any, recon_scales: Mapping[str, Any], weight: Any, batch_dims: Any
+) -> tuple[Tensor, int]:
+    """The log-likelihood of each example, of a likelihood over a dimension, and how many axes recon has that x lacks."""
+    chosen = likelihoods.by_name(likelihood)
+    arguments.recon_scales(chosen, recon_scales)
+    arguments.data_tensor("x", x)
+    arguments.tensor("recon", recon)
+    log_prob = getattr(categorical, f"{chosen.likelihood.name}_log_prob")
+    of_object = {chosen.recon: recon, **chosen.parameters}
+    value = log_prob(x, **of_object, weight=weight, batch_dims=batch_dims)
+    has_classes = chosen.likelihood is not likelihoods.Categorical
+    sample_axes = max(recon.dim() - 1 - (x.dim() - has_classes), 0)
+    if batch_dims < sample_axes:
+        raise _too_few_batch_dims(sample_axes, batch_dims)
+    return value, sample_axes
+
+
+def _too_few_batch_dims(sample_axes: int, batch_dims: int) -> ValueError:
+    return ValueError(
+        f"batch_dims must be at least {sample_axes}, the number of axes of samples that recon has beyond x, "
+        f"got {batch_dims}"
+    )
+
+
 def _recon_and_x(
     likelihood: Any, recon: Any, x: Any, recon_scales: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Forms, Likelihood]:
@@ -180,7 +214,7 @@ def _recon_and_x(
     chosen = likelihoods.by_name(likelihood)
     term = chosen.likelihood
     scales = arguments.recon_scales(chosen, recon_scales)
-    arguments.data("x", x)
+    arguments.data_tensor("x", x)
     arguments.tensor("recon", recon)
     arguments.at_most_one_broadcasts(recon, x)
     shown = {chosen.recon: "recon"}
@@ -193,10 +227,7 @@ def _recon_and_x(
 def _check_batch(batch_dims: int, sample_axes: int, x: Tensor, mu: Tensor, batch: torch.Size) -> None:
     """That mu's examples are those of recon, without its axes of samples."""
     if batch_dims < sample_axes:
-        raise ValueError(
-            f"batch_dims must be at least {sample_axes}, the number of axes of samples that recon has beyond x, "
-            f"got {batch_dims}"
-        )
+        raise _too_few_batch_dims(sample_axes, batch_dims)
     if sample_axes == batch_dims > 0 and arguments.same_shape(mu.shape[:sample_axes], batch):
         raise ValueError(
             f"x of shape {tuple(x.shape)} has no batch dimension, so that those of mu, of shape {tuple(mu.shape)}, "

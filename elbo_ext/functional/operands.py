@@ -81,7 +81,7 @@ def named_inputs(term: Term, given: Mapping[str, Any], shown: Mapping[str, str])
             label, form = shown.get(name, name), 0
             if name not in given:
                 raise ValueError(f"{name} must be given for the {term.name} likelihood, got none")
-            check = arguments.data if name == "x" else arguments.tensor_or_number
+            check = arguments.data_tensor if name == "x" else arguments.tensor_or_number
             value = check(label, given[name])
         else:
             every = (*forms, *floors_of_input)

@@ -31,6 +31,10 @@ TRACED = {
     "gaussian-weight-mask",
     "gaussian-mean-number",
     "gaussian-batch_dims-3-none",
+    "categorical-dim",
+    "multinomial-x-with-gradient",
+    "categorical_kl-unimix-6",
+    "categorical_sample-num_samples-3",
     "kl-mixed",
     "rsample-noise-num_samples",
     "rsample-layout-channels_last",
@@ -162,8 +166,8 @@ def test_draw_seed(device: str) -> None:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("term", "there is no term {}"),
-        ("forms", r"\w+ has no forms {}"),
+        ("term", "there is no term (over a dimension )?{}"),
+        ("forms", r"(\w+ has|terms over a dimension have) no forms {}"),
         ("batch_dims", r"batch_dims is {} for \d dimensions"),
         ("reduction", "there is no reduction {}"),
         ("results", r"latent\w* has no results {}"),
@@ -204,9 +208,10 @@ def test_a_tensor_in_the_place_of_a_number() -> None:
 @pytest.mark.parametrize("double_precision", [False, True])
 @pytest.mark.parametrize("count", [0, 1, 7])
 @pytest.mark.parametrize("seeds", [0, 1, 3])
-def test_normal_noise(seeds: int, count: int, double_precision: bool, device: str) -> None:
+def test_noise(seeds: int, count: int, double_precision: bool, device: str) -> None:
     seed = torch.arange(seeds, device=device) - 1
-    run_opcheck((torch.ops.elbo_ext.normal_noise.default, (seed, count, double_precision), {}))
+    for operator in (torch.ops.elbo_ext.normal_noise, torch.ops.elbo_ext.gumbel_noise):
+        run_opcheck((operator.default, (seed, count, double_precision), {}))
 
 
 @ON_DEVICES
@@ -252,6 +257,7 @@ APART = {
         "importance_bound",
         "latent_list",
         "latent_list_backward",
+        "gumbel_noise",
         "normal_noise",
         "scale_gradients_",
     )

@@ -49,6 +49,11 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         mu, std=std, min_std=0.1, prior_rho=SCALE, prior_min_var=0.1),
     "bins-rho": lambda x, mu, std, kl, mask, noise: elbo_ext.discretized_gaussian_log_prob(x, mu, rho=std, min_var=0.1),
     "elements": lambda x, mu, std, kl, mask, noise: elbo_ext.gaussian_kl(mu, std=std, batch_dims=2),
+    "categorical": lambda x, mu, std, kl, mask, noise: elbo_ext.categorical_log_prob(
+        mask.sum(1) % 3, mu, weight=kl, reduction="mean"),
+    "multinomial": lambda x, mu, std, kl, mask, noise: elbo_ext.multinomial_log_prob(mask, mu),
+    "categorical_kl": lambda x, mu, std, kl, mask, noise: elbo_ext.categorical_kl(mu, x, unimix=0.01, weight=kl),
+    "categorical_sample": lambda x, mu, std, kl, mask, noise: elbo_ext.categorical_rsample_kl(mu, x, noise=noise),
     "rsample": lambda x, mu, std, kl, mask, noise: elbo_ext.rsample(mu, std=SCALE, noise=noise),
     "rsample_kl-floor": lambda x, mu, std, kl, mask, noise: elbo_ext.rsample_kl(mu, rho=std, noise=noise, min_std=0.1),
     "rsample_kl": lambda x, mu, std, kl, mask, noise: elbo_ext.rsample_kl(mu, std=std, noise=noise, kl_weight=mask),

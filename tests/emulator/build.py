@@ -31,9 +31,9 @@ OPERATORS = [
 ]
 KERNELS = {
     "library": ("library", ['-DELBO_CUDA_ARCHITECTURES="emulator"']),
-    **{name: (name, []) for name in ("importance", "latent_list", "normal_noise", "stored_gradients")},
+    **{name: (name, []) for name in ("fold", "importance", "latent_list", "noise", "stored_gradients")},
     **{f"{name}.{real}": (name, [f"-DELBO_REAL={real}"])
-       for name in ("term_sum", "latent", "sample_log_prob") for real in ("float", "double")},
+       for name in ("term_sum", "latent", "sample_log_prob", "categorical") for real in ("float", "double")},
 }  # fmt: skip
 
 # __CUDACC__ is what nvcc defines. The kernels are written for its rules: unused functions of headers, pragmas for it.

@@ -13,7 +13,14 @@ needs_sanitizers = pytest.mark.skipif(not sanitizer_runtime(), reason="the compi
 
 # What of tests/ runs in the emulator. The others test Python alone, the CPU's kernels as such (their threads, registers,
 # bits and speed), the build, or what takes a GPU.
-NUMBERS = ["test_values.py", "test_gradients.py", "test_lists.py", "test_noise.py", "test_numerics.py"]
+NUMBERS = [
+    "test_values.py",
+    "test_gradients.py",
+    "test_lists.py",
+    "test_noise.py",
+    "test_numerics.py",
+    "test_categorical.py",
+]
 BOUND = ["test_bounds.py", "test_estimators.py", "test_diagnostics.py", "test_linear_gaussian.py", "test_nn.py"]
 OPERATORS = ["test_autograd_modes.py", "test_opcheck.py"]
 # Each sum over threads, warps and blocks, for every order.

@@ -16,12 +16,15 @@ from samples import (
     FORMS,
     LAYOUTS,
     NOISE_ERROR,
+    OVER_CLASSES,
     SAMPLES,
     Maker,
     Sample,
+    classes_shape,
     computed_in,
     devices,
     differentiable,
+    elements_shape,
     in_float64,
     joint_shape,
     parametrize,
@@ -59,6 +62,11 @@ def with_gradients(sample: Sample, arguments: Arguments, names: list[str], upstr
 def own_shape(sample: Sample, arguments: Arguments, name: str) -> torch.Size:
     """The shape of the elements that an argument takes part in."""
     if name == "noise":
+        return arguments[name].shape
+    if sample.function in OVER_CLASSES:
+        without = OVER_CLASSES[sample.function]
+        return (elements_shape if name in without else classes_shape)(sample.function, arguments)
+    if arguments.get("likelihood") == "categorical":
         return arguments[name].shape
     if sample.function != "elbo_loss":
         return joint_shape({k: v for k, v in arguments.items() if k != "noise"})
@@ -145,6 +153,8 @@ def test_gradients(sample: Sample, device: str) -> None:
 def without_gradient(sample: Sample, names: list[str]) -> set[str]:
     if sample.id.endswith("-weight-zeros"):
         return set(names) - {"weight", "kl"}
+    if sample.id.endswith("-classes-1"):  # which is certain
+        return {"logits", "prior_logits"} & set(names)
     return set(names) if sample.id == "rsample-num_samples-0" else set()
 
 

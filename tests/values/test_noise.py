@@ -89,6 +89,27 @@ def test_counters_beyond_32_bits(dtype: torch.dtype) -> None:
         assert np.abs(actual.double().numpy() - exact).max() <= NOISE_ERROR[dtype]
 
 
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gumbel_noise_is_the_reference_noise(dtype: torch.dtype, device: str) -> None:
+    """Relative to its size, which is up to 22, and to 1."""
+    for seed in SEEDS:
+        for first, count in ((0, 20_001), (2, 5), (2**34 - 7, 300)):
+            seeds = torch.tensor([seed], device=device)
+            actual = (
+                torch.ops.elbo_ext.gumbel_noise(seeds, count, dtype == torch.float64, first)[0].cpu().double().numpy()
+            )
+            exact = reference.gumbel_noise(seed, count, offset=first)
+            tolerance = 1e-6 if dtype == torch.float32 else 4e-15
+            assert np.abs((actual - exact) / np.maximum(np.abs(exact), 1)).max() <= tolerance
+
+
+def test_gumbel_noise_is_gumbel() -> None:
+    noise = reference.gumbel_noise(3, 200_000)
+    assert scipy.stats.kstest(noise, scipy.stats.gumbel_r.cdf).pvalue > 1e-3
+    assert abs(np.corrcoef(noise[:-1], noise[1:])[0, 1]) < 0.01
+
+
 # ---- the same draws, however they are asked for ----
 
 

@@ -18,13 +18,15 @@ from samples import (
     FORMS,
     LAYOUTS,
     NOISE_ERROR,
+    OVER_CLASSES,
     Maker,
     Sample,
     Tolerance,
+    classes_shape,
     computed_in,
     devices,
+    elements_shape,
     in_float64,
-    joint_shape,
     parametrize,
     rounding,
     run,
@@ -48,7 +50,10 @@ def error_of_examples(term: Callable[..., Tensor], arguments: Arguments, toleran
     """What the tolerance allows for a term's sum over the elements of each example."""
     weight, dims = arguments.get("weight"), arguments.get("batch_dims", 1)
     operands = {name: v for name, v in arguments.items() if name not in ("weight", "batch_dims", "reduction")}
-    error = tolerance.value_rtol * term(**operands, batch_dims=len(joint_shape(operands))).abs() + tolerance.value_atol
+    error = (
+        tolerance.value_rtol * term(**operands, batch_dims=len(elements_shape(term.__name__, operands))).abs()
+        + tolerance.value_atol
+    )
     if weight is not None:
         error = error * weight.double().abs()
     return error.flatten(dims).sum(-1) if error.dim() > dims else error
@@ -117,6 +122,9 @@ def allowed_errors(
     reduce = REDUCE[arguments.get("reduction", "none")]
     if sample.function == "elbo_loss":
         return error_of_elbo(arguments, tolerance)
+    if sample.function == "categorical_rsample_kl":  # z is one-hot: right or wrong
+        of_kl = {name: v for name, v in arguments.items() if name not in ("noise", "num_samples")}
+        return {"z": torch.zeros(()), "kl": reduce(error_of_examples(reference.categorical_kl, of_kl, tolerance))}
     if "z" not in truth:
         return {"value": reduce(error_of_examples(getattr(reference, sample.function), arguments, tolerance))}
     mu, sigma = arguments["mu"], standard_deviation(arguments)
@@ -159,11 +167,19 @@ def test_shapes_and_dtypes(sample: Sample) -> None:
         arguments = sample.make(dtype)
         elbo = sample.function == "elbo_loss"
         others = ("mu", *FORMS, "prior_mu", *("prior_" + form for form in FORMS)) if elbo else ()
-        shape = joint_shape({name: v for name, v in arguments.items() if name not in ("noise", "kl", "beta", *others)})
+        operands = {name: v for name, v in arguments.items() if name not in ("noise", "kl", "beta", *others)}
+        shape = elements_shape(sample.function, operands)
+        if elbo and arguments.get("likelihood") == "categorical":
+            shape = arguments["x"].shape
         reduced = arguments.get("reduction", "mean" if elbo else "none") != "none"
         batch = () if reduced else tuple(shape[: arguments.get("batch_dims", 1)])
         for name, result in run(sample, arguments).items():
-            if name == "z":
+            if name == "z" and sample.function in OVER_CLASSES:
+                samples = arguments.get("num_samples")
+                whole = classes_shape(sample.function, arguments)
+                assert tuple(result.shape) == (*(() if samples is None else (samples,)), *whole)
+                assert result.dtype == arguments["logits"].dtype
+            elif name == "z":
                 samples = arguments.get("num_samples")
                 scale = next(arguments[form] for form in FORMS if form in arguments)
                 promoted = torch.result_type(arguments["mu"], scale if isinstance(scale, Tensor) else arguments["mu"])
