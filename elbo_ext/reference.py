@@ -671,13 +671,20 @@ def elbo_loss(
         batch_dims: number of recon's batch dimensions; the others are summed.
         reduction: over the batch: "none", "sum" or "mean" (sum / number of examples).
     """
+    classes = 0  # dimensions of them that recon has and x has not
     scales = _by_name("", recon_logvar, recon_log_std, recon_std, recon_var, recon_rho, recon_min_std, recon_min_var)
     if log_likelihood is None:
         chosen = by_name(likelihood)
         given = {"x": x, chosen.recon: recon, **chosen.parameters}
+        classes = int(chosen.likelihood.over_classes)
         if "logvar" in chosen.likelihood.forms:
             given = {**scales, **given}
-        log_likelihood = _log_prob(chosen.likelihood.name, given, weight, batch_dims)
+        if classes:
+            log_prob = globals()[f"{chosen.likelihood.name}_log_prob"]
+            log_likelihood = log_prob(**given, weight=weight, batch_dims=batch_dims)
+            classes -= chosen.likelihood.name == "multinomial"  # whose x has a dimension of its own for them
+        else:
+            log_likelihood = _log_prob(chosen.likelihood.name, given, weight, batch_dims)
     if kl is None:
         assert mu is not None, "one of kl and mu"
         own: dict[str, Any] = _by_name("", logvar, log_std, std, var, rho, min_std, min_var)
@@ -685,7 +692,7 @@ def elbo_loss(
             "prior_", prior_logvar, prior_log_std, prior_std, prior_var, prior_rho, prior_min_std, prior_min_var
         )
         operands = (x, recon, *scales.values(), weight)
-        sample_axes = 0 if x is None else max(t.dim() for t in operands if isinstance(t, Tensor)) - x.dim()
+        sample_axes = 0 if x is None else max(t.dim() for t in operands if isinstance(t, Tensor)) - x.dim() - classes
         rows: dict[str, Any] = {"weight": kl_weight, "batch_dims": batch_dims - sample_axes}
         kl = gaussian_kl(mu, prior_mu=prior_mu, **own, **prior, **rows)
     log_likelihood, kl, beta = _tensors(log_likelihood, kl, beta)

@@ -67,6 +67,10 @@ _SIZE_OF_PARTS = {
     "student_t_log_prob": 6.0,
     "continuous_bernoulli_log_prob": 2.0,  # a x beside ln((e^a - 1) / a)
     "discretized_gaussian_log_prob": 2.0,  # the densities at the two ends of a bin, times the ends
+    "categorical_log_prob": 3.0,  # l - max l beside the logarithm of the sum
+    "multinomial_log_prob": 3.0,  # x_c beside N s_c
+    "categorical_kl": 8.0,  # ln s_c - ln s'_c beside its mean
+    "categorical_rsample_kl": 8.0,  # the gradient of z beside its mean, where few classes have most of the probability
 }
 
 

@@ -48,12 +48,16 @@ void write(void* data, DType dtype, int64_t index, double number) {
     else numbers[index] = static_cast<S>(static_cast<float>(number));
   });
 }
+// By halves: a running sum of many numbers that are alike would round them all one way.
+template <class S>
+double sum_by_halves(const S* numbers, int64_t count) {
+  if (count > 8) return sum_by_halves(numbers, count / 2) + sum_by_halves(numbers + count / 2, count - count / 2);
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += static_cast<double>(numbers[i]);
+  return sum;
+}
 double sum_of(const void* data, DType dtype, int64_t count) {
-  return with_data(const_cast<void*>(data), dtype, [=](auto* numbers) {
-    double sum = 0;
-    for (int64_t i = 0; i < count; ++i) sum += static_cast<double>(numbers[i]);
-    return sum;
-  });
+  return with_data(const_cast<void*>(data), dtype, [=](auto* numbers) { return sum_by_halves(numbers, count); });
 }
 
 // ---- blocks and threads ----

@@ -142,7 +142,7 @@ class CategoricalSample(ValueFunction):
         if (grad_z is None and grad_kl is None) or not any(needs):
             return (None,) * len(ctx.needs_input_grad)
         if grad_z is not None and ctx.spec.num_samples is not None:
-            grad_z = grad_z.sum(0)
+            grad_z = grad_z.sum(0, dtype=value_dtype(*operands))
         gradients = needed_gradients(CategoricalSampleBackward, ctx.spec, needs, grad_z, grad_kl, *operands)
         return None, None, None, *fill_missing_with_none(gradients, needs)
 

@@ -1,6 +1,6 @@
 """Categorical data and latents: terms over a dimension of classes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -197,7 +197,7 @@ def categorical_rsample_kl(
         else:
             seed = latent_call.draw_seeds(whole.device, generator)
     z, kl = autograd.categorical_sample(spec, seed, noise, operands)
-    return z.movedim(-1, dim if dim < 0 else dim + axes), kl
+    return z.to(logits.dtype).movedim(-1, dim if dim < 0 else dim + axes), kl
 
 
 def _posterior_and_prior(
@@ -233,11 +233,18 @@ def _operands(named: Mapping[str, Any], weight: Tensor | None, rows: torch.Size)
     for name, value in named.items():
         if isinstance(value, Tensor):
             shape = (*rows, 1 if name == "x" and value.shape[-1] == 1 else classes)
-            value = value if arguments.same_shape(value.shape, shape) else value.expand(shape)
+            value = _expanded(value, shape)
         whole.append(value)
     if weight is not None:
-        weight = (weight if arguments.same_shape(weight.shape, rows) else weight.expand(rows)).unsqueeze(-1)
+        weight = _expanded(weight, rows).unsqueeze(-1)
     return operands_and_constants((*whole, 1.0 if weight is None else weight), (0.0, 0.0, 0.0))[0]
+
+
+def _expanded(t: Tensor, shape: Sequence[int]) -> Tensor:
+    """In float32 where it is repeated, so that the parts of its gradient are added up before they are rounded."""
+    if arguments.same_shape(t.shape, shape):
+        return t
+    return (t.float() if t.dtype in (torch.bfloat16, torch.float16) else t).expand(shape)
 
 
 def _sum(

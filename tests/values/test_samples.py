@@ -8,7 +8,8 @@ from elbo_ext.likelihoods import LIKELIHOODS
 from samples import DTYPES, LAYOUTS, REDUCTIONS, ROW_LENGTHS, SAMPLES, STANDARD, WEIGHTS, Case, differentiable, standard
 
 # The prefix of a likelihood's samples is its name, but for the longest.
-TERMS = [*(name.replace("zero_inflated_negative_binomial", "zinb") for name in LIKELIHOODS), "kl"]
+OF_ELEMENTS = [name for name, likelihood in LIKELIHOODS.items() if not likelihood.over_classes]
+TERMS = [*(name.replace("zero_inflated_negative_binomial", "zinb") for name in OF_ELEMENTS), "kl"]
 FUNCTIONS = {*TERMS, "rsample", "rsample_kl", "log_prob", "elbo"}
 IDS = {sample.id for sample in SAMPLES}
 # What they do without, being the slowest of all: loops and sums over rows are the same for every term.
