@@ -61,7 +61,7 @@ struct DiscretizedGaussian : ScaleForms<2> {
     FlooredScale<T> scale;
     if (form.ordinary()) {
       scale.sigma.value = standard_deviation(form, s);
-      scale.logvar_slope = log_variance_slope_above_floor(form.number, s);
+      scale.logvar_slope = log_variance_slope_without_floor(form.number, s);
     } else {
       scale = floored_scale(form, s);
     }
@@ -73,7 +73,7 @@ struct DiscretizedGaussian : ScaleForms<2> {
     p.log_width = T(R(0));
     p.flat = any(p.radius < T(kFlat));
     if (p.flat) {
-      if (form.ordinary()) scale.logvar = log_variance_above_floor(form.number, s);
+      if (form.ordinary()) scale.logvar = log_variance_without_floor(form.number, s);
       p.log_width = log(in[5] + in[5]) - half * scale.logvar;
     }
     return p;
