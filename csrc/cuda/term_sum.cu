@@ -60,33 +60,33 @@ __device__ __forceinline__ void finish(const TermParams<kInputs>& p, double (&su
   if (p.kl_factor_out.data != nullptr) write(p.kl_factor_out, 0, p.kl_factor);
 }
 
-// What a dense kernel is compiled for. Usually nothing in its loop asks what an operand is: `inputs` has a bit for each that is
-// read element by element, and those, and the gradients written so, are all of one dtype. With kAnyInputs each operand may
-// also repeat or be one number, and be of any dtype.
+// What a dense kernel is compiled for. On the fast path nothing in its loop asks what an operand is: `vector_inputs`
+// has a bit for each input that is read element by element, and those, and the gradients written so, are all of one dtype.
+// With kAnyInputs each operand may also repeat or be one number, and be of any dtype.
 constexpr unsigned kAnyInputs = 0;
-template <int vector, unsigned inputs = kAnyInputs, DType dtype = DType::kFloat>
-struct Dense {
+template <int vector, unsigned vector_inputs = kAnyInputs, DType dtype = DType::kFloat>
+struct Specialization {
   static constexpr int kVector = vector;
-  static constexpr unsigned kInputs = inputs;
+  static constexpr unsigned kVectorInputs = vector_inputs;
   static constexpr DType kDType = dtype;
 };
 
-// The inputs that a term's dense kernels are compiled for: usual ones, which the term declares (terms/forms.h), and those
-// without its scale, which may be one number.
+// The inputs that a term's dense kernels are compiled for: those of its fast path, which the term declares (terms/forms.h),
+// and those without its scale, which may be one number.
 template <class Term>
-constexpr unsigned kUsual = [] {
-  if constexpr (requires { Term::kUsualInputs; }) return Term::kUsualInputs;
+constexpr unsigned kFastPath = [] {
+  if constexpr (requires { Term::kFastPathInputs; }) return Term::kFastPathInputs;
   else return kAnyInputs;
 }();
 template <class Term>
-constexpr unsigned kUsualButScale = kUsual<Term> & ~Term::kPrecomputedFrom;
+constexpr unsigned kFastPathWithoutScale = kFastPath<Term> & ~Term::kPrecomputedFrom;
 
 // How many blocks of the dense kernel a multiprocessor is to hold at least: as many as its registers allow without spills.
-template <class Term, class Of, bool kGradient, int kFormClass>
+template <class Term, class Spec, bool kGradient, int kFormClass>
 constexpr int kDenseBlocks = [] {
-  const bool any = Of::kInputs == kAnyInputs;
-  if (any && Of::kVector == 8 && Term::kInputs > 3) return 1;
-  return std::max(2, 4 - any - (any && Of::kVector == 8) - (kFormClass > 0) - (Term::kInputs > 3) -
+  const bool any = Spec::kVectorInputs == kAnyInputs;
+  if (any && Spec::kVector == 8 && Term::kInputs > 3) return 1;
+  return std::max(2, 4 - any - (any && Spec::kVector == 8) - (kFormClass > 0) - (Term::kInputs > 3) -
                          (together_of<Term>() < 4) - HasParts<Term>::value);
 }();
 
@@ -94,11 +94,11 @@ constexpr int kDenseBlocks = [] {
 // one number; scales and the upstream gradient may be one number per unit; there is no weight. The vectors of all
 // operands are in flight at once; they are worked on in parts of kPart elements, which bounds the registers that a thread
 // needs (terms/forms.h).
-template <template <class> class TermOf, class R, class Of, bool kGradient, int kFormClass>
-__global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>, Of, kGradient, kFormClass>) dense_kernel(
+template <template <class> class TermOf, class R, class Spec, bool kGradient, int kFormClass>
+__global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>, Spec, kGradient, kFormClass>) dense_kernel(
     const __grid_constant__ TermParams<TermOf<R>::kInputs> p) {
-  constexpr int V = Of::kVector, kPart = std::min(V, together_of<TermOf<R>>());
-  constexpr bool kAny = Of::kInputs == kAnyInputs;
+  constexpr int V = Spec::kVector, kPart = std::min(V, together_of<TermOf<R>>());
+  constexpr bool kAny = Spec::kVectorInputs == kAnyInputs;
   using T = Pack<R, kPart>;
   using Term = TermOf<T>;
   constexpr int kInputs = Term::kInputs, kTensors = tensors_of<Term>();
@@ -106,16 +106,16 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>, Of, kGradien
   constexpr int kUpstream = S::kUpstream, kFirstSink = S::kFirstSink, kElement = S::kElement, kValueSum = S::kValueSum;
   // The inputs whose gradients may be sums, and those whose gradients may be written element by element.
   constexpr unsigned kTensorSet = (1u << kTensors) - 1, kSummed = !kGradient ? 0u : kAny ? kTensorSet
-                                                                                         : kUsual<Term> & ~Of::kInputs;
-  constexpr unsigned kWritten = kAny ? kTensorSet : Of::kInputs, used = used_sums<kInputs>(kSummed);
+                                                                                         : kFastPath<Term> & ~Spec::kVectorInputs;
+  constexpr unsigned kWritten = kAny ? kTensorSet : Spec::kVectorInputs, used = used_sums<kInputs>(kSummed);
   constexpr bool kInParts = HasParts<Term>::value;  // terms/count.h
   const Forms forms{Term::template within<kFormClass>(p.forms), p.constant};
-  const auto array = [&](int slot) { return kAny ? p.layout.array[slot] : Array{p.layout.array[slot].data, Of::kDType}; };
+  const auto array = [&](int slot) { return kAny ? p.layout.array[slot] : Array{p.layout.array[slot].data, Spec::kDType}; };
   T uniform[kInputs];
   bool vectors[kInputs] = {}, recompute = false;
   ELBO_UNROLL
   for (int k = 0; k < kInputs; ++k) {
-    if (k < kTensors) vectors[k] = kAny ? reads_vectors(p.layout.place[k]) : Of::kInputs >> k & 1;
+    if (k < kTensors) vectors[k] = kAny ? reads_vectors(p.layout.place[k]) : Spec::kVectorInputs >> k & 1;
     uniform[k] = T(elbo_ext::uniform_number<R>(p.layout, k, p.constant[k]));
     recompute = recompute || (vectors[k] && (Term::kPrecomputedFrom >> k & 1));
   }
@@ -160,14 +160,14 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>, Of, kGradien
           value = Term::gradient(precomputed, in, d);
           ELBO_UNROLL
           for (int k = 0; k < kTensors; ++k) {
-            if ((kWritten >> k & 1) && p.layout.place[kFirstSink + k] == kDense)
+            if ((kWritten >> k & 1) && p.layout.place[kFirstSink + k] == kContiguous)
               pack<R, V, kAt, kPart>((d[k] * upstream).x, array(kFirstSink + k).dtype, raw[k]);
             else if ((kSummed >> k & 1) && p.sums.kind[k] != kNoSum) sink_sum[k] += sum_of(d[k] * upstream);
           }
         } else {
           value = Term::value(precomputed, in);
           // The only result that may be wider than the operands: by parts.
-          if (p.layout.place[kElement] == kDense)
+          if (p.layout.place[kElement] == kContiguous)
             store_vector<R, kPart>(p.layout.array[kElement], n + kAt, value.x);
         }
         total += sum_of(value);
@@ -179,7 +179,7 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>, Of, kGradien
       if constexpr (kGradient) {
         ELBO_UNROLL
         for (int k = 0; k < kTensors; ++k) {
-          if ((kWritten >> k & 1) && p.layout.place[kFirstSink + k] == kDense)
+          if ((kWritten >> k & 1) && p.layout.place[kFirstSink + k] == kContiguous)
             store_raw<R, V>(array(kFirstSink + k), n, raw[k]);
           else if ((kSummed >> k & 1) && p.sums.kind[k] != kNoSum) sum[k] += static_cast<double>(sink_sum[k]);
         }
@@ -216,7 +216,7 @@ struct ColumnsParams : TermParams<kInputs> {
 };
 
 // Forward and backward where all examples share the inputs of kShared: each thread reads those once and keeps the sums of
-// their gradients; the other inputs are dense or one number.
+// their gradients; the other inputs are contiguous or one number.
 template <template <class> class TermOf, class R, int kFormClass>
 __global__ void __launch_bounds__(kThreads, kColumnsBlocks<TermOf<R>>) columns_kernel(
     const __grid_constant__ ColumnsParams<TermOf<R>::kInputs> p) {
@@ -238,7 +238,7 @@ __global__ void __launch_bounds__(kThreads, kColumnsBlocks<TermOf<R>>) columns_k
   bool vectors[kInputs] = {};
   ELBO_UNROLL
   for (int k = 0; k < kInputs; ++k) {
-    vectors[k] = k < kTensors && !(kSharedSet >> k & 1) && p.layout.place[k] == kDense;
+    vectors[k] = k < kTensors && !(kSharedSet >> k & 1) && p.layout.place[k] == kContiguous;
     const R number = uniform_number<R>(p.layout, k, p.constant[k]);
     ELBO_UNROLL
     for (int part = 0; part < kParts; ++part) known[k][part] = T(number);
@@ -290,7 +290,7 @@ __global__ void __launch_bounds__(kThreads, kColumnsBlocks<TermOf<R>>) columns_k
         if (kSharedSet >> k & 1) {
           ELBO_UNROLL
           for (int i = 0; i < kPart; ++i) column_sum[k][kAt + i] += static_cast<double>(d[k].x[i] * upstream);
-        } else if (p.layout.place[kFirstSink + k] == kDense) {
+        } else if (p.layout.place[kFirstSink + k] == kContiguous) {
           pack<R, V, kAt, kPart>((d[k] * T(upstream)).x, p.layout.array[kFirstSink + k].dtype, raw[k]);
         }
       }
@@ -301,7 +301,7 @@ __global__ void __launch_bounds__(kThreads, kColumnsBlocks<TermOf<R>>) columns_k
     sum[kValueSum] += static_cast<double>(total);
     ELBO_UNROLL
     for (int k = 0; k < kTensors; ++k)
-      if (!(kSharedSet >> k & 1) && p.layout.place[kFirstSink + k] == kDense)
+      if (!(kSharedSet >> k & 1) && p.layout.place[kFirstSink + k] == kContiguous)
         store_raw<R, V>(p.layout.array[kFirstSink + k], n, raw[k]);
   }
 
@@ -427,29 +427,28 @@ struct GatherTerm {
 // The widest vectors of the dense kernel: 16 bytes of half precision, but for terms in parts and those of many inputs, which
 // would spill registers.
 template <class Term>
-constexpr int kWidest = HasParts<Term>::value || (Term::kInputs > 3 && kUsual<Term> == kAnyInputs) ? 4 : 8;
+constexpr int kWidest = HasParts<Term>::value || (Term::kInputs > 3 && kFastPath<Term> == kAnyInputs) ? 4 : 8;
 
 // The kernel that serves a problem.
 struct Choice {
-  int width = 0;                   // of the dense kernel's vectors; 0: the kernel for any layout
-  unsigned inputs = kAnyInputs;    // what the dense kernel is compiled for
-  DType dtype = DType::kFloat;
+  int width = 0;  // of the dense kernel's vectors; 0: the kernel for any layout
+  unsigned vector_inputs = kAnyInputs;
 };
 
-// The inputs that are read element by element, if these are a usual set and all of the dtype; else kAnyInputs.
+// The inputs that are read element by element, if the fast path has these and all are of the dtype; else kAnyInputs.
 template <class Term, int kCount>
-unsigned usual_inputs(const Layout<kCount>& layout, const TermSumProblem& p, DType dtype) {
+unsigned fast_path_inputs(const Layout<kCount>& layout, const TermSumProblem& p, DType dtype) {
   using S = Slots<Term::kInputs>;
   unsigned read = 0;
   for (int k = 0; k < Term::kInputs; ++k) {
-    if (layout.place[k] == kRepeat || (p.gradient[k].wanted() && !(kUsual<Term> >> k & 1))) return kAnyInputs;
-    if (layout.place[k] == kDense) read |= 1u << k;
+    if (layout.place[k] == kRepeat || (p.gradient[k].wanted() && !(kFastPath<Term> >> k & 1))) return kAnyInputs;
+    if (layout.place[k] == kContiguous) read |= 1u << k;
     const bool written = layout.place[S::kFirstSink + k] != kAbsent;
-    if ((layout.place[k] == kDense && layout.array[k].dtype != dtype) ||
+    if ((layout.place[k] == kContiguous && layout.array[k].dtype != dtype) ||
         (written && layout.array[S::kFirstSink + k].dtype != dtype))
       return kAnyInputs;
   }
-  return read == kUsual<Term> || read == kUsualButScale<Term> ? read : kAnyInputs;
+  return read == kFastPath<Term> || read == kFastPathWithoutScale<Term> ? read : kAnyInputs;
 }
 
 // Lays the tensors out for the kernel that it chooses: the vectors of a dense kernel are 16 bytes of what all operands are,
@@ -483,31 +482,31 @@ Choice lay_out(Layout<kCount>& layout, const TermSumProblem& p, const Dimensions
       const DType dtype = layout.array[slot].dtype;
       if (width == 8 && reads_vectors(place) && (bytes_of(dtype) != 2 || is_integer(dtype))) fits = false;
     }
-    const DType usual = width == 8 ? DType::kBFloat16 : DType::kFloat;
-    if (fits) return {width, usual_inputs<TermOf<R>>(layout, p, usual), usual};
+    const DType dtype = width == 8 ? DType::kBFloat16 : DType::kFloat;
+    if (fits) return {width, fast_path_inputs<TermOf<R>>(layout, p, dtype)};
   }
   for_width(kTermGroup<TermOf<R>, R>, /*dense=*/false);
   return {};
 }
 
-// Calls what_for(Dense<...>{}, form class), for the dense kernel that was chosen and the class that the forms are of.
+// Calls what_for(Specialization<...>{}, form class), for the dense kernel that was chosen and the class that the forms are of.
 template <template <class> class TermOf, class R, int kFormClass = 0, class WhatFor>
 auto with_dense(const TermSumProblem& p, const Choice& choice, WhatFor&& what_for) {
   if constexpr (kFormClass + 1 < TermOf<R>::kFormClasses)
     if (TermOf<R>::form_class(p.forms) != kFormClass)
       return with_dense<TermOf, R, kFormClass + 1>(p, choice, what_for);
   constexpr std::integral_constant<int, kFormClass> form_class;
-  constexpr unsigned kAll = kUsual<TermOf<R>>, kButScale = kUsualButScale<TermOf<R>>;
+  constexpr unsigned kAll = kFastPath<TermOf<R>>, kWithoutScale = kFastPathWithoutScale<TermOf<R>>;
   if constexpr (kAll != kAnyInputs) {
     const bool wide = choice.width != 4;
-    if (choice.inputs == kAll)
-      return wide ? what_for(Dense<8, kAll, DType::kBFloat16>{}, form_class) : what_for(Dense<4, kAll>{}, form_class);
-    if (choice.inputs == kButScale)
-      return wide ? what_for(Dense<8, kButScale, DType::kBFloat16>{}, form_class)
-                  : what_for(Dense<4, kButScale>{}, form_class);
+    if (choice.vector_inputs == kAll)
+      return wide ? what_for(Specialization<8, kAll, DType::kBFloat16>{}, form_class) : what_for(Specialization<4, kAll>{}, form_class);
+    if (choice.vector_inputs == kWithoutScale)
+      return wide ? what_for(Specialization<8, kWithoutScale, DType::kBFloat16>{}, form_class)
+                  : what_for(Specialization<4, kWithoutScale>{}, form_class);
   }
-  if (choice.width == 4) return what_for(Dense<4>{}, form_class);
-  return what_for(Dense<kWidest<TermOf<R>>>{}, form_class);
+  if (choice.width == 4) return what_for(Specialization<4>{}, form_class);
+  return what_for(Specialization<kWidest<TermOf<R>>>{}, form_class);
 }
 
 // How many blocks of the chosen kernel a multiprocessor holds at the least.
@@ -515,11 +514,11 @@ template <template <class> class TermOf, class R>
 int resident_blocks(const TermSumProblem& p, const Choice& choice) {
   if constexpr (sizeof(R) == 4)
     if (choice.width != 0)
-      return with_dense<TermOf, R>(p, choice, [&](auto dense, auto form_class) {
-        using Of = decltype(dense);
+      return with_dense<TermOf, R>(p, choice, [&](auto spec, auto form_class) {
+        using Spec = decltype(spec);
         constexpr int kFormClass = decltype(form_class)::value;
-        return p.wants_gradient ? kDenseBlocks<TermOf<R>, Of, true, kFormClass>
-                                : kDenseBlocks<TermOf<R>, Of, false, kFormClass>;
+        return p.wants_gradient ? kDenseBlocks<TermOf<R>, Spec, true, kFormClass>
+                                : kDenseBlocks<TermOf<R>, Spec, false, kFormClass>;
       });
   return kGeneralBlocks<TermOf<R>, R>;
 }
@@ -530,11 +529,11 @@ const char* launch_main(const TermSumProblem& p, const TermParams<TermOf<R>::kIn
   const dim3 grid(static_cast<unsigned>(blocks));
   if constexpr (sizeof(R) == 4)
     if (choice.width != 0)
-      return with_dense<TermOf, R>(p, choice, [&](auto dense, auto form_class) {
-        using Of = decltype(dense);
+      return with_dense<TermOf, R>(p, choice, [&](auto spec, auto form_class) {
+        using Spec = decltype(spec);
         constexpr int kFormClass = decltype(form_class)::value;
         const auto kernel =
-            p.wants_gradient ? dense_kernel<TermOf, R, Of, true, kFormClass> : dense_kernel<TermOf, R, Of, false, kFormClass>;
+            p.wants_gradient ? dense_kernel<TermOf, R, Spec, true, kFormClass> : dense_kernel<TermOf, R, Spec, false, kFormClass>;
         return launch(kernel, grid, kThreads, params, call);
       });
   return launch(general_kernel<TermOf, R, kTermGroup<TermOf<R>, R>>, grid, kThreads, params, call);
@@ -566,7 +565,7 @@ bool has_columns(const TermSumProblem& p, const Layout<Slots<TermOf<R>::kInputs>
                 p.values.element == nullptr && !sinks.gathered().empty() && sinks.totals().empty() && sinks.by_run().empty();
   for (int k = 0; k < TermOf<R>::kInputs; ++k) {
     const bool shared = kSharedSet >> k & 1;
-    serves = serves && (layout.place[k] <= kUniform || layout.place[k] == (shared ? kRepeat : kDense));
+    serves = serves && (layout.place[k] <= kUniform || layout.place[k] == (shared ? kRepeat : kContiguous));
   }
   for (int k : sinks.gathered())
     serves = serves && k < S::kWeight && (kSharedSet >> k & 1) && dims.period(p.gradient[k]) == columns;

@@ -63,8 +63,8 @@ constexpr int tensors_of() {
   else return Term::kInputs;
 }
 
-// A term whose kernels keep up with the memory declares kUsualInputs: a bit for each input that is usually a tensor of the
-// data's shape, the others being one number. CUDA has kernels for exactly these, and for these without the scale.
+// A term whose kernels keep up with the memory declares kFastPathInputs: a bit for each input that is ordinarily a tensor of
+// the data's shape, the others being one number. CUDA has kernels for exactly these, and for these without the scale.
 //
 // A term declares kSharedInputs: a bit for each input that all examples often share (a scale for each pixel, a dispersion for
 // each gene). A CUDA kernel reads these once and sums their gradients as it goes.

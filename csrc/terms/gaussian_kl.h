@@ -14,8 +14,8 @@ struct GaussianKL : ScaleForms<1, 3> {
   static constexpr int kInputs = 4;
   static constexpr const char* kSignature = "mu " ELBO_SCALE("") " prior_mu " ELBO_SCALE("prior_");
   static constexpr unsigned kPrecomputedFrom = 1 << 3;  // the prior's scale alone
-  static constexpr unsigned kUsualInputs = 0b0011;   // mu and its scale
-  static constexpr unsigned kSharedInputs = 0b1100;  // the prior
+  static constexpr unsigned kFastPathInputs = 0b0011;  // mu and its scale
+  static constexpr unsigned kSharedInputs = 0b1100;    // the prior
   using R = Real<T>;
   struct Precomputed {
     Scale<T> prior;

@@ -146,10 +146,9 @@ class DenseTerm(NamedTuple):
     tensors: int
     gradients: int  # that they make: not the one by x for a term in parts (count.h)
     together: int  # elements that are worked on at once; values are stored so
-    kernels: (
-        int  # 4 and, but for a term in parts or of many inputs, 8 elements of a thread, with gradients and without, for
-    )
-    # each class of forms; and as many again for each usual set of inputs (forms.h), in float32 and bfloat16
+    # 4 and, but for a term in parts or of many inputs, 8 elements of a thread, with gradients and without, for each class of
+    # forms; and as many again for each set of inputs of the fast path (forms.h), in float32 and bfloat16
+    kernels: int
 
 
 def terms() -> dict[str, DenseTerm]:
@@ -160,11 +159,11 @@ def terms() -> dict[str, DenseTerm]:
     found = {}
     for name, inherited, forms, inputs, tensors, together, rest in re.findall(declaration, text):
         in_parts, count = "CountTerm" in inherited, int(tensors or inputs)
-        usual, scale = (
+        fast, scale = (
             int(eval(value[1])) if (value := re.search(rf"{constant} = ([\w<|\s]+)", rest)) else 0  # 1 << 2 | 1 << 3
-            for constant in ("kUsualInputs", "kPrecomputedFrom")
+            for constant in ("kFastPathInputs", "kPrecomputedFrom")
         )
-        kernels = (2 if in_parts or (int(inputs) > 3 and not usual) else 4) + 4 * len({usual, usual & ~scale} - {0})
+        kernels = (2 if in_parts or (int(inputs) > 3 and not fast) else 4) + 4 * len({fast, fast & ~scale} - {0})
         found[name] = DenseTerm(count, count - in_parts, int(together or 4), classes[forms] * kernels)
     return found
 
@@ -181,8 +180,8 @@ def test_wide_accesses() -> None:
         "latent_backward_kernel": (5, 4),
         "sample_log_prob_kernel": (4, 1),
         "sample_log_prob_backward_kernel": (5, 4),
-        "usual_latent_kernel": (2, 1),
-        "usual_latent_backward_kernel": (2, 2),
+        "latent_fast_path_kernel": (2, 1),
+        "latent_backward_fast_path_kernel": (2, 2),
         "latent_list_kernel": (2, 1),
         "latent_list_backward_kernel": (2, 2),
     }
@@ -194,9 +193,9 @@ def test_wide_accesses() -> None:
             assert re.search(r"\b(LDL|STL)\b", function) is None, name
             dense = r"12dense_kernelINS0_\d+([A-Za-z]+)EfNS0_5DenseILi[48]ELj(\d+)ELNS_5DTypeE\dEEELb([01])E"
             if kernel := re.search(dense, name):
-                term, usual = terms()[kernel[1]], int(kernel[2]).bit_count()
-                loads = usual or term.tensors
-                stores = (usual or term.gradients) if kernel[3] == "1" else int(term.together == 4)
+                term, inputs = terms()[kernel[1]], int(kernel[2]).bit_count()
+                loads = inputs or term.tensors
+                stores = (inputs or term.gradients) if kernel[3] == "1" else int(term.together == 4)
             elif kernel := re.search(r"\d([a-z_]+_kernel)I(?:fLb1E|LNS_5DTypeE0E)", name):  # of float, and dense
                 loads, stores = latent[kernel[1]]
             else:
@@ -204,7 +203,7 @@ def test_wide_accesses() -> None:
             seen[kernel[1]] += 1
             assert len(re.findall(r"\bLDG\.E[.\w]*\.128\b", function)) >= loads, name
             assert len(re.findall(r"\bSTG\.E[.\w]*\.128\b", function)) >= stores, name
-    of_latent = {name: 4 if name.startswith("usual") else 2 for name in latent}  # usual: with a KL and without
+    of_latent = {name: 4 if "fast_path" in name else 2 for name in latent}  # there with a KL and without
     expected = {name: term.kernels for name, term in terms().items()} | of_latent
     assert seen == {name: count * len(machine_code()) for name, count in expected.items()}
 
