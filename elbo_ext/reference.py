@@ -238,7 +238,7 @@ def rsample(
     Args:
         mu: tensor of any shape.
         logvar: ln sigma^2, broadcastable with mu; or one of ``log_std``, ``std``, ``var``, ``rho`` in its place, and
-            ``min_std`` or ``min_var``, if any, beside it.
+            ``min_std`` or ``min_var``, if any, with it.
         num_samples: K adds a leading axis of length K to z; None adds no axis.
         generator: where the seed of eps is drawn from; None is torch's default generator. A list has one for each example
             along the first dimension of S.
@@ -354,8 +354,8 @@ def rsample_kl(
         mu, *(v for v in (*own.values(), prior_mu, *prior.values()) if isinstance(v, Tensor))
     )
     z = rsample(joint[0], **own, num_samples=num_samples, generator=generator, noise=noise)
-    rows: dict[str, Any] = {"batch_dims": batch_dims, "reduction": reduction}
-    kl = gaussian_kl(mu, prior_mu=prior_mu, **own, **prior, **rows, weight=kl_weight)
+    options: dict[str, Any] = {"batch_dims": batch_dims, "reduction": reduction}
+    kl = gaussian_kl(mu, prior_mu=prior_mu, **own, **prior, **options, weight=kl_weight)
     return z, kl
 
 
@@ -484,17 +484,17 @@ def bernoulli_log_prob(
 
 
 def laplace_log_prob(
-    x: Tensor, mean: Tensor, log_scale: Tensor | float = 0.0, *, scale: Tensor | float | None = None, **rows: Any
+    x: Tensor, mean: Tensor, log_scale: Tensor | float = 0.0, *, scale: Tensor | float | None = None, **options: Any
 ) -> Tensor:
-    """ln p(x) = sum_j -(|x_j - mean_j| / b_j + ln b_j + ln 2), in nats; rows: as for :func:`gaussian_log_prob`."""
-    return _log_prob("laplace", {"x": x, "mean": mean, "log_scale": log_scale, "scale": scale}, **rows)
+    """ln p(x) = sum_j -(|x_j - mean_j| / b_j + ln b_j + ln 2), in nats; options: as for :func:`gaussian_log_prob`."""
+    return _log_prob("laplace", {"x": x, "mean": mean, "log_scale": log_scale, "scale": scale}, **options)
 
 
 def poisson_log_prob(
-    x: Tensor, log_rate: Tensor | float | None = None, *, rate: Tensor | float | None = None, **rows: Any
+    x: Tensor, log_rate: Tensor | float | None = None, *, rate: Tensor | float | None = None, **options: Any
 ) -> Tensor:
-    """ln p(x) = sum_j (x_j ln r_j - r_j - ln x_j!), in nats; rows: as for :func:`gaussian_log_prob`."""
-    return _log_prob("poisson", {"x": x, "log_rate": log_rate, "rate": rate}, **rows)
+    """ln p(x) = sum_j (x_j ln r_j - r_j - ln x_j!), in nats; options: as for :func:`gaussian_log_prob`."""
+    return _log_prob("poisson", {"x": x, "log_rate": log_rate, "rate": rate}, **options)
 
 
 def negative_binomial_log_prob(
@@ -505,11 +505,11 @@ def negative_binomial_log_prob(
     log_mean: Any = None,
     logits: Any = None,
     log_theta: Any = None,
-    **rows: Any,
+    **options: Any,
 ) -> Tensor:
-    """ln p(x) of negative binomials of mean m and variance m + m^2 / theta; rows: as for :func:`gaussian_log_prob`."""
+    """ln p(x) of negative binomials of mean m and variance m + m^2 / theta; options: as for :func:`gaussian_log_prob`."""
     given = {"x": x, "mean": mean, "log_mean": log_mean, "logits": logits, "theta": theta, "log_theta": log_theta}
-    return _log_prob("negative_binomial", given, **rows)
+    return _log_prob("negative_binomial", given, **options)
 
 
 def zero_inflated_negative_binomial_log_prob(
@@ -521,11 +521,11 @@ def zero_inflated_negative_binomial_log_prob(
     log_mean: Any = None,
     logits: Any = None,
     log_theta: Any = None,
-    **rows: Any,
+    **options: Any,
 ) -> Tensor:
-    """The same behind gates that make zeros of their own; rows: as for :func:`gaussian_log_prob`."""
+    """The same with extra zeros from a gate; options: as for :func:`gaussian_log_prob`."""
     given = {"x": x, "mean": mean, "log_mean": log_mean, "logits": logits, "theta": theta, "log_theta": log_theta}
-    return _log_prob("zero_inflated_negative_binomial", {**given, "gate_logits": gate_logits}, **rows)
+    return _log_prob("zero_inflated_negative_binomial", {**given, "gate_logits": gate_logits}, **options)
 
 
 def student_t_log_prob(
@@ -536,16 +536,16 @@ def student_t_log_prob(
     *,
     log_df: Any = None,
     scale: Any = None,
-    **rows: Any,
+    **options: Any,
 ) -> Tensor:
-    """ln p(x) of t distributions with df degrees of freedom; rows: as for :func:`gaussian_log_prob`."""
+    """ln p(x) of t distributions with df degrees of freedom; options: as for :func:`gaussian_log_prob`."""
     given = {"x": x, "df": df, "log_df": log_df, "mean": mean, "log_scale": log_scale, "scale": scale}
-    return _log_prob("student_t", given, **rows)
+    return _log_prob("student_t", given, **options)
 
 
-def continuous_bernoulli_log_prob(x: Tensor, logits: Tensor | float, **rows: Any) -> Tensor:
-    """ln p(x) = sum_j (a_j x_j - ln((e^a_j - 1) / a_j)), a the logits, in nats; rows: as for :func:`gaussian_log_prob`."""
-    return _log_prob("continuous_bernoulli", {"x": x, "logits": logits}, **rows)
+def continuous_bernoulli_log_prob(x: Tensor, logits: Tensor | float, **options: Any) -> Tensor:
+    """ln p(x) = sum_j (a_j x_j - ln((e^a_j - 1) / a_j)), a the logits, in nats; options: as for :func:`gaussian_log_prob`."""
+    return _log_prob("continuous_bernoulli", {"x": x, "logits": logits}, **options)
 
 
 def discretized_logistic_log_prob(
@@ -558,15 +558,17 @@ def discretized_logistic_log_prob(
     high: float | None = 1.0,
     bins: int = 256,
     width: float | None = None,
-    **rows: Any,
+    **options: Any,
 ) -> Tensor:
     """ln p(x) = sum_j ln(S((x_j + h - mean_j) / b_j) - S((x_j - h - mean_j) / b_j)), S the logistic function, in nats.
 
     h is half a bin, (high - low) / (bins - 1) / 2, or width / 2 where low and high are None. The lowest bin begins at
-    -infinity, the highest one ends at +infinity. rows: as for :func:`gaussian_log_prob`.
+    -infinity, the highest one ends at +infinity. options: as for :func:`gaussian_log_prob`.
     """
     given = {"x": x, "mean": mean, "log_scale": log_scale, "scale": scale}
-    return _log_prob("discretized_logistic", {**given, "low": low, "high": high, "bins": bins, "width": width}, **rows)
+    return _log_prob(
+        "discretized_logistic", {**given, "low": low, "high": high, "bins": bins, "width": width}, **options
+    )
 
 
 def discretized_gaussian_log_prob(
@@ -584,12 +586,14 @@ def discretized_gaussian_log_prob(
     high: float | None = 1.0,
     bins: int = 256,
     width: float | None = None,
-    **rows: Any,
+    **options: Any,
 ) -> Tensor:
-    """ln p(x) = sum_j ln(Phi((x_j + h - mean_j) / sigma_j) - Phi((x_j - h - mean_j) / sigma_j)), in nats; bins and rows as
+    """ln p(x) = sum_j ln(Phi((x_j + h - mean_j) / sigma_j) - Phi((x_j - h - mean_j) / sigma_j)), in nats; bins and options as
     for :func:`discretized_logistic_log_prob`."""
     given = {"x": x, "mean": mean, **_by_name("", logvar, log_std, std, var, rho, min_std, min_var)}
-    return _log_prob("discretized_gaussian", {**given, "low": low, "high": high, "bins": bins, "width": width}, **rows)
+    return _log_prob(
+        "discretized_gaussian", {**given, "low": low, "high": high, "bins": bins, "width": width}, **options
+    )
 
 
 def elbo_loss(
@@ -662,8 +666,8 @@ def elbo_loss(
         )
         operands = (x, recon, *scales.values(), weight)
         sample_axes = 0 if x is None else max(t.dim() for t in operands if isinstance(t, Tensor)) - x.dim()
-        rows: dict[str, Any] = {"weight": kl_weight, "batch_dims": batch_dims - sample_axes}
-        kl = gaussian_kl(mu, prior_mu=prior_mu, **own, **prior, **rows)
+        options: dict[str, Any] = {"weight": kl_weight, "batch_dims": batch_dims - sample_axes}
+        kl = gaussian_kl(mu, prior_mu=prior_mu, **own, **prior, **options)
     log_likelihood, kl, beta = _tensors(log_likelihood, kl, beta)
     kl = kl.expand_as(log_likelihood)
     loss = -(log_likelihood - beta * kl)
