@@ -313,8 +313,8 @@ def discretized_gaussian(
 ) -> Tensor:
     """ln(Phi(hi) - Phi(lo)), hi, lo = (x - mean +- half_bin) / sigma, in nats; the outermost bins as above.
 
-    By symmetry x lies above the mean, or the bin of x is the highest one. Three regimes: bins that are narrow beside sigma
-    and beside sigma / hi; those in the tail, by erfcx; and those around the mean, 1 minus what lies outside. What a regime
+    By symmetry x lies above the mean, or the bin of x is the highest one. Three regimes: bins that are narrow compared to sigma
+    and to sigma / hi; those in the tail, by erfcx; and those around the mean, 1 minus what lies outside. What a regime
     does not use is replaced by a number that keeps its derivatives finite.
     """
     logvar = _logvar(scale, form, floor)

@@ -65,7 +65,7 @@ _SIZE_OF_PARTS = {
     "negative_binomial_log_prob": 4.0,
     "zero_inflated_negative_binomial_log_prob": 4.0,
     "student_t_log_prob": 6.0,
-    "continuous_bernoulli_log_prob": 2.0,  # a x beside ln((e^a - 1) / a)
+    "continuous_bernoulli_log_prob": 2.0,  # a x next to ln((e^a - 1) / a)
     "discretized_gaussian_log_prob": 2.0,  # the densities at the two ends of a bin, times the ends
 }
 
@@ -76,7 +76,7 @@ def tolerance_of(function: str, dtype: torch.dtype) -> Tolerance:
     return replace(tolerance, value_atol=size * tolerance.value_atol, gradient_atol=size * tolerance.gradient_atol)
 
 
-# Of counts, beside operands of each dtype.
+# Of counts, with operands of each dtype.
 INTEGERS = {
     torch.float32: torch.int32,
     torch.float64: torch.int64,
@@ -209,12 +209,12 @@ def stepped(t: Tensor) -> Tensor:
 
 
 def stepped_rows(t: Tensor) -> Tensor:
-    """Every second row, and a margin behind each."""
+    """Every second row, and a margin after each."""
     return _copied_into(t.new_zeros(2 * t.shape[0], *t.shape[1:-1], t.shape[-1] + 5)[::2, ..., : t.shape[-1]], t)
 
 
 def unaligned(t: Tensor) -> Tensor:
-    """Contiguous, but the first element stands one element behind an aligned address."""
+    """Contiguous, but the first element stands one element after an aligned address."""
     return _copied_into(t.new_zeros(t.numel() + 1)[1:].view(t.shape), t)
 
 

@@ -45,7 +45,7 @@ struct TwoForms {
   }
 };
 
-// Inputs whose forms are looked at while a kernel runs, all in one class: what they differ by is little beside the rest.
+// Inputs whose forms are looked at while a kernel runs, all in one class: what they differ by is little compared to the rest.
 struct ManyForms {
   static constexpr int kFormClasses = 1;
   ELBO_INLINE static constexpr int form_class(int /*forms*/) { return 0; }

@@ -35,7 +35,7 @@ struct MeanAndTheta {
     over_theta = T(R(1)) / theta;
     beyond = T(R(0));
     if (mean_form == kLogits) {
-      // Logits above 40 make the value linear in them. A mean may need more before it is large or small beside theta.
+      // Logits above 40 make the value linear in them. A mean may need more before it is large or small compared to theta.
       const Exponential<T> exp = exponential(in[1], R(-70), R(40));
       odds = exp.ordinary;
       beyond = exp.beyond;

@@ -1,4 +1,4 @@
-"""Samples of the latent, alone and beside what the bound needs of them."""
+"""Samples of the latent, alone and with what the bound needs of them."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -47,7 +47,7 @@ def rsample(
     Args:
         mu: mean, any shape.
         logvar: ln sigma^2; or ``log_std=``, ``std=``, ``var=``, ``rho=`` (sigma = softplus(rho)) in its place, and
-            ``min_std=`` or ``min_var=``, a number, beside it.
+            ``min_std=`` or ``min_var=``, a number, with it.
         num_samples: K adds a leading axis of K samples; None adds no axis.
         generator: where the seed is drawn from; by default torch's generator of mu's device. A list has one for each example
             along the first dimension, which then draws what a call on that example alone would; that stores the noise.

@@ -84,7 +84,7 @@ def test_exported_symbols() -> None:
 
 
 def cuobjdump() -> str | None:
-    """CUDA's disassembler: on the PATH, beside nvcc, the package of that name (the extra `test`), or Triton's."""
+    """CUDA's disassembler: on the PATH, next to nvcc, the package of that name (the extra `test`), or Triton's."""
     places = [Path(nvcc).resolve().parent for nvcc in [shutil.which("nvcc")] if nvcc]
     places.append(Path("/usr/local/cuda/bin"))
     try:
@@ -321,7 +321,7 @@ def test_a_home_without_nvcc(tmp_path: Path, name: str, wish: str) -> None:
 
 
 def test_a_home_with_nvcc_is_enough(tmp_path: Path) -> None:
-    """CUDA_PATH is not looked at behind it."""
+    """CUDA_PATH is not looked at after it."""
     home = fake_nvcc(tmp_path, "13.0")
     result = build(tmp_path, CUDA_HOME=home, CUDA_PATH="/nonexistent", ELBO_EXT_CUDA="", CXX="no-such-compiler")
     assert result == (1, [NO_COMPILER])

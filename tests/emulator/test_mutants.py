@@ -123,7 +123,7 @@ def test_mutant(mutant: Mutant, tmp_path: Path) -> None:
     library = compile_mutant(mutant, tmp_path)
     for multiprocessors in mutant.multiprocessors:
         for order in ORDERS:
-            # A sanitizer ends the process; it may have to wait for a tensor that ends behind a part of a vector.
+            # A sanitizer ends the process; it may have to wait for a tensor that ends after a part of a vector.
             stop = [] if mutant.variant == "sanitized" else ["-x"]
             status, output = run_tests(*mutant.tests, *stop, variant=mutant.variant, library=library,
                                        multiprocessors=multiprocessors, **order)  # fmt: skip

@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(findings: dict[str, Any]) -> str:
-    """The statements as text: what was measured below each, and whether it holds beside it."""
+    """The statements as text: what was measured below each, and whether it holds at its end."""
     width = 104
     rule = "-" * (width + 7)
     lines = [rule, f"{'nats per example':<{width}}{'holds':>7}", rule]
