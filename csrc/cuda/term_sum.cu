@@ -3,6 +3,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "../terms/traits.h"
 #include "entries.h"
 #include "work.h"
 
@@ -71,13 +72,10 @@ struct Specialization {
   static constexpr DType kDType = dtype;
 };
 
-// The inputs that a term's dense kernels are compiled for: those of its fast path, which the term declares (terms/forms.h),
+// The inputs that a term's dense kernels are compiled for: those of its fast path, which the term declares (terms/traits.h),
 // and those without its scale, which may be one number.
 template <class Term>
-constexpr unsigned kFastPath = [] {
-  if constexpr (requires { Term::kFastPathInputs; }) return Term::kFastPathInputs;
-  else return kAnyInputs;
-}();
+constexpr unsigned kFastPath = fast_path_inputs_of<Term>();
 template <class Term>
 constexpr unsigned kFastPathWithoutScale = kFastPath<Term> & ~Term::kPrecomputedFrom;
 
@@ -87,17 +85,17 @@ constexpr int kDenseBlocks = [] {
   const bool any = Spec::kVectorInputs == kAnyInputs;
   if (any && Spec::kVector == 8 && Term::kInputs > 3) return 1;
   return std::max(2, 4 - any - (any && Spec::kVector == 8) - (kFormClass > 0) - (Term::kInputs > 3) -
-                         (together_of<Term>() < 4) - HasParts<Term>::value);
+                         (elements_at_once<Term>() < 4) - HasParts<Term>::value);
 }();
 
 // The ordinary case, in which a kernel has to keep up with the memory: each operand is dense, also if it then repeats, or
 // one number; scales and the upstream gradient may be one number per unit; there is no weight. The vectors of all
 // operands are in flight at once; they are worked on in parts of kPart elements, which bounds the registers that a thread
-// needs (terms/forms.h).
+// needs (terms/traits.h).
 template <template <class> class TermOf, class R, class Spec, bool kGradient, int kFormClass>
 __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>, Spec, kGradient, kFormClass>) dense_kernel(
     const __grid_constant__ TermParams<TermOf<R>::kInputs> p) {
-  constexpr int V = Spec::kVector, kPart = std::min(V, together_of<TermOf<R>>());
+  constexpr int V = Spec::kVector, kPart = std::min(V, elements_at_once<TermOf<R>>());
   constexpr bool kAny = Spec::kVectorInputs == kAnyInputs;
   using T = Pack<R, kPart>;
   using Term = TermOf<T>;
@@ -191,13 +189,6 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>, Spec, kGradi
 
 // ---- inputs that all examples share ----
 
-// The inputs that a term's columns_kernel takes to be shared (terms/forms.h).
-template <class Term>
-constexpr unsigned kShared = [] {
-  if constexpr (requires { Term::kSharedInputs; }) return Term::kSharedInputs;
-  else return 0u;
-}();
-
 template <class Term>
 constexpr int kColumnsBlocks = Term::kInputs > 4 ? 1 : 2;
 // So many times the blocks that the device holds at once share the rows: they are of uneven length where the numbers of
@@ -215,18 +206,18 @@ struct ColumnsParams : TermParams<kInputs> {
   Array column_sum[kInputs];  // [sharing blocks][columns]; null: not wanted
 };
 
-// Forward and backward where all examples share the inputs of kShared: each thread reads those once and keeps the sums of
+// Forward and backward where all examples share the inputs of kSharedInputs: each thread reads those once and keeps the sums of
 // their gradients; the other inputs are contiguous or one number.
 template <template <class> class TermOf, class R, int kFormClass>
 __global__ void __launch_bounds__(kThreads, kColumnsBlocks<TermOf<R>>) columns_kernel(
     const __grid_constant__ ColumnsParams<TermOf<R>::kInputs> p) {
-  constexpr int V = kColumnWidth, kPart = std::min(V, together_of<TermOf<R>>()), kParts = V / kPart;
+  constexpr int V = kColumnWidth, kPart = std::min(V, elements_at_once<TermOf<R>>()), kParts = V / kPart;
   using T = Pack<R, kPart>;
   using Term = TermOf<T>;
   constexpr int kInputs = Term::kInputs, kTensors = tensors_of<Term>(), kWarps = kThreads / kWarp;
   using S = Slots<kInputs>;
   constexpr int kUpstream = S::kUpstream, kFirstSink = S::kFirstSink, kValueSum = S::kValueSum;
-  constexpr unsigned kSharedSet = kShared<Term>;
+  constexpr unsigned kSharedSet = shared_inputs_of<Term>();
   constexpr bool kInParts = HasParts<Term>::value;
   const Forms forms{Term::template within<kFormClass>(p.forms), p.constant};
   const int64_t column_block = blockIdx.x % p.column_blocks, sharer = blockIdx.x / p.column_blocks;
@@ -325,7 +316,7 @@ __global__ void __launch_bounds__(kThreads, kColumnsBlocks<TermOf<R>>) columns_k
 
 // Of the kernel for any layout.
 template <class Term, class R>
-constexpr int kTermGroup = std::min(kGroup<R>, together_of<Term>());
+constexpr int kTermGroup = std::min(kGroup<R>, elements_at_once<Term>());
 
 template <class Term, class R>
 constexpr int kGeneralBlocks = sizeof(R) == 8 || Term::kInputs > 3 ? 1 : 2;
@@ -559,7 +550,7 @@ template <template <class> class TermOf, class R>
 bool has_columns(const TermSumProblem& p, const Layout<Slots<TermOf<R>::kInputs>::kCount>& layout, const Dimensions& dims,
                  const Choice& choice, const SinkPlan& sinks) {
   using S = Slots<TermOf<R>::kInputs>;
-  constexpr unsigned kSharedSet = kShared<TermOf<R>>;
+  constexpr unsigned kSharedSet = shared_inputs_of<TermOf<R>>();
   const int64_t columns = layout.period.size;
   bool serves = sizeof(R) == 4 && choice.width == kColumnWidth && columns > 1 && p.values.row == nullptr &&
                 p.values.element == nullptr && !sinks.gathered().empty() && sinks.totals().empty() && sinks.by_run().empty();
@@ -576,7 +567,7 @@ bool has_columns(const TermSumProblem& p, const Layout<Slots<TermOf<R>::kInputs>
 template <template <class> class TermOf, class R, int kFormClass = 0>
 const char* launch_columns(const TermSumProblem& p, const ColumnsParams<TermOf<R>::kInputs>& params, int64_t blocks,
                            const CudaCall& call) {
-  if constexpr (kShared<TermOf<R>> == 0u || sizeof(R) != 4) return "no input of this term is shared";
+  if constexpr (shared_inputs_of<TermOf<R>>() == 0u || sizeof(R) != 4) return "no input of this term is shared";
   else {
     if constexpr (kFormClass + 1 < TermOf<R>::kFormClasses)
       if (TermOf<R>::form_class(p.forms) != kFormClass)

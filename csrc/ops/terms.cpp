@@ -3,6 +3,7 @@
 #include <sstream>
 
 #include "../terms/list.h"
+#include "../terms/traits.h"
 
 namespace elbo_ext {
 namespace {

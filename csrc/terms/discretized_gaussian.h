@@ -42,7 +42,7 @@ ELBO_INLINE NarrowBin<T> narrow_bin(T c, T r) {
 
 template <class T>
 struct DiscretizedGaussian : ScaleForms<2> {
-  static constexpr int kInputs = 6, kTensors = 3, kTogether = 2;
+  static constexpr int kInputs = 6, kTensors = 3, kElementsAtOnce = 2;
   static constexpr const char* kSignature = "x mean " ELBO_SCALE("") " low high half_bin";
   static constexpr unsigned kPrecomputedFrom = 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5, kSharedInputs = 1 << 2;
   using R = Real<T>;

@@ -112,7 +112,7 @@ ELBO_INLINE T negative_binomial_data_gradient(const T* in, int forms) {
 
 template <class T>
 struct NegativeBinomial : CountTerm<NegativeBinomial<T>, T>, ManyForms {
-  static constexpr int kInputs = 3, kTogether = 2;
+  static constexpr int kInputs = 3, kElementsAtOnce = 2;
   static constexpr unsigned kSharedInputs = 1 << 2;  // theta
   static constexpr const char* kSignature = "x mean|log_mean|logits theta|log_theta";
 

@@ -145,9 +145,9 @@ class DenseTerm(NamedTuple):
 
     tensors: int
     gradients: int  # that they make: not the one by x for a term in parts (count.h)
-    together: int  # elements that are worked on at once; values are stored so
+    at_once: int  # elements that are worked on at once; values are stored so
     # 4 and, but for a term in parts or of many inputs, 8 elements of a thread, with gradients and without, for each class of
-    # forms; and as many again for each set of inputs of the fast path (forms.h), in float32 and bfloat16
+    # forms; and as many again for each set of inputs of the fast path (traits.h), in float32 and bfloat16
     kernels: int
 
 
@@ -155,16 +155,18 @@ def terms() -> dict[str, DenseTerm]:
     classes = {"OneForm": 1, "ManyForms": 1, "TwoForms": 2, "ScaleForms": 2}
     text = "".join(path.read_text() for path in (ROOT / "csrc" / "terms").glob("*.h"))
     bases = r"struct (\w+) : ([^{]*\b(\w+Forms?)\b[^{]*) {"
-    declaration = bases + r"\s+static constexpr int kInputs = (\d)(?:, kTensors = (\d))?(?:, kTogether = (\d))?([^{]*)"
+    declaration = (
+        bases + r"\s+static constexpr int kInputs = (\d)(?:, kTensors = (\d))?(?:, kElementsAtOnce = (\d))?([^{]*)"
+    )
     found = {}
-    for name, inherited, forms, inputs, tensors, together, rest in re.findall(declaration, text):
+    for name, inherited, forms, inputs, tensors, at_once, rest in re.findall(declaration, text):
         in_parts, count = "CountTerm" in inherited, int(tensors or inputs)
         fast, scale = (
             int(eval(value[1])) if (value := re.search(rf"{constant} = ([\w<|\s]+)", rest)) else 0  # 1 << 2 | 1 << 3
             for constant in ("kFastPathInputs", "kPrecomputedFrom")
         )
         kernels = (2 if in_parts or (int(inputs) > 3 and not fast) else 4) + 4 * len({fast, fast & ~scale} - {0})
-        found[name] = DenseTerm(count, count - in_parts, int(together or 4), classes[forms] * kernels)
+        found[name] = DenseTerm(count, count - in_parts, int(at_once or 4), classes[forms] * kernels)
     return found
 
 
@@ -195,7 +197,7 @@ def test_wide_accesses() -> None:
             if kernel := re.search(dense, name):
                 term, inputs = terms()[kernel[1]], int(kernel[2]).bit_count()
                 loads = inputs or term.tensors
-                stores = (inputs or term.gradients) if kernel[3] == "1" else int(term.together == 4)
+                stores = (inputs or term.gradients) if kernel[3] == "1" else int(term.at_once == 4)
             elif kernel := re.search(r"\d([a-z_]+_kernel)I(?:fLb1E|LNS_5DTypeE0E)", name):  # of float, and dense
                 loads, stores = latent[kernel[1]]
             else:
