@@ -50,7 +50,7 @@ MUTANTS = [
     Mutant("no-barrier-in-sums-of-a-block", "cuda/sums.cuh",
            "per_warp[k][threadIdx.x / kWarp] = of_warp;\n  }\n  __syncthreads();\n",
            "per_warp[k][threadIdx.x / kWarp] = of_warp;\n  }\n", "latent.float", RSAMPLE_KL, WRONG),
-    Mutant("no-barrier-in-sums-of-columns", "cuda/term_sum.cu",
+    Mutant("no-barrier-in-sums-of-columns", "cuda/term_sum_columns.cuh",
            "of_warp[warp][lane * V + i] = column_sum[k][i];\n    __syncthreads();\n",
            "of_warp[warp][lane * V + i] = column_sum[k][i];\n", "term_sum.float",
            ("test_gradients.py::test_gradients", "-k", "shared-theta"), WRONG),
