@@ -15,6 +15,7 @@ import elbo_ext
 from .layouts import LAYOUTS, Layout, as_it_is
 from .maker import Maker, number
 from .sample import Sample
+from .tolerances import SIZE_OF_PARTS
 
 FORMS = ("logvar", "log_std", "std", "var", "rho")
 FLOORS = ("min_std", "min_var")
@@ -107,6 +108,7 @@ def standard(
     without: tuple[str, ...] = (),
     rows: int = 3,
     forms_of_scale: tuple[str, ...] = FORMS,
+    size_of_parts: float = 1.0,
     **other_operands: Operands,
 ) -> list[Sample]:
     """The whole standard set of a function, from the one row that says how its operands are drawn::
@@ -115,9 +117,12 @@ def standard(
 
     ``forms_of_scale`` are those that the function takes for its scale, if it has one, the one by position first.
     ``core`` and ``without`` are patterns of ids: the part that is for expensive tests, and what the function has not.
-    Which options it has its signature says. ``rows`` is the number of rows of the cases ``row-*``; a name of a group of
-    cases takes other operands for that group alone.
+    Which options it has its signature says. ``rows`` is the number of rows of the cases ``row-*``. ``size_of_parts``
+    is how large the parts of an element are that cancel, if not 1: absolute tolerances are that many times as large
+    (tolerances.py). A name of a group of cases takes other operands for that group alone.
     """
+    if size_of_parts != 1.0:
+        SIZE_OF_PARTS[function] = size_of_parts
     options_of_function = inspect.signature(getattr(elbo_ext, function)).parameters
     probe = Case(Maker(torch.float32, "cpu", 0), (1,), form=forms_of_scale[0])
     arguments = operands(probe)

@@ -1063,6 +1063,7 @@ STANDARD = [
         lambda c: dict(x=c.draw(c.m.counts), mean=c.draw(c.m.positive, beside=True), **c.scale()),
         rows=2,
         forms_of_scale=("theta", "log_theta"),
+        size_of_parts=4.0,  # derivatives of gamma functions by a dispersion of 1/4 and less
     ),
     *standard(
         "zinb",
@@ -1070,6 +1071,7 @@ STANDARD = [
         lambda c: dict(x=c.draw(c.m.counts), mean=c.draw(c.m.positive), gate_logits=c.normal(beside=True), **c.scale()),
         rows=2,
         forms_of_scale=("theta", "log_theta"),
+        size_of_parts=4.0,  # as above
         without=("layout-all-*", "row-*[3-9]", "sum-*", "rows-*"),
     ),
     *standard(
@@ -1078,6 +1080,7 @@ STANDARD = [
         lambda c: dict(x=c.normal(), df=c.draw(c.m.positive), mean=c.normal(beside=True), **c.scale()),
         rows=2,
         forms_of_scale=("log_scale", "scale"),
+        size_of_parts=6.0,  # derivatives of gamma functions by df
         without=("layout-all-*", "row-*[3-9]", "sum-*", "rows-*"),
     ),
     *standard(
@@ -1085,6 +1088,7 @@ STANDARD = [
         "continuous_bernoulli_log_prob",
         lambda c: dict(x=c.unit(beside=True), logits=c.normal()),
         rows=2,
+        size_of_parts=2.0,  # a x next to ln((e^a - 1) / a)
         row=lambda c: dict(x=c.unit(), logits=5 * c.normal()),
     ),
     *standard(
@@ -1100,6 +1104,7 @@ STANDARD = [
         "discretized_gaussian_log_prob",
         _pixel_row,
         rows=2,
+        size_of_parts=2.0,  # the densities at the two ends of a bin, times the ends
         row=lambda c: dict(x=(7 * c.unit()).round(), mean=3 * c.normal(), **c.scale(), low=None, high=None, width=1.0),
     ),
     *standard(
