@@ -28,10 +28,10 @@ class validate_values:
         with elbo_ext.validate_values():
             loss = elbo_ext.elbo_loss(decoder(z), x, kl=kl, likelihood="bernoulli").loss
 
-    Then no argument of a function may be NaN, ``std``, ``var`` and the ``scale`` of a Laplace have to be above zero (or zero,
-    with a floor), and ``x`` in the support of the likelihood. Elements of weight zero may be anything. Each call of a function
-    waits for the device once. It holds in the thread or task that asks for it; nothing is checked inside of
-    ``torch.compile``, ``torch.func``, forward mode, traces and CUDA graphs.
+    Then no argument of a function may be NaN, what is positive by its meaning (``std``, ``var``, ``scale``, ``rate`` ...) has
+    to be above zero (or zero, with a floor), and ``x`` in the support of the likelihood. Elements of weight zero may be
+    anything. Each call of a function waits for the device once. It holds in the thread or task that asks for it; nothing is
+    checked inside of ``torch.compile``, ``torch.func``, forward mode, traces and CUDA graphs.
 
     Args:
         mode: False ends it.
