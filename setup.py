@@ -1,5 +1,5 @@
 """Builds elbo_ext._C, one shared library with the operators (LibTorch stable ABI) and the Python module (pybind11), and,
-where nvcc is installed, _cuda.so beside it, the CUDA kernels.
+where nvcc is installed, _cuda.so next to it, the CUDA kernels.
 
 The files of csrc/cpu that hold kernels are compiled once per instruction set, against at::vec, which is a header and
 needs no torch library; everything else sees only torch's stable ABI, and csrc/cuda sees no torch at all. The binaries

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: elbo_ext beside what users write in its place. benchmarks/NOTES.md explains the method."""
+"""``python -m benchmarks``: elbo_ext next to what users write in its place. benchmarks/NOTES.md explains the method."""
 
 
 class BenchmarkError(Exception):

@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = _Parser(
         prog="python -m benchmarks",
-        description="Measure elbo_ext beside hand-written PyTorch, torch.distributions, torch.compile and a copy of "
+        description="Measure elbo_ext next to hand-written PyTorch, torch.distributions, torch.compile and a copy of "
         "the same bytes; print tables; write results.json, results.csv, summary.md and figures. benchmarks/NOTES.md "
         "explains the method.",
         epilog="exit codes: 0 all is well; 1 --compare found something slower; 2 an option, a file or the device "

@@ -272,7 +272,7 @@ class _Allocation(torch.autograd.Function):
 
 def _empty(case: Case, buffers: Buffers) -> Run:
     """The limit of small works, forward and backward: the autograd functions that a work is made of, and the draw of a
-    seed where it has noise, with nothing computed. Two of them, one behind the other, for a step and for an
+    seed where it has noise, with nothing computed. Two of them, one after the other, for a step and for an
     importance-weighted bound, else one."""
     operands = buffers.operands
     latent = [operands[name] for name in ("mu", "logvar") if name in operands]

@@ -172,7 +172,7 @@ def outcomes(rows: Sequence[Row]) -> Iterator[tuple[Goal, float, Row]]:
 
 
 def report(rows: Sequence[Row]) -> str:
-    """Goals beside what was measured, as a table; empty if nothing was that has a goal."""
+    """Goals next to what was measured, as a table; empty if nothing was that has a goal."""
     lines = [
         (goal.what, goal.text(), goal.form.format(value), row.case, "yes" if goal.met(value) else "no")
         for goal, value, row in outcomes(rows)

@@ -23,7 +23,7 @@ std::map<std::string, std::pair<int, Inputs>> terms() {
   return known;
 }
 
-// What torch.randint(-2**63, 2**63 - 1, (1,), generator=generator) draws on CUDA, and leaves behind in the generator,
+// What torch.randint(-2**63, 2**63 - 1, (1,), generator=generator) draws on CUDA, and leaves in the generator,
 // without a kernel: the first two words of Philox with the generator's seed for the key and a quarter of its offset for the
 // counter, as its first thread takes them. Python's lock is held throughout, so that no other thread draws in between.
 int64_t draw_on_cuda(const pybind11::object& generator) {

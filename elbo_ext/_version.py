@@ -8,7 +8,7 @@ __all__ = ["VERSION"]
 
 
 def _read() -> str:
-    """In a source folder from pyproject.toml beside the package, as something else may be installed; else as installed."""
+    """In a source folder from pyproject.toml next to the package, as something else may be installed; else as installed."""
     project = Path(__file__).parents[1] / "pyproject.toml"
     if project.is_file():
         found = re.search(r'^name = "elbo_ext"\nversion = "(.+)"$', project.read_text(encoding="utf-8"), re.MULTILINE)

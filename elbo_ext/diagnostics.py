@@ -1,4 +1,4 @@
-"""How good a bound is, and what the latent variables do: looked at after training or beside it, not optimized.
+"""How good a bound is, and what the latent variables do: looked at during training or after it, not optimized.
 
     ln p(x) - ELBO = KL(q(z|x) || p(z|x))    elbo_gap; of it, what a better encoder would save: amortization_gap
     ln p(x)                                  log_evidence, from many samples in bounded memory

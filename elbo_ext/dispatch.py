@@ -29,7 +29,7 @@ def public(function: Callable[Parameters, Result]) -> Callable[Parameters, Resul
 def public_with_lists(
     of_lists: Callable[..., Any],
 ) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
-    """The same for a function that takes a list of tensors in place of its first argument, ``mu``, and then others beside it:
+    """The same for a function that takes a list of tensors in place of its first argument, ``mu``, and then others:
     ``of_lists(function)`` is called for these."""
     return lambda function: _dispatching(function, asks_modes=True, of_lists=of_lists)
 

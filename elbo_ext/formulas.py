@@ -36,7 +36,7 @@ def _logvar(scale: Tensor, form: str, floor: float = 0.0) -> Tensor:
     elif name == "rho" and not of:
         beyond = scale < math.log(info.tiny) - math.log(info.eps)
     inside = torch.where(beyond, _UNIT[name], scale)
-    size = _above_floor(inside, name, of) + floor
+    size = _without_floor(inside, name, of) + floor
     near = (size - 1).abs() < 0.5
     # ln(1 + what sigma or sigma^2 has beyond 1), which keeps its digits there; elsewhere of numbers with a finite derivative
     unit = torch.where(near, inside, _UNIT[name])
@@ -68,7 +68,7 @@ _ROOT = 0.5413248546129181, -1.8138570925507325e-17  # ln(e - 1), the rho of sig
 _UNIT = {"logvar": 0.0, "log_std": 0.0, "std": 1.0, "var": 1.0, "rho": _ROOT[0]}  # sigma = 1
 
 
-def _above_floor(scale: Tensor, form: str, of: str) -> Tensor:
+def _without_floor(scale: Tensor, form: str, of: str) -> Tensor:
     """sigma, or its square if that is what the floor is added to."""
     if of == "min_var" and form == "var":
         return scale
@@ -313,8 +313,8 @@ def discretized_gaussian(
 ) -> Tensor:
     """ln(Phi(hi) - Phi(lo)), hi, lo = (x - mean +- half_bin) / sigma, in nats; the outermost bins as above.
 
-    By symmetry x lies above the mean, or the bin of x is the highest one. Three regimes: bins that are narrow beside sigma
-    and beside sigma / hi; those in the tail, by erfcx; and those around the mean, 1 minus what lies outside. What a regime
+    By symmetry x lies above the mean, or the bin of x is the highest one. Three regimes: bins that are narrow compared to sigma
+    and to sigma / hi; those in the tail, by erfcx; and those around the mean, 1 minus what lies outside. What a regime
     does not use is replaced by a number that keeps its derivatives finite.
     """
     logvar = _logvar(scale, form, floor)
@@ -369,7 +369,7 @@ def _log_floored_ratio(scale: Tensor, prior_scale: Tensor, form: str, floor: flo
         difference = a - b if of == "min_var" and name == "var" else _difference(a, b, name)
         if of == "min_var" and name != "var":
             difference = difference * (standard_deviation(a, name) + standard_deviation(b, name))
-        return difference / (_above_floor(b, name, of) + floor)
+        return difference / (_without_floor(b, name, of) + floor)
 
     close = relative(scale.detach(), prior_scale.detach()).abs() < 0.5
     s, p = (torch.where(close, t, _UNIT[name]) for t in (scale, prior_scale))

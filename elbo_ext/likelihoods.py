@@ -53,7 +53,7 @@ class Term:
         inputs: in the order of the formula, each under the name of its first form.
         formula: in torch operations (formulas.py).
         forms: the names of the forms of each input that has several, the first one included.
-        floors: the names of the floors, Python numbers, that an input of several forms may have beside its form.
+        floors: the names of the floors, Python numbers, that an input of several forms may have with its form.
         positive: forms whose Python numbers have to be above 0.
         defaults: numbers for inputs that need not be given.
         masked: for each input a number that the formula bears and that stands in for an element of weight 0.
@@ -118,7 +118,7 @@ class Term:
         ]
 
     def with_numbers(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Arguments by name and, beside them, the numbers that their options stand for."""
+        """Arguments by name, and the numbers that their options stand for."""
         if not self.numbers:
             return given
         options = {name: given.get(name, default) for name, default in self.options.items()}
@@ -370,7 +370,7 @@ Categorical = _register(
     decoder="logits",
     options={"dim": -1, "ignore_index": -100},
     masked=(0, 1.0),
-    support=constraints.real,
+    support=constraints.nonnegative_integer,
     over_classes=True,
     formula=formulas.categorical,
 )

@@ -20,7 +20,7 @@ class ELBOLoss(torch.nn.Module):
         batch_dims, reduction: as in :func:`elbo_ext.elbo_loss`.
         recon_logvar: scale of the Gaussian likelihood: a number, a tensor, or a ``torch.nn.Parameter``, which is then
             learned with the module; ``recon_log_std=``, ``recon_std=``, ``recon_var=`` or ``recon_rho=`` may stand in its
-            place, ``recon_min_std=`` or ``recon_min_var=`` beside it.
+            place, ``recon_min_std=`` or ``recon_min_var=`` with it.
 
     Shapes: as in :func:`elbo_ext.elbo_loss`; returns ``ELBO(loss, log_likelihood, kl)`` in nats. Anything else that the
     function takes (``kl``, the prior, ``weight``, another ``beta``) may be passed to the call.

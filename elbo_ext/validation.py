@@ -22,16 +22,16 @@ _requested: ContextVar[bool] = ContextVar("elbo_ext.validate_values", default=Fa
 class validate_values:
     """Whether the functions of the package look at the values of tensors: within a ``with``, or from here on.
 
-    A switch and no argument of every function, as what is to be checked is a piece of a program, and NaN seldom comes from
+    A switch and no argument of every function, as what is to be checked is a piece of a program, and NaN rarely comes from
     the last call::
 
         with elbo_ext.validate_values():
             loss = elbo_ext.elbo_loss(decoder(z), x, kl=kl, likelihood="bernoulli").loss
 
-    Then no argument of a function may be NaN, ``std``, ``var`` and the ``scale`` of a Laplace have to be above zero (or zero,
-    with a floor), and ``x`` in the support of the likelihood. Elements of weight zero may be anything. Each call of a function
-    waits for the device once. It holds in the thread or task that asks for it; nothing is checked inside of
-    ``torch.compile``, ``torch.func``, forward mode, traces and CUDA graphs.
+    Then no argument of a function may be NaN, what is positive by its meaning (``std``, ``var``, ``scale``, ``rate`` ...) has
+    to be above zero (or zero, with a floor), and ``x`` in the support of the likelihood. Elements of weight zero may be
+    anything. Each call of a function waits for the device once. It holds in the thread or task that asks for it; nothing is
+    checked inside of ``torch.compile``, ``torch.func``, forward mode, traces and CUDA graphs.
 
     Args:
         mode: False ends it.
@@ -119,7 +119,7 @@ def operands(term: Term, named: Mapping[str, Any], forms: int, weight: Tensor | 
 
 
 def checked_where_used(name: str, value: Tensor) -> None:
-    """An argument that a function hands on, and does not look at itself, is checked where it is used: beside a weight, say."""
+    """An argument that a function hands on, and does not look at itself, is checked where it is used: with a weight, say."""
     checks = None if not ever_requested or torch.compiler.is_compiling() else _collected.get()
     if checks is not None:
         checks.pop((name, id(value)), None)

@@ -1,3 +1,5 @@
+// The choice of an instruction set. The kernels of csrc/cpu are compiled once for each (baseline, AVX2, AVX-512); dispatch.cpp
+// picks one for this machine, once.
 #pragma once
 
 #include <string>

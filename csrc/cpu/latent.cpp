@@ -101,7 +101,7 @@ void run_backward(const LatentProblem& p, int64_t begin, int64_t end) {
             return V::loadu(grad.data + i);
           });
           deliver(t.gradient[kScale], t.size, p.with_kl, [&](int64_t i, int64_t count) {  // dz/dscale = eps dsigma/dscale
-            return V::loadu(grad_eps.data + i) * deviation(form, get(t.operand[kScale], i, count)).slope;
+            return V::loadu(grad_eps.data + i) * sigma_and_slope(form, get(t.operand[kScale], i, count)).slope;
           });
         }
         for (int k = 0; k < inputs; ++k) t.gradient[k].finish(p.space, p.gradient[k], tile, group);

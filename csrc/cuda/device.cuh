@@ -137,11 +137,11 @@ namespace {
 
 // The long formulas of rho and of floors one number at a time: a kernel has not the registers for several.
 template <class R, int kCount>
-__device__ __forceinline__ Deviation<Pack<R, kCount>> floored_deviation(ScaleForm<R> form, Pack<R, kCount> s) {
-  Deviation<Pack<R, kCount>> result;
+__device__ __forceinline__ SigmaAndSlope<Pack<R, kCount>> floored_sigma(ScaleForm<R> form, Pack<R, kCount> s) {
+  SigmaAndSlope<Pack<R, kCount>> result;
   ELBO_UNROLL
   for (int i = 0; i < kCount; ++i) {
-    const Deviation<R> one = floored_deviation(form, s.x[i]);
+    const SigmaAndSlope<R> one = floored_sigma(form, s.x[i]);
     result.value.x[i] = one.value;
     result.slope.x[i] = one.slope;
   }
@@ -162,11 +162,11 @@ __device__ __forceinline__ FlooredScale<Pack<R, kCount>> floored_scale(ScaleForm
 }
 template <class R, int kCount>
 __device__ __forceinline__ Expm1<Pack<R, kCount>> floored_ratio(ScaleForm<R> form, Pack<R, kCount> a, Pack<R, kCount> b,
-                                                                Pack<R, kCount> of_both) {
+                                                                Pack<R, kCount> log_ratio) {
   Expm1<Pack<R, kCount>> result;
   ELBO_UNROLL
   for (int i = 0; i < kCount; ++i) {
-    const Expm1<R> one = floored_ratio(form, a.x[i], b.x[i], of_both.x[i]);
+    const Expm1<R> one = floored_ratio(form, a.x[i], b.x[i], log_ratio.x[i]);
     result.value.x[i] = one.value;
     result.minus_d.x[i] = one.minus_d;
   }

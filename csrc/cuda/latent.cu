@@ -22,7 +22,7 @@ struct LatentParams {
 template <class R>
 constexpr int kForwardBlocks = sizeof(R) == 8 ? 1 : 2;
 constexpr int backward_blocks(bool only_dense) { return only_dense ? 2 : 1; }
-constexpr int blocks_of_usual(bool with_kl) { return with_kl ? 3 : 4; }
+constexpr int fast_path_blocks(bool with_kl) { return with_kl ? 3 : 4; }
 
 template <class R, bool kOnlyDense, int kFormClass>
 __global__ void __launch_bounds__(kThreads, kForwardBlocks<R>) latent_kernel(const __grid_constant__ LatentParams p) {
@@ -58,9 +58,9 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<R>) latent_kernel(con
   if (blockIdx.y == 0) total_sums<1u>(p.kl, sum);
 }
 
-// The usual case (latent.cuh), where nothing in the loop asks what an operand is.
+// The fast path (latent.cuh), on which nothing in the loop asks what an operand is.
 template <DType dtype, bool kWithKL, int kFormClass>
-__global__ void __launch_bounds__(kThreads, blocks_of_usual(kWithKL)) usual_latent_kernel(
+__global__ void __launch_bounds__(kThreads, fast_path_blocks(kWithKL)) latent_fast_path_kernel(
     const __grid_constant__ LatentParams p) {
   using R = float;
   constexpr int kWidth = kGroup<R>;
@@ -169,9 +169,9 @@ __global__ void __launch_bounds__(kThreads, backward_blocks(kOnlyDense)) latent_
   total_sums<kAllSums>(p.sums, sum);
 }
 
-// The usual case.
+// The fast path.
 template <DType dtype, bool kWithKL, int kFormClass>
-__global__ void __launch_bounds__(kThreads, blocks_of_usual(kWithKL)) usual_latent_backward_kernel(
+__global__ void __launch_bounds__(kThreads, fast_path_blocks(kWithKL)) latent_backward_fast_path_kernel(
     const __grid_constant__ LatentBackwardParams p) {
   using S = BackwardSlots;
   using R = float;
@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(kThreads, blocks_of_usual(kWithKL)) usual_late
   for (int k = 0; k < kLatentInputs; ++k) in[k] = T(uniform_number<R>(p.layout, k, c.constant[k]));
   const typename GaussianKL<T>::Precomputed prior = GaussianKL<T>::precompute(in, forms);
   T upstream(uniform_upstream<R>(p.layout, S::kUpstream, c.upstream_constant, c.upstream_factor));
-  double sum[kLatentInputs] = {};  // none: no gradient of a dense tensor is a sum
+  double sum[kLatentInputs] = {};  // none: no gradient of a contiguous tensor is a sum
   for_each_unit<0u>(p.units, p.sums, sum, [&](int64_t first, int64_t end, int64_t lane, int64_t lanes) {
     if (kWithKL && p.layout.place[S::kUpstream] == kPerUnit)
       upstream = T(per_unit_upstream<R>(p.layout, S::kUpstream, first, c.upstream_factor));
@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(kThreads, blocks_of_usual(kWithKL)) usual_late
       add_samples(form, in[kScale], g, g * eps, d);
       ELBO_UNROLL
       for (int k = kMu; k <= kScale; ++k)
-        if (p.layout.place[S::kFirstSink + k] == kDense) store_vector<R, kWidth>(array(S::kFirstSink + k), n, d[k].x);
+        if (p.layout.place[S::kFirstSink + k] == kContiguous) store_vector<R, kWidth>(array(S::kFirstSink + k), n, d[k].x);
     }
   });
 }
@@ -264,12 +264,12 @@ const char* run_forward(const LatentProblem& p, const CudaCall& call) {
   const auto kernel = [&]() -> Kernel<LatentParams> {
     const bool dense = is_dense<R>(params.layout, p, segment);
     if constexpr (sizeof(R) == 4)
-      if (dense && is_usual(params.layout, p, {kZ}))
-        return with_usual(p, params.layout.array[kMu].dtype, params.common.with_kl,
-                          [](auto dtype, auto with_kl, auto form_class) -> Kernel<LatentParams> {
+      if (dense && takes_fast_path(params.layout, p, {kZ}))
+        return with_fast_path(p, params.layout.array[kMu].dtype, params.common.with_kl,
+                              [](auto dtype, auto with_kl, auto form_class) -> Kernel<LatentParams> {
           constexpr bool kWithKL = decltype(with_kl)::value;
-          return {usual_latent_kernel<decltype(dtype)::value, kWithKL, decltype(form_class)::value>,
-                  blocks_of_usual(kWithKL)};
+          return {latent_fast_path_kernel<decltype(dtype)::value, kWithKL, decltype(form_class)::value>,
+                  fast_path_blocks(kWithKL)};
         });
     return choose_kernel<R>(dense, p, [](auto dense, auto form_class) -> Kernel<LatentParams> {
       constexpr bool kOnlyDense = decltype(dense)::value;
@@ -301,11 +301,11 @@ const char* run_backward(const LatentProblem& p, const CudaCall& call) {
     using S = BackwardSlots;
     if constexpr (sizeof(R) == 4)
       if (dense && p.grad_z.present() && p.gradient[kScale].wanted() &&
-          is_usual(layout, p, {S::kGradZ, S::kFirstSink + kMu, S::kFirstSink + kScale}))
-        return with_usual(p, layout.array[kMu].dtype, p.with_kl, [](auto dtype, auto with_kl, auto form_class) -> K {
+          takes_fast_path(layout, p, {S::kGradZ, S::kFirstSink + kMu, S::kFirstSink + kScale}))
+        return with_fast_path(p, layout.array[kMu].dtype, p.with_kl, [](auto dtype, auto with_kl, auto form_class) -> K {
           constexpr bool kWithKL = decltype(with_kl)::value;
-          return {usual_latent_backward_kernel<decltype(dtype)::value, kWithKL, decltype(form_class)::value>,
-                  blocks_of_usual(kWithKL)};
+          return {latent_backward_fast_path_kernel<decltype(dtype)::value, kWithKL, decltype(form_class)::value>,
+                  fast_path_blocks(kWithKL)};
         });
     return choose_kernel<R>(dense, p, [](auto dense, auto form_class) -> K {
       constexpr bool kOnlyDense = decltype(dense)::value;

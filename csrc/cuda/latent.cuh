@@ -174,27 +174,27 @@ auto with_form_class(const LatentProblem& p, WhatFor&& what_for) {
   return what_for(std::integral_constant<int, 1>{});
 }
 
-// The usual case: one sample, in which mu and the scale, and with them all that is read or written element by element, are
-// dense and of one dtype, float32 or bfloat16; the prior is one number, and so is the upstream gradient of a unit. `others`:
+// The fast path: one sample, in which mu and the scale, and with them all that is read or written element by element, are
+// contiguous and of one dtype, float32 or bfloat16; the prior is one number, and so is the upstream gradient of a unit. `others`:
 // the slots after the noise.
 template <int kSlots>
-bool is_usual(const Layout<kSlots>& layout, const LatentProblem& p, std::initializer_list<int> others) {
+bool takes_fast_path(const Layout<kSlots>& layout, const LatentProblem& p, std::initializer_list<int> others) {
   const DType dtype = layout.array[kMu].dtype;
-  bool usual = p.samples == 1 && LatentForms::form_class(p.forms) != kAnyForms &&
-               (dtype == DType::kFloat || dtype == DType::kBFloat16);
+  bool fits = p.samples == 1 && LatentForms::form_class(p.forms) != kAnyForms &&
+              (dtype == DType::kFloat || dtype == DType::kBFloat16);
   const auto check = [&](int slot) {
-    usual = usual && layout.place[slot] == kDense && layout.array[slot].dtype == dtype;
+    fits = fits && layout.place[slot] == kContiguous && layout.array[slot].dtype == dtype;
   };
   check(kMu);
   check(kScale);
   for (int slot : others)
     if (layout.place[slot] != kAbsent) check(slot);
-  return usual && layout.place[kPriorMu] <= kUniform && layout.place[kPriorScale] <= kUniform;
+  return fits && layout.place[kPriorMu] <= kUniform && layout.place[kPriorScale] <= kUniform;
 }
 
-// Calls what_for(dtype, with a KL, form class) for a usual problem.
+// Calls what_for(dtype, with a KL, form class) for a problem on the fast path.
 template <class WhatFor>
-auto with_usual(const LatentProblem& p, DType dtype, bool with_kl, WhatFor&& what_for) {
+auto with_fast_path(const LatentProblem& p, DType dtype, bool with_kl, WhatFor&& what_for) {
   return with_form_class(p, [&](auto form_class) {
     const auto of_dtype = [&](auto constant) {
       return with_kl ? what_for(constant, std::true_type{}, form_class) : what_for(constant, std::false_type{}, form_class);

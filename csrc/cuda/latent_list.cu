@@ -1,4 +1,4 @@
-// The latent stage of many tensors, such as the weights of a network, by one kernel: where they are dense and of one dtype,
+// The latent stage of many tensors, such as the weights of a network, by one kernel: where they are contiguous and of one dtype,
 // float32 or bfloat16, with one sample of each, numbers for priors, and one KL in all.
 #include "entries.h"
 #include "latent.cuh"
@@ -57,7 +57,7 @@ __device__ __forceinline__ void for_each_group(int64_t first, int64_t end, Body&
     body(n, AnyGroup<R, kWidth, 1>::members(n, n, end));
 }
 
-// A group of a dense tensor, `otherwise` outside of the mask.
+// A group of a contiguous tensor, `otherwise` outside of the mask.
 template <DType dtype>
 __device__ __forceinline__ T read_group(char* data, int64_t group, unsigned mask, R otherwise) {
   const Array array{data, dtype};

@@ -34,21 +34,21 @@ struct Divider {
 
 // How a group of neighbouring elements is found in a tensor. Groups begin at multiples of their length.
 enum Place : uint8_t {
-  kAbsent,     // there is no tensor
-  kUniform,    // one element stands for all
-  kDense,      // offset = element number, and aligned: a vector
-  kRun,        // a vector at an offset of its own
-  kStep,       // a stride between the elements, possibly 0
-  kScattered,  // each element has an offset of its own
-  kRepeat,     // dense, and then again: a vector at element number modulo Layout::period
-  kPerUnit,    // one element stands for all of a unit of work (sums.cuh)
+  kAbsent,      // there is no tensor
+  kUniform,     // one element stands for all
+  kContiguous,  // offset = element number, and aligned: a vector
+  kRun,         // a vector at an offset of its own
+  kStep,        // a stride between the elements, possibly 0
+  kScattered,   // each element has an offset of its own
+  kRepeat,      // contiguous, and then again: a vector at element number modulo Layout::period
+  kPerUnit,     // one element stands for all of a unit of work (sums.cuh)
 };
 
 // Element numbers count through the dimensions, the last one fastest.
 template <int kSlots>
 struct Layout {
   int dims = 0;
-  unsigned dense = 0;  // bit k: in slot k, offset = element number
+  unsigned contiguous = 0;  // bit k: in slot k, offset = element number
   Divider period;  // of kRepeat
   bool units_differ = false;  // there is a kPerUnit
   Divider size[kMaxDims];
@@ -57,7 +57,7 @@ struct Layout {
   Place place[kSlots] = {};
 
   __device__ __forceinline__ int64_t offset(int slot, int64_t number) const {
-    if (dense >> slot & 1) return number;
+    if (contiguous >> slot & 1) return number;
     int64_t offset = 0;
     for (int dim = dims - 1; dim > 0; --dim) {
       const int64_t outer = size[dim].quotient(number);
@@ -67,7 +67,7 @@ struct Layout {
     return offset + number * stride[0][slot];
   }
 
-  // Where a group lies in a tensor that is dense or repeats.
+  // Where a group lies in a tensor that is contiguous or repeats.
   __device__ __forceinline__ int64_t vector_offset(Place place, int64_t number) const {
     if (place != kRepeat || period.size == 1) return number;  // the second says nothing new, but saves a register
     return number - period.quotient(number) * period.size;
@@ -85,8 +85,8 @@ struct Layout {
   }
 };
 
-// Whether the kernels for dense tensors can read a tensor, and whether they then read it group by group.
-__host__ __device__ __forceinline__ bool reads_vectors(Place place) { return place == kDense || place == kRepeat; }
+// Tensors are dense for a kernel if they are read as vectors or are one number, for all or for a unit.
+__host__ __device__ __forceinline__ bool reads_vectors(Place place) { return place == kContiguous || place == kRepeat; }
 inline bool is_dense(Place place) { return place <= kUniform || reads_vectors(place) || place == kPerUnit; }
 
 template <int kWidth>
@@ -111,7 +111,7 @@ struct AnyGroup {
     return place > kUniform && mask != kAllMembers<kWidth> ? kScattered : place;  // no access beyond the end
   }
   static __device__ __forceinline__ bool is_vector(Place place) {
-    return place == kDense || place == kRun || place == kRepeat;
+    return place == kContiguous || place == kRun || place == kRepeat;
   }
   static __device__ __forceinline__ int64_t vector_offset(const Layout<kSlots>& layout, int slot, int64_t group,
                                                           Place place) {

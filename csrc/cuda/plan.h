@@ -65,7 +65,7 @@ struct Dimensions {
     for (int dim = count - 1; dim >= 0 && stride(view, dim) == 0; --dim) length *= size[dim];
     return length;
   }
-  // After how many elements a view that is dense so far begins anew; 0: it is none of that kind.
+  // After how many elements a view that is contiguous so far begins anew; 0: it is none of that kind.
   int64_t period(const View& view) const {
     int64_t length = 1;
     int dim = count - 1;
@@ -98,7 +98,7 @@ class LayoutBuilder {
     layout_.array[slot] = array_of(view);
     if (view.data == nullptr) return;
     layout_.place[slot] = place_of(slot, view, written, base_step);
-    if (!(layout_.dense >> slot & 1))
+    if (!(layout_.contiguous >> slot & 1))
       for (int dim = 0; dim < dims_.count; ++dim) layout_.stride[dim][slot] = dims_.stride(view, dim);
   }
 
@@ -109,8 +109,8 @@ class LayoutBuilder {
     const bool vectors = aligned(view.data, view.dtype, group_, base_step) && !too_wide &&
                          (integer_vectors_ || !is_integer(view.dtype));
     if (view.rows_dense) {
-      layout_.dense |= 1u << slot;
-      return vectors ? kDense : kScattered;
+      layout_.contiguous |= 1u << slot;
+      return vectors ? kContiguous : kScattered;
     }
     if (!written) {
       if (segment_ > 1 && dims_.run(view) % segment_ == 0) {

@@ -47,8 +47,8 @@ struct LatentCall {
     // z alone has no prior, and takes a form for one all the same: kernels are compiled for pairs of forms.
     using Forms = ScaleForms<1, 3>;
     const int known = static_cast<int>(forms);
-    STD_TORCH_CHECK(Forms::within<kAnyForms>(known) == forms && form_of(known, 1) < kNumbersOfForms &&
-                        form_of(known, 3) < kNumbersOfForms,
+    STD_TORCH_CHECK(Forms::within<kAnyForms>(known) == forms && form_of(known, 1) < kFormsWithFloors &&
+                        form_of(known, 3) < kFormsWithFloors,
                     "elbo_ext: latent has no forms ", forms);
     problem.compute_double = any_double(tensors);
     problem.forms = static_cast<int>(forms);

@@ -4,6 +4,7 @@
 
 #include "../terms/categorical.h"
 #include "../terms/list.h"
+#include "../terms/traits.h"
 
 namespace elbo_ext {
 namespace {

@@ -13,7 +13,7 @@ struct Bernoulli : OneForm {
   static constexpr int kInputs = 2;
   static constexpr const char* kSignature = "x logits";
   static constexpr unsigned kPrecomputedFrom = 0;
-  static constexpr unsigned kUsualInputs = 0b11;
+  static constexpr unsigned kFastPathInputs = 0b11;
   using R = Real<T>;
   struct Precomputed {};
 

@@ -24,7 +24,7 @@ struct BernoulliNumbers {
 // whose terms fall at least tenfold; elsewhere a / 2 is taken out of both.
 template <class T>
 struct ContinuousBernoulli : OneForm {
-  static constexpr int kInputs = 2, kTogether = 2;
+  static constexpr int kInputs = 2, kElementsAtOnce = 2;
   static constexpr const char* kSignature = "x logits";
   static constexpr unsigned kPrecomputedFrom = 0;
   using R = Real<T>;

@@ -2,7 +2,7 @@
 // formulas: one for x = 0, and one for x > 0, which a kernel may evaluate for those elements alone. A term writes
 //   at_zero<kGradient>(in, forms, d)   the value, or with kGradient the value and the derivatives
 //   above_zero<kGradient>(in, forms, d)
-//   data_gradient(in, forms)           the derivative by x, which is seldom wanted; d[0] is left alone
+//   data_gradient(in, forms)           the derivative by x, which is rarely wanted; d[0] is left alone
 // and gets from CountTerm<Self, T> what every term has.
 //
 // Outside of the support, x < 0, the value is -inf and its derivatives are 0; where x is NaN, all of them are. An x that is no

@@ -42,7 +42,7 @@ ELBO_INLINE NarrowBin<T> narrow_bin(T c, T r) {
 
 template <class T>
 struct DiscretizedGaussian : ScaleForms<2> {
-  static constexpr int kInputs = 6, kTensors = 3, kTogether = 2;
+  static constexpr int kInputs = 6, kTensors = 3, kElementsAtOnce = 2;
   static constexpr const char* kSignature = "x mean " ELBO_SCALE("") " low high half_bin";
   static constexpr unsigned kPrecomputedFrom = 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5, kSharedInputs = 1 << 2;
   using R = Real<T>;
@@ -61,7 +61,7 @@ struct DiscretizedGaussian : ScaleForms<2> {
     FlooredScale<T> scale;
     if (form.ordinary()) {
       scale.sigma.value = standard_deviation(form, s);
-      scale.logvar_slope = log_variance_slope_above_floor(form.number, s);
+      scale.logvar_slope = log_variance_slope_without_floor(form.number, s);
     } else {
       scale = floored_scale(form, s);
     }
@@ -73,7 +73,7 @@ struct DiscretizedGaussian : ScaleForms<2> {
     p.log_width = T(R(0));
     p.flat = any(p.radius < T(kFlat));
     if (p.flat) {
-      if (form.ordinary()) scale.logvar = log_variance_above_floor(form.number, s);
+      if (form.ordinary()) scale.logvar = log_variance_without_floor(form.number, s);
       p.log_width = log(in[5] + in[5]) - half * scale.logvar;
     }
     return p;

@@ -13,7 +13,7 @@ namespace {
 
 template <class T>
 struct DiscretizedLogistic : TwoForms<2> {
-  static constexpr int kInputs = 6, kTensors = 3, kTogether = 2;
+  static constexpr int kInputs = 6, kTensors = 3, kElementsAtOnce = 2;
   static constexpr const char* kSignature = "x mean log_scale|scale low high half_bin";
   static constexpr unsigned kPrecomputedFrom = 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5, kSharedInputs = 1 << 2;
   using R = Real<T>;

@@ -1,5 +1,5 @@
-// Forms of a Gaussian's scale beside the four ordinary ones (scale.h): rho, where sigma = softplus(rho), and any of the five
-// above a floor, sigma = (what the scale says) + min_std or sigma^2 = (what the scale says) + min_var.
+// Forms of a Gaussian's scale other than the four ordinary ones (scale.h): rho, where sigma = softplus(rho), and any of the
+// five with a floor, sigma = (what the scale says) + min_std or sigma^2 = (what the scale says) + min_var.
 #pragma once
 
 #include "forms.h"
@@ -22,7 +22,7 @@ enum Floor : int {
   kMinStd = 1,
   kMinVar = 2
 };
-constexpr int kFormsOfScale = 5, kNumbersOfForms = kFormsOfScale * 3;
+constexpr int kFormsOfScale = 5, kFormsWithFloors = kFormsOfScale * 3;
 #define ELBO_SCALE(prefix) \
   prefix "logvar|" prefix "log_std|" prefix "std|" prefix "var|" prefix "rho^" prefix "min_std^" prefix "min_var"
 
@@ -49,7 +49,7 @@ struct ScaleForm {
 // ---- without the floor; of rho where softplus(rho) leaves the range of T: rho if it is large, else exp(rho) ----
 
 template <class T>
-ELBO_INLINE T log_variance_above_floor(int form, T s) {
+ELBO_INLINE T log_variance_without_floor(int form, T s) {
   using R = Real<T>;
   switch (form) {
     case kLogvar: return s;
@@ -62,7 +62,7 @@ ELBO_INLINE T log_variance_above_floor(int form, T s) {
 
 // d log(sigma^2) / d(the scale as given)
 template <class T>
-ELBO_INLINE T log_variance_slope_above_floor(int form, T s) {
+ELBO_INLINE T log_variance_slope_without_floor(int form, T s) {
   using R = Real<T>;
   switch (form) {
     case kLogvar: return T(R(1));
@@ -75,13 +75,13 @@ ELBO_INLINE T log_variance_slope_above_floor(int form, T s) {
 
 // sigma, and its derivative by the scale as given.
 template <class T>
-struct Deviation {
+struct SigmaAndSlope {
   T value;
   T slope;
 };
 
 template <class T>
-ELBO_INLINE Deviation<T> deviation_above_floor(int form, T s) {
+ELBO_INLINE SigmaAndSlope<T> sigma_without_floor(int form, T s) {
   using R = Real<T>;
   switch (form) {
     case kLogvar:
@@ -103,7 +103,7 @@ ELBO_INLINE Deviation<T> deviation_above_floor(int form, T s) {
 
 // sigma - 1, or sigma^2 - 1 if `of_square`, to full relative precision, given sigma.
 template <class T>
-ELBO_INLINE T excess_above_floor(int form, bool of_square, T s, T f) {
+ELBO_INLINE T excess_without_floor(int form, bool of_square, T s, T f) {
   using R = Real<T>;
   const T one = T(R(1));
   T excess;
@@ -117,59 +117,60 @@ ELBO_INLINE T excess_above_floor(int form, bool of_square, T s, T f) {
   return of_square ? excess * (T(R(2)) + excess) : excess;
 }
 
-// sigma_a - sigma_b, to full relative precision, given those of b and sigma_a.
+// sigma_a - sigma_b, to full relative precision, given sigma_a, and sigma_b with its slope.
 template <class T>
-ELBO_INLINE T difference_above_floor(int form, T a, T b, T f_a, const Deviation<T>& of_b) {
+ELBO_INLINE T difference_without_floor(int form, T a, T b, T sigma_a, const SigmaAndSlope<T>& sigma_b) {
   using R = Real<T>;
   const T difference = a - b;
   switch (form) {
     case kLogvar:
     case kLogStd: {
       const T exponent = form == kLogvar ? difference * T(R(0.5)) : difference;
-      return of_b.value * expm1_parts(exponent, exp(exponent)).value;
+      return sigma_b.value * expm1_parts(exponent, exp(exponent)).value;
     }
     case kStd: return difference;
-    case kVar: return difference / (f_a + of_b.value + T(std::numeric_limits<R>::min()));  // 0 where both are
-    default: return log1p(of_b.slope * expm1_parts(difference, exp(difference)).value);  // (1 + e^a) / (1 + e^b) - 1
+    case kVar: return difference / (sigma_a + sigma_b.value + T(std::numeric_limits<R>::min()));  // 0 where both are
+    default: return log1p(sigma_b.slope * expm1_parts(difference, exp(difference)).value);  // (1 + e^a) / (1 + e^b) - 1
   }
 }
 
 // ---- with the floor ----
 
-// What the floor is added to: sigma, or its square where it is one of that. `half_slope`: d sigma / d(the scale as given),
-// or half of d sigma^2.
+// sigma with its floor or, where the floor is one of the variance, sigma^2 with its floor. `half_slope`: d sigma / d(the
+// scale as given), or half of d sigma^2.
 template <class T>
-struct AboveFloor {
+struct FlooredSize {
   T size;
   T half_slope;
 };
 
 template <class T>
-ELBO_INLINE AboveFloor<T> add_floor(const ScaleForm<Real<T>>& form, T s, const Deviation<T>& above) {
+ELBO_INLINE FlooredSize<T> add_floor(const ScaleForm<Real<T>>& form, T s, const SigmaAndSlope<T>& unfloored) {
   using R = Real<T>;
   const T floor(form.floor);
-  if (form.floor_kind != kMinVar) return {above.value + floor, above.slope};
+  if (form.floor_kind != kMinVar) return {unfloored.value + floor, unfloored.slope};
   if (form.number == kVar) return {s + floor, T(R(0.5))};
-  return {above.value * above.value + floor, above.value * above.slope};
+  return {unfloored.value * unfloored.value + floor, unfloored.value * unfloored.slope};
 }
 
 template <class T>
-ELBO_INLINE Deviation<T> deviation_of(const ScaleForm<Real<T>>& form, const Deviation<T>& above, const AboveFloor<T>& all) {
-  if (form.floor_kind != kMinVar) return {all.size, all.half_slope};
-  const T sigma = sqrt(all.size);
-  const auto beyond = all.size > T(kLargest<T>);  // a square; next to it the floor is nothing
-  return {select(beyond, above.value, sigma), select(beyond, above.slope, all.half_slope / sigma)};
+ELBO_INLINE SigmaAndSlope<T> sigma_of_size(const ScaleForm<Real<T>>& form, const SigmaAndSlope<T>& unfloored,
+                                           const FlooredSize<T>& floored) {
+  if (form.floor_kind != kMinVar) return {floored.size, floored.half_slope};
+  const T sigma = sqrt(floored.size);
+  const auto beyond = floored.size > T(kLargest<T>);  // a square; next to it the floor is nothing
+  return {select(beyond, unfloored.value, sigma), select(beyond, unfloored.slope, floored.half_slope / sigma)};
 }
 
 template <class T>
-ELBO_APART Deviation<T> floored_deviation(ScaleForm<Real<T>> form, T s) {
-  const Deviation<T> above = deviation_above_floor(form.number, s);
-  return deviation_of(form, above, add_floor(form, s, above));
+ELBO_NOINLINE SigmaAndSlope<T> floored_sigma(ScaleForm<Real<T>> form, T s) {
+  const SigmaAndSlope<T> unfloored = sigma_without_floor(form.number, s);
+  return sigma_of_size(form, unfloored, add_floor(form, s, unfloored));
 }
 
 template <class T>
 struct FlooredScale {
-  Deviation<T> sigma;
+  SigmaAndSlope<T> sigma;
   T logvar;
   T logvar_slope;  // by the scale as given
 };
@@ -181,42 +182,44 @@ template <class T>
 constexpr Real<T> kLargeSize = std::numeric_limits<Real<T>>::max() * std::numeric_limits<Real<T>>::epsilon();
 
 template <class T>
-ELBO_APART FlooredScale<T> floored_scale(ScaleForm<Real<T>> form, T s) {
+ELBO_NOINLINE FlooredScale<T> floored_scale(ScaleForm<Real<T>> form, T s) {
   using R = Real<T>;
   const T one = T(R(1)), two = T(R(2));
   const bool of_square = form.floor_kind == kMinVar;
-  const Deviation<T> above = deviation_above_floor(form.number, s);
-  const AboveFloor<T> all = add_floor(form, s, above);
+  const SigmaAndSlope<T> unfloored = sigma_without_floor(form.number, s);
+  const FlooredSize<T> floored = add_floor(form, s, unfloored);
   FlooredScale<T> scale;
-  scale.sigma = deviation_of(form, above, all);
-  scale.logvar = log(all.size);
+  scale.sigma = sigma_of_size(form, unfloored, floored);
+  scale.logvar = log(floored.size);
   // Next to 1 the logarithm is as exact as what is left when 1 is taken away, before anything is rounded.
-  const auto near = abs(all.size - one) < T(R(0.5));
+  const auto near = abs(floored.size - one) < T(R(0.5));
   if (any(near)) {
-    const T excess = excess_above_floor(form.number, of_square, s, above.value);
+    const T excess = excess_without_floor(form.number, of_square, s, unfloored.value);
     scale.logvar = select(near, log1p(excess + T(form.floor)), scale.logvar);
   }
   if (!of_square) scale.logvar = scale.logvar * two;
-  scale.logvar_slope = two * all.half_slope / all.size;
-  const auto small = all.size<T(form.floor_kind == kNoFloor ? kSmallSize<T> : R(0)), large = all.size> T(kLargest<T>);
+  scale.logvar_slope = two * floored.half_slope / floored.size;
+  const auto small = floored.size < T(form.floor_kind == kNoFloor ? kSmallSize<T> : R(0));
+  const auto large = floored.size > T(kLargest<T>);
   if (any(small) || any(large)) {  // there is no floor, or it is nothing
-    const T logvar = log_variance_above_floor(form.number, s), slope = log_variance_slope_above_floor(form.number, s);
+    const T logvar = log_variance_without_floor(form.number, s), slope = log_variance_slope_without_floor(form.number, s);
     scale.logvar = select(small, logvar, select(large, logvar, scale.logvar));
     scale.logvar_slope = select(small, slope, select(large, slope, scale.logvar_slope));
   }
   return scale;
 }
 
-// expm1(d) and expm1(d) - d for d = log(sigma_a^2 / sigma_b^2), both scales in one form and above one floor. `of_both` is
+// expm1(d) and expm1(d) - d for d = log(sigma_a^2 / sigma_b^2), both scales in one form and with one floor. `log_ratio` is
 // the difference of the two logarithms, for where sigma or the quotient leaves the range of T.
 template <class T>
-ELBO_APART Expm1<T> floored_ratio(ScaleForm<Real<T>> form, T a, T b, T of_both) {
+ELBO_NOINLINE Expm1<T> floored_ratio(ScaleForm<Real<T>> form, T a, T b, T log_ratio) {
   using R = Real<T>;
   const bool of_square = form.floor_kind == kMinVar;
-  const Deviation<T> above_a = deviation_above_floor(form.number, a), above_b = deviation_above_floor(form.number, b);
-  const T size_a = add_floor(form, a, above_a).size, size_b = add_floor(form, b, above_b).size;
-  T difference = difference_above_floor(form.number, a, b, above_a.value, above_b);
-  if (of_square) difference = difference * (above_a.value + above_b.value);
+  const SigmaAndSlope<T> unfloored_a = sigma_without_floor(form.number, a);
+  const SigmaAndSlope<T> unfloored_b = sigma_without_floor(form.number, b);
+  const T size_a = add_floor(form, a, unfloored_a).size, size_b = add_floor(form, b, unfloored_b).size;
+  T difference = difference_without_floor(form.number, a, b, unfloored_a.value, unfloored_b);
+  if (of_square) difference = difference * (unfloored_a.value + unfloored_b.value);
   const T quotient = size_a / size_b, relative = difference / size_b;
   T d = select(abs(relative) < T(R(0.5)), log1p(relative), log(quotient)), ratio = quotient;
   if (!of_square) {
@@ -226,9 +229,9 @@ ELBO_APART Expm1<T> floored_ratio(ScaleForm<Real<T>> form, T a, T b, T of_both) 
   const T least = minimum(minimum(size_a, size_b), quotient), most = select(size_a > size_b, size_a, size_b);
   const auto small = least<T(kSmallSize<T>), large = most> T(kLargeSize<T>), far = quotient > T(kLargeSize<T>);
   if (any(small) || any(large) || any(far)) {
-    const T exp_of_both = exp(of_both);
-    d = select(small, of_both, select(large, of_both, select(far, of_both, d)));
-    ratio = select(small, exp_of_both, select(large, exp_of_both, select(far, exp_of_both, ratio)));
+    const T exp_log_ratio = exp(log_ratio);
+    d = select(small, log_ratio, select(large, log_ratio, select(far, log_ratio, d)));
+    ratio = select(small, exp_log_ratio, select(large, exp_log_ratio, select(far, exp_log_ratio, ratio)));
   }
   return expm1_parts(d, ratio);
 }

@@ -45,7 +45,7 @@ struct TwoForms {
   }
 };
 
-// Inputs whose forms are looked at while a kernel runs, all in one class: what they differ by is little beside the rest.
+// Inputs whose forms are looked at while a kernel runs, all in one class: what they differ by is little compared to the rest.
 struct ManyForms {
   static constexpr int kFormClasses = 1;
   ELBO_INLINE static constexpr int form_class(int /*forms*/) { return 0; }
@@ -54,27 +54,6 @@ struct ManyForms {
     return forms;
   }
 };
-
-// How many of a term's inputs may be tensors. Where it declares kTensors, the inputs after those are numbers alone, and
-// kernels keep no room for their vectors and gradients.
-template <class Term>
-constexpr int tensors_of() {
-  if constexpr (requires { Term::kTensors; }) return Term::kTensors;
-  else return Term::kInputs;
-}
-
-// A term whose kernels keep up with the memory declares kUsualInputs: a bit for each input that is usually a tensor of the
-// data's shape, the others being one number. CUDA has kernels for exactly these, and for these without the scale.
-//
-// A term declares kSharedInputs: a bit for each input that all examples often share (a scale for each pixel, a dispersion for
-// each gene). A CUDA kernel reads these once and sums their gradients as it goes.
-//
-// How many elements a CUDA thread works on at once. A formula that needs many registers declares kTogether, an even number.
-template <class Term>
-constexpr int together_of() {
-  if constexpr (requires { Term::kTogether; }) return Term::kTogether;
-  else return 4;
-}
 
 }  // namespace
 }  // namespace elbo_ext

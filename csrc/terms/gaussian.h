@@ -12,7 +12,7 @@ struct Gaussian : ScaleForms<2> {
   static constexpr int kInputs = 3;
   static constexpr const char* kSignature = "x mean " ELBO_SCALE("");
   static constexpr unsigned kPrecomputedFrom = 1 << 2;  // the inputs that Precomputed is made from: the scale alone
-  static constexpr unsigned kUsualInputs = 0b111, kSharedInputs = 0b100;
+  static constexpr unsigned kFastPathInputs = 0b111, kSharedInputs = 0b100;
   using R = Real<T>;
   using Precomputed = Scale<T>;
 

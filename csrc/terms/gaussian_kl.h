@@ -14,8 +14,8 @@ struct GaussianKL : ScaleForms<1, 3> {
   static constexpr int kInputs = 4;
   static constexpr const char* kSignature = "mu " ELBO_SCALE("") " prior_mu " ELBO_SCALE("prior_");
   static constexpr unsigned kPrecomputedFrom = 1 << 3;  // the prior's scale alone
-  static constexpr unsigned kUsualInputs = 0b0011;   // mu and its scale
-  static constexpr unsigned kSharedInputs = 0b1100;  // the prior
+  static constexpr unsigned kFastPathInputs = 0b0011;  // mu and its scale
+  static constexpr unsigned kSharedInputs = 0b1100;    // the prior
   using R = Real<T>;
   struct Precomputed {
     Scale<T> prior;
@@ -50,9 +50,9 @@ struct GaussianKL : ScaleForms<1, 3> {
   };
   ELBO_INLINE static Ratio ratio_of(const Precomputed& known, const T* in) {
     if (!known.ordinary) return ratio_of_floored(known.form, known.same_form, known.prior.logvar, in[1], in[3]);
-    return {ratio_parts(known, in), log_variance_slope_above_floor(known.form.number, in[1])};
+    return {ratio_parts(known, in), log_variance_slope_without_floor(known.form.number, in[1])};
   }
-  ELBO_APART static Ratio ratio_of_floored(ScaleForm<R> form, bool same_form, T prior_logvar, T scale, T prior_scale) {
+  ELBO_NOINLINE static Ratio ratio_of_floored(ScaleForm<R> form, bool same_form, T prior_logvar, T scale, T prior_scale) {
     const FlooredScale<T> own = floored_scale(form, scale);
     const T d = own.logvar - prior_logvar;
     return {same_form ? floored_ratio(form, scale, prior_scale, d) : expm1_parts(d, exp(d)), own.logvar_slope};
@@ -61,7 +61,7 @@ struct GaussianKL : ScaleForms<1, 3> {
   // d is taken from the numbers as given, before any logarithm is rounded: the difference of two neighbours is exact.
   ELBO_INLINE static Expm1<T> ratio_parts(const Precomputed& known, const T* in) {
     if (!known.same_form) {
-      const T d = log_variance_above_floor(known.form.number, in[1]) - known.prior.logvar;
+      const T d = log_variance_without_floor(known.form.number, in[1]) - known.prior.logvar;
       return expm1_parts(d, exp(d));
     }
     const T difference = in[1] - in[3];
@@ -86,8 +86,8 @@ struct GaussianKL : ScaleForms<1, 3> {
     const T result = select(abs(relative) < T(R(0.5)), log1p(relative), log(quotient));
     const auto small = quotient<T(kSmall), large = quotient> T(kLarge);
     if (!any(small) && !any(large)) return result;
-    const T of_both = log(a) - log(b);
-    return select(small, of_both, select(large, of_both, result));
+    const T log_ratio = log(a) - log(b);
+    return select(small, log_ratio, select(large, log_ratio, result));
   }
 };
 

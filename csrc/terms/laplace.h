@@ -9,7 +9,7 @@ namespace {
 
 template <class T>
 struct Laplace : TwoForms<2> {
-  static constexpr int kInputs = 3, kTogether = 2;
+  static constexpr int kInputs = 3, kElementsAtOnce = 2;
   static constexpr const char* kSignature = "x mean log_scale|scale";
   static constexpr unsigned kPrecomputedFrom = 1 << 2;  // the scale alone
   static constexpr unsigned kSharedInputs = 0b100;

@@ -35,7 +35,7 @@ struct MeanAndTheta {
     over_theta = T(R(1)) / theta;
     beyond = T(R(0));
     if (mean_form == kLogits) {
-      // Logits above 40 make the value linear in them. A mean may need more before it is large or small beside theta.
+      // Logits above 40 make the value linear in them. A mean may need more before it is large or small compared to theta.
       const Exponential<T> exp = exponential(in[1], R(-70), R(40));
       odds = exp.ordinary;
       beyond = exp.beyond;
@@ -120,7 +120,7 @@ ELBO_INLINE T negative_binomial_data_gradient(const T* in, int forms) {
 
 template <class T>
 struct NegativeBinomial : CountTerm<NegativeBinomial<T>, T>, ManyForms {
-  static constexpr int kInputs = 3, kTogether = 2;
+  static constexpr int kInputs = 3, kElementsAtOnce = 2;
   static constexpr unsigned kSharedInputs = 1 << 2;  // theta
   static constexpr const char* kSignature = "x mean|log_mean|logits theta|log_theta";
 

@@ -13,7 +13,7 @@ namespace {
 
 template <class T>
 struct Poisson : CountTerm<Poisson<T>, T>, ManyForms {
-  static constexpr int kInputs = 2, kTogether = 2;
+  static constexpr int kInputs = 2, kElementsAtOnce = 2;
   static constexpr const char* kSignature = "x log_rate|rate";
   using R = Real<T>;
 

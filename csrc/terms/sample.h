@@ -55,7 +55,7 @@ ELBO_INLINE SampleScale<T> make_sample_scale(const ScaleForm<Real<T>>& form, T s
     default: s.over_sigma = T(R(1)) / s.sigma; break;
   }
   s.over_sigma = minimum(s.over_sigma, T(kLargest<T>));
-  s.logvar_slope = log_variance_slope_above_floor(form.number, scale);
+  s.logvar_slope = log_variance_slope_without_floor(form.number, scale);
   return s;
 }
 

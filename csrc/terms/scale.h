@@ -35,14 +35,14 @@ constexpr double kLogTwoPi = 1.83787706640934548356065947281;
 template <class T>
 ELBO_INLINE T log_variance(const ScaleForm<Real<T>>& form, T s) {
   if (!form.ordinary()) return floored_scale(form, s).logvar;
-  return log_variance_above_floor(form.number, s);
+  return log_variance_without_floor(form.number, s);
 }
 
 // sigma, the standard deviation, and its derivative by the scale as given.
 template <class T>
 ELBO_INLINE T standard_deviation(const ScaleForm<Real<T>>& form, T s) {
   using R = Real<T>;
-  if (!form.ordinary()) return floored_deviation(form, s).value;
+  if (!form.ordinary()) return floored_sigma(form, s).value;
   switch (form.number) {
     case kLogvar: return fast_exp(s * T(R(0.5)));
     case kLogStd: return fast_exp(s);
@@ -53,7 +53,7 @@ ELBO_INLINE T standard_deviation(const ScaleForm<Real<T>>& form, T s) {
 template <class T>
 ELBO_INLINE T standard_deviation_slope(const ScaleForm<Real<T>>& form, T s, T sigma) {
   using R = Real<T>;
-  if (!form.ordinary()) return floored_deviation(form, s).slope;
+  if (!form.ordinary()) return floored_sigma(form, s).slope;
   switch (form.number) {
     case kLogvar: return sigma * T(R(0.5));  // d exp(s/2) / ds
     case kLogStd: return sigma;              // d exp(s) / ds
@@ -63,8 +63,8 @@ ELBO_INLINE T standard_deviation_slope(const ScaleForm<Real<T>>& form, T s, T si
 }
 
 template <class T>
-ELBO_INLINE Deviation<T> deviation(const ScaleForm<Real<T>>& form, T s) {
-  if (!form.ordinary()) return floored_deviation(form, s);
+ELBO_INLINE SigmaAndSlope<T> sigma_and_slope(const ScaleForm<Real<T>>& form, T s) {
+  if (!form.ordinary()) return floored_sigma(form, s);
   const T sigma = standard_deviation(form, s);
   return {sigma, standard_deviation_slope(form, s, sigma)};
 }
@@ -111,8 +111,8 @@ ELBO_INLINE Scale<T> make_scale(const ScaleForm<Real<T>>& form, T s) {
     else scale.factor = T(R(1)) / (floored.sigma.value * floored.sigma.value);
     return scale;
   }
-  scale.logvar = log_variance_above_floor(form.number, s);
-  scale.slope = log_variance_slope_above_floor(form.number, s);
+  scale.logvar = log_variance_without_floor(form.number, s);
+  scale.slope = log_variance_slope_without_floor(form.number, s);
   scale.extreme = any(abs(scale.logvar) > T(kOrdinaryExponent<T>));
   if (scale.extreme) {
     switch (form.number) {

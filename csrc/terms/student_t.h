@@ -11,7 +11,7 @@ namespace {
 
 template <class T>
 struct StudentT : ManyForms {
-  static constexpr int kInputs = 4, kTogether = 2;
+  static constexpr int kInputs = 4, kElementsAtOnce = 2;
   static constexpr const char* kSignature = "x df|log_df mean log_scale|scale";
   static constexpr unsigned kPrecomputedFrom = 1 << 1 | 1 << 3;  // df and the scale
   static constexpr unsigned kSharedInputs = kPrecomputedFrom;

@@ -10,7 +10,7 @@ namespace {
 
 template <class T>
 struct ZeroInflatedNegativeBinomial : CountTerm<ZeroInflatedNegativeBinomial<T>, T>, ManyForms {
-  static constexpr int kInputs = 4, kTogether = 2;
+  static constexpr int kInputs = 4, kElementsAtOnce = 2;
   static constexpr unsigned kSharedInputs = 1 << 2;  // theta
   static constexpr const char* kSignature = "x mean|log_mean|logits theta|log_theta gate_logits";
   using R = Real<T>;

@@ -139,7 +139,7 @@ def _with_jvp(function: type[Differentiable]) -> dict[str, Any]:
 
 
 # On a small problem Function.apply takes longer than the kernels: it inspects the signature of a Function with
-# setup_context, and unwraps what torch.func may have left behind. A forward that takes ctx itself needs no signature, and
+# setup_context, and unwraps what torch.func may have left wrapped. A forward that takes ctx itself needs no signature, and
 # where no transform is active, apply_outside_torch_func goes past the rest.
 
 

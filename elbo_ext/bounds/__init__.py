@@ -125,7 +125,7 @@ def free_energy(
     In the words of physics: the energy of a state z is -ln p(x, z), q is a trial distribution, F = <energy> - entropy,
     and by Gibbs' inequality F >= -ln p(x), the equilibrium free energy, which is reached by p(z|x) alone (Neal & Hinton
     1998, "A View of the EM Algorithm"). It is the ``loss`` of :func:`elbo_ext.elbo_loss` at beta = 1, with the same
-    variance: the energy of x given z comes from the samples behind ``recon``, the rest, which is the KL, is analytic.
+    variance: the energy of x given z comes from the samples that ``recon`` is of, the rest, which is the KL, is analytic.
 
     Args:
         recon, x, mu, logvar, reduction, options: as in :func:`elbo_ext.elbo_loss`, all but ``beta``.

@@ -263,8 +263,8 @@ def _log_prior(z: Tensor, options: dict[str, Any]) -> Tensor | None:
     prior = {name.removeprefix("prior_"): v for name, v in options.items() if name in _PRIOR and v is not None}
     if not any(isinstance(v, Tensor) and v.requires_grad for v in prior.values()):
         return None
-    rows = {"weight": options.get("kl_weight"), "batch_dims": options.get("batch_dims", 1) + 1}
-    return gaussian_log_prob(z, prior.pop("mu", 0.0), **prior, **rows)
+    of_kl = {"weight": options.get("kl_weight"), "batch_dims": options.get("batch_dims", 1) + 1}
+    return gaussian_log_prob(z, prior.pop("mu", 0.0), **prior, **of_kl)
 
 
 def _reduce(examples: Tensor, reduction: int) -> Tensor:

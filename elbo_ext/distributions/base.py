@@ -18,7 +18,7 @@ _HALF = (torch.bfloat16, torch.float16)
 class Fused(Distribution):
     """A distribution whose log-density is one of the package's functions.
 
-    It stands behind torch's class in the list of bases, and so between that class and ``Distribution``: what torch's
+    It stands after torch's class in the list of bases, and so between that class and ``Distribution``: what torch's
     constructors and ``expand`` say to ``Distribution`` comes here first, and they need not be written again.
     """
 

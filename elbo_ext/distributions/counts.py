@@ -34,7 +34,7 @@ class NegativeBinomial(distributions.NegativeBinomial, Fused):
     rate that is gamma distributed. See :mod:`elbo_ext.distributions` for dtypes and checks.
 
     Args:
-        total_count: theta, above 0, a tensor of any shape or a number, beside
+        total_count: theta, above 0, a tensor of any shape or a number, with
         probs: of success in each trial, in [0, 1); torch moves it into [eps, 1 - eps] where it takes logits. Or
         logits: log-odds, ln(mu / theta).
         mu, theta: mean and inverse dispersion in place of these: variance mu + mu^2 / theta. Nothing is added to them, where
@@ -122,7 +122,7 @@ class NegativeBinomial(distributions.NegativeBinomial, Fused):
 
 
 class ZeroInflatedNegativeBinomial(Fused):
-    """A negative binomial behind a gate that makes zeros of its own, as scVI has it; torch has no such class.
+    """A negative binomial with extra zeros from a gate, as scVI has it; torch has no such class.
 
     Lopez et al. 2018. ``log_prob`` is :func:`elbo_ext.zero_inflated_negative_binomial_log_prob`. See
     :mod:`elbo_ext.distributions` for dtypes and checks.

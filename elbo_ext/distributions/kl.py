@@ -1,4 +1,4 @@
-"""What ``torch.distributions.kl_divergence`` finds for our classes, by themselves or beside torch's class of the same name."""
+"""What ``torch.distributions.kl_divergence`` finds for our classes, by themselves or with torch's class of the same name."""
 
 import math
 from collections.abc import Callable

@@ -9,7 +9,7 @@ element) or a number, of Python, of NumPy, or an integer in a tensor without dim
 The values of a tensor are not looked at, which would have to wait for its device (:class:`elbo_ext.validate_values` does):
 where ``std`` or ``var`` is not above zero, NaN or numbers without a meaning come.
 
-**Floors.** Beside a scale in any form may stand ``min_std`` or ``min_var`` (``prior_min_std`` ...), a number of at least 0:
+**Floors.** With a scale in any form may come ``min_std`` or ``min_var`` (``prior_min_std`` ...), a number of at least 0:
 sigma = (what the scale says) + min_std, or sigma^2 = (what the scale says) + min_var. 0 is none. It is taken in the
 precision of the computation, as every number. Next to a prior of the same form and floor a KL is right to full relative
 precision; next to N(0, 1) its ln sigma has the error of a rounding of the floor.
@@ -29,7 +29,7 @@ accumulated in float32. Values are float64 if any operand is, else float32 (as i
 dimensions does not promote those that have some); gradients have their operand's dtype.
 
 **Errors.** TypeError for what is no floating-point tensor (or number, where one may stand), ValueError for shapes that
-do not broadcast, tensors on different devices, no or several scales, a floor below 0, beside another or without a scale, a
+do not broadcast, tensors on different devices, no or several scales, a floor below 0, with another or without a scale, a
 ``batch_dims`` or ``reduction`` that does not exist. The message names the argument, what came and what was expected.
 
 **Overriding.** ``__torch_function__`` of any argument is asked first, as by torch's own functions.

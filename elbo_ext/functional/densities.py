@@ -56,7 +56,7 @@ def gaussian_kl(
 
     Args:
         mu, logvar: of the posterior; or ``log_std=``, ``std=``, ``var=``, ``rho=`` in place of ``logvar``, and ``min_std=``
-            or ``min_var=`` beside it.
+            or ``min_var=`` with it.
         prior_mu, prior_logvar: of the prior; or ``prior_log_std=``, ``prior_std=``, ``prior_var=``, ``prior_rho=``, with
             ``prior_min_std=`` or ``prior_min_var=``.
         weight, batch_dims, reduction: see :mod:`elbo_ext.functional`.
@@ -103,7 +103,7 @@ def gaussian_log_prob(
         x: data.
         mean: mean, a tensor or a number.
         logvar: ln sigma^2; or ``log_std=``, ``std=``, ``var=``, ``rho=`` (sigma = softplus(rho)) in its place, and
-            ``min_std=`` or ``min_var=``, a number, beside it.
+            ``min_std=`` or ``min_var=``, a number, with it.
         weight, batch_dims, reduction: see :mod:`elbo_ext.functional`.
 
     Returns:
@@ -231,7 +231,7 @@ def negative_binomial_log_prob(
     Args:
         x: counts, as for :func:`poisson_log_prob`.
         mean: m, a tensor or a number; or ``log_mean=``, ln m; or ``logits=``, ln(m / theta), which torch.distributions
-            and Pyro take beside ``total_count``, their name for theta.
+            and Pyro take with ``total_count``, their name for theta.
         theta: a tensor, of one number for a gene say, or a number; or ``log_theta=``, ln theta.
         weight, batch_dims, reduction: see the conventions of :mod:`elbo_ext.functional`.
 
@@ -259,7 +259,7 @@ def zero_inflated_negative_binomial_log_prob(
     batch_dims: int = 1,
     reduction: str = "none",
 ) -> Tensor:
-    """ln of a negative binomial behind a gate that makes zeros of its own with probability g = sigmoid(gate_logits).
+    """ln of a negative binomial with extra zeros from a gate, of probability g = sigmoid(gate_logits).
 
     ln(g + (1 - g) NB(0)) for x = 0, else ln(1 - g) + ln NB(x): scVI's default likelihood (Lopez et al. 2018, "Deep
     generative modeling for single-cell transcriptomics"), whose dropout logits the gate's are.
@@ -379,7 +379,7 @@ def discretized_logistic_log_prob(
 
     Raises:
         ValueError, TypeError: see the conventions of :mod:`elbo_ext.functional`; also for low without high, high not above low,
-            less than 2 bins, a width not above 0, and a width beside low and high.
+            less than 2 bins, a width not above 0, and a width together with low and high.
     """
     given = {"x": x, "mean": mean, "log_scale": log_scale, "scale": scale}
     given |= {"low": low, "high": high, "bins": bins, "width": width}
@@ -416,7 +416,7 @@ def discretized_gaussian_log_prob(
         x: data, the values of the bins.
         mean: mean before discretization, a tensor or a number.
         logvar: ln sigma^2; or ``log_std=``, ``std=``, ``var=``, ``rho=`` (sigma = softplus(rho)) in its place, and
-            ``min_std=`` or ``min_var=``, a number, beside it.
+            ``min_std=`` or ``min_var=``, a number, with it.
         low, high, bins: x lies on the grid of ``bins`` values from low to high (256 from -1 to 1 by default), each the middle
             of its bin; at least 2. Where x is at most half a bin above low, it is of the lowest bin, likewise at high.
         width: of a bin, where low and high are None: 1 by default, for whole numbers; all bins are alike then.
@@ -427,7 +427,7 @@ def discretized_gaussian_log_prob(
 
     Raises:
         ValueError, TypeError: see the conventions of :mod:`elbo_ext.functional`; also for low without high, high not above low,
-            less than 2 bins, a width not above 0, and a width beside low and high.
+            less than 2 bins, a width not above 0, and a width together with low and high.
     """
     given = {"x": x, "mean": mean, "logvar": logvar, "log_std": log_std, "std": std, "var": var}
     given |= {"rho": rho, "min_std": min_std, "min_var": min_var}

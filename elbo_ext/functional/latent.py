@@ -1,4 +1,4 @@
-"""Samples of the latent, alone and beside what the bound needs of them."""
+"""Samples of the latent, alone and with what the bound needs of them."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -47,7 +47,7 @@ def rsample(
     Args:
         mu: mean, any shape.
         logvar: ln sigma^2; or ``log_std=``, ``std=``, ``var=``, ``rho=`` (sigma = softplus(rho)) in its place, and
-            ``min_std=`` or ``min_var=``, a number, beside it.
+            ``min_std=`` or ``min_var=``, a number, with it.
         num_samples: K adds a leading axis of K samples; None adds no axis.
         generator: where the seed is drawn from; by default torch's generator of mu's device. A list has one for each example
             along the first dimension, which then draws what a call on that example alone would; that stores the noise.
@@ -120,7 +120,7 @@ def rsample_kl(
         (logvar, log_std, std, var, rho, min_std, min_var),
         (prior_logvar, prior_log_std, prior_std, prior_var, prior_rho, prior_min_std, prior_min_var),
     )
-    sampled = _sample_beside_prior(
+    sampled = _sample_with_prior(
         WITH_KL, mu, scales, prior_mu, prior_scales, num_samples, generator, noise, kl_weight, batch_dims, reduction
     )
     return cast(tuple[TensorOrList, Tensor], sampled)
@@ -185,14 +185,14 @@ def rsample_with_log_prob(
         (logvar, log_std, std, var, rho, min_std, min_var),
         (prior_logvar, prior_log_std, prior_std, prior_var, prior_rho, prior_min_std, prior_min_var),
     )
-    z, log_q, log_p = _sample_beside_prior(
+    z, log_q, log_p = _sample_with_prior(
         WITH_LOG_PROB[gradient], mu, scales, prior_mu, prior_scales, num_samples, generator, noise, kl_weight, batch_dims,
         "none",
     )  # fmt: skip
     return z, log_q, log_p
 
 
-def _sample_beside_prior(
+def _sample_with_prior(
     results: int,
     mu: Any,
     scales: Sequence[Any],

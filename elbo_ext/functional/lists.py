@@ -47,13 +47,13 @@ def _of_lists(
     function: Callable[..., Any], results: int, draws: bool, given: Mapping[str, Any]
 ) -> tuple[list[Tensor], Tensor | None]:
     """The samples, and the sum of the KLs."""
-    calls = _taken_apart(given)
-    if _may_be_together(given):
+    calls = _arguments_per_tensor(given)
+    if _fits_one_call(given):
         prepared = [_of_position(k, prepare, results, *_of_call(call, draws)) for k, call in enumerate(calls)]
         dims = prepared[0].spec.batch_dims
         _check_one_batch(dims, (call.shape[:dims] for call in prepared))
         if len({(value_dtype(*call.inputs), call.spec.forms) for call in prepared}) == 1:
-            return _together(results, draws, given, prepared)
+            return _in_one_call(results, draws, given, prepared)
     returned = [_of_position(k, function, **call) for k, call in enumerate(calls)]
     if results == Z_ALONE:
         return returned, None
@@ -62,7 +62,7 @@ def _of_lists(
     return list(samples), functools.reduce(torch.add, kls)
 
 
-def _taken_apart(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _arguments_per_tensor(given: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The arguments of each tensor: an entry of every list, and all others as they are."""
     count = len(given["mu"])
     for name, value in given.items():
@@ -91,7 +91,7 @@ def _of_position(position: int, function: Callable[..., Result], *args: Any, **k
         raise type(error)(f"at position {position} of the lists: {error}") from None
 
 
-def _may_be_together(given: Mapping[str, Any]) -> bool:
+def _fits_one_call(given: Mapping[str, Any]) -> bool:
     if any(given.get(name) is not None for name in _ONE_BY_ONE) or isinstance(given.get("generator"), (list, tuple)):
         return False
     return not (torch.compiler.is_compiling() or autograd.in_trace() or autograd.in_transform())
@@ -116,7 +116,7 @@ def _check_one_batch(batch_dims: int, shapes: Iterable[Sequence[int]]) -> None:
         )
 
 
-def _together(
+def _in_one_call(
     results: int, draws: bool, given: Mapping[str, Any], prepared: Sequence[LatentCall]
 ) -> tuple[list[Tensor], Tensor | None]:
     mu: dict[str, Tensor] = {f"mu[{k}]": call.named["mu"] for k, call in enumerate(prepared)}

@@ -39,7 +39,7 @@ def operands_and_constants(
         # Dynamo refuses a Function that is given one tensor twice, a scale that posterior and prior share, say.
         if not eager and is_tensor and any(value is other for other in tensors):
             value = value.view_as(value)
-        # A view such as z.conj().imag keeps its minus sign beside the memory; in a list of operands torch leaves it there.
+        # A view such as z.conj().imag keeps its minus sign apart from the memory; in a list of operands torch leaves it there.
         if is_tensor and eager and value.is_neg():
             value = value.resolve_neg()
         tensors.append(value if is_tensor else None)

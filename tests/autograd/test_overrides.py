@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 import elbo_ext
 from elbo_ext import ELBO, ELBOLoss, bounds, diagnostics, likelihoods
+from samples.registry import calls_of_likelihoods
 from subclasses import Plain, Wrapper, unwrapped
 
 
@@ -45,21 +46,7 @@ def of_samples(function: Any) -> tuple[Any, dict[str, Any]]:
 
 
 CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "gaussian_log_prob": (elbo_ext.gaussian_log_prob, {"x": X, "mean": MU, "std": SCALE, "weight": numbers(4, 1)}),
-    "laplace_log_prob": (elbo_ext.laplace_log_prob, {"x": X, "mean": MU, "scale": SCALE}),
-    "bernoulli_log_prob": (elbo_ext.bernoulli_log_prob, {"x": X, "logits": MU, "reduction": "mean"}),
-    "student_t_log_prob": (elbo_ext.student_t_log_prob, {"x": X, "df": SCALE, "mean": MU, "scale": SCALE}),
-    "poisson_log_prob": (elbo_ext.poisson_log_prob, {"x": COUNTS, "log_rate": MU}),
-    "negative_binomial_log_prob": (elbo_ext.negative_binomial_log_prob, {"x": COUNTS, "log_mean": MU, "theta": SCALE}),
-    "zero_inflated_negative_binomial_log_prob": (
-        elbo_ext.zero_inflated_negative_binomial_log_prob,
-        {"x": COUNTS, "log_mean": MU, "theta": SCALE, "gate_logits": X},
-    ),
-    "continuous_bernoulli_log_prob": (elbo_ext.continuous_bernoulli_log_prob, {"x": X, "logits": MU}),
-    "discretized_logistic_log_prob": (elbo_ext.discretized_logistic_log_prob, {"x": X, "mean": MU, "scale": SCALE}),
-    "discretized_gaussian_log_prob": (elbo_ext.discretized_gaussian_log_prob, {"x": X, "mean": MU, "std": SCALE}),
-    "categorical_log_prob": (elbo_ext.categorical_log_prob, {"x": COUNTS[:, 0].long() % 3, "logits": MU}),
-    "multinomial_log_prob": (elbo_ext.multinomial_log_prob, {"x": COUNTS, "logits": MU}),
+    **calls_of_likelihoods(x=X, counts=COUNTS, real=MU, positive=SCALE),
     "categorical_kl": (elbo_ext.categorical_kl, {"logits": MU, "prior_logits": X, "unimix": 0.01}),
     "categorical_rsample_kl": (elbo_ext.categorical_rsample_kl, {"logits": MU, "prior_logits": X}),
     "gaussian_kl": (elbo_ext.gaussian_kl, POSTERIOR),
@@ -86,6 +73,8 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
         {"elbo": lambda mu, logvar: -elbo_ext.gaussian_kl(mu, logvar), "mu": MU, "logvar": X, "steps": 2},
     ),
 }  # fmt: skip
+CALLS["gaussian_log_prob"][1]["weight"] = numbers(4, 1)
+CALLS["bernoulli_log_prob"][1]["reduction"] = "mean"
 WITH_TENSORS = {case: call for case, call in CALLS.items() if case != "collapse_report"}
 
 

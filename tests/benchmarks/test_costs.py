@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import elbo_ext
 
-BATCH, PIXELS, LATENT = 64, 4096, 8  # arrays of 1 MiB; a number per example or per latent is small beside them
+BATCH, PIXELS, LATENT = 64, 4096, 8  # arrays of 1 MiB; a number per example or per latent is small compared to them
 ARRAY = BATCH * PIXELS * 4
 SMALL = ARRAY // 50
 
@@ -162,7 +162,7 @@ def test_memory_of_a_sample(num_samples: int | None) -> None:
 
 
 def test_no_cast_copy() -> None:
-    """float32 data beside bfloat16 recon and a broadcast scale: no operand is converted or expanded in memory."""
+    """float32 data with bfloat16 recon and a broadcast scale: no operand is converted or expanded in memory."""
     x, recon, scale = torch.randn(BATCH, PIXELS), leaf(BATCH, PIXELS).detach().bfloat16().requires_grad_(), leaf(PIXELS)
     step = lambda: elbo_ext.elbo_loss(recon, x, kl=torch.zeros(BATCH), recon_logvar=scale).loss.backward()
     step()
@@ -172,7 +172,7 @@ def test_no_cast_copy() -> None:
 
 def test_backward_reads_no_input() -> None:
     """With a scalar loss the gradients are ready: the backward pass neither reads the inputs nor writes an array. Both
-    are overwritten behind torch's back before it runs, and the gradients are what they were."""
+    are overwritten without torch's knowledge before it runs, and the gradients are what they were."""
     expected, step = [], Step("element")
     seed = torch.Generator().manual_seed(0)
     for spoil in (False, True):

@@ -1,6 +1,6 @@
 """Whole training steps in the benchmarks: contenders compute the same, checks notice what does not, rows say what is missing.
 
-scVI and bayesian-torch themselves where they are installed; else, and beside them, stand-ins with the names that are used.
+scVI and bayesian-torch themselves where they are installed; else, and with them, stand-ins with the names that are used.
 """
 
 import dataclasses
@@ -164,7 +164,7 @@ def source(request, monkeypatch, fresh) -> str:
 
 def contest(case: Training, source: str = "") -> training.Contest:
     if source == "installed" and case.model not in models.NEEDS:
-        pytest.skip("needs nothing, and is tested beside the stand-ins")
+        pytest.skip("needs nothing, and is tested with the stand-ins")
     if source == "installed" and models.missing(case.model):
         pytest.skip(models.missing(case.model))
     return training.Contest(case, BOTH, CPU)
@@ -372,7 +372,7 @@ def test_goals():
 
 
 def test_a_run(monkeypatch, tmp_path, capsys):
-    """The command line, beside a work; and what a row has."""
+    """The command line, next to a work; and what a row has."""
     case = dataclasses.replace(VAE, name="vae-small")
     monkeypatch.setattr(suite, "ALL_CASES", (*suite.ALL_CASES, case))
     asked = ["--cases", "vae-small,kl-2560", "--contenders", "ours,shipped,no-loss,eager", "--seconds", "0.01"]

@@ -56,27 +56,27 @@ def test_keys() -> None:
 
 
 def test_version() -> None:
-    """pyproject.toml has it, and beside it nothing; everything else says the same."""
+    """pyproject.toml has it, and nothing else does; everything else says the same."""
     declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
     assert elbo_ext.__version__ == build_info()["version"] == declared
     assert "__version__" in elbo_ext.__all__
 
 
 @pytest.mark.parametrize(
-    "beside", ["", '[project]\nname = "elbo_ext"\nversion = "7.8.9"\n', '[project]\nname = "other"\n']
+    "pyproject", ["", '[project]\nname = "elbo_ext"\nversion = "7.8.9"\n', '[project]\nname = "other"\n']
 )
-def test_version_of_a_folder(beside: str, tmp_path: Path) -> None:
+def test_version_of_a_folder(pyproject: str, tmp_path: Path) -> None:
     """A source folder's own, whatever is installed; the installed one where the package is none of a source folder's."""
     metadata = tmp_path / "installed" / "elbo_ext-1.2.3.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: elbo_ext\nVersion: 1.2.3\n")
     (tmp_path / "elbo_ext").mkdir()
     shutil.copy2(PACKAGE / "_version.py", tmp_path / "elbo_ext" / "__init__.py")
-    if beside:
-        (tmp_path / "pyproject.toml").write_text(beside)
+    if pyproject:
+        (tmp_path / "pyproject.toml").write_text(pyproject)
     program = "import elbo_ext; print(elbo_ext.VERSION)"
     run = python("-c", program, PYTHONPATH=os.pathsep.join(map(str, (tmp_path, metadata.parent))))
-    assert run.stdout.strip() == ("7.8.9" if "7.8.9" in beside else "1.2.3"), run.stderr
+    assert run.stdout.strip() == ("7.8.9" if "7.8.9" in pyproject else "1.2.3"), run.stderr
 
 
 def test_versions() -> None:
@@ -529,7 +529,7 @@ def test_folders_with_a_space(tmp_path: Path) -> None:
     assert words[words.index("-L") + 1] == f"{folder}/stubs/torch/lib"
 
 
-# ---- what a wheel holds beside the libraries ----
+# ---- what a wheel holds besides the libraries ----
 
 
 @needs_sources

@@ -85,7 +85,7 @@ def test_exported_symbols() -> None:
 
 
 def cuobjdump() -> str | None:
-    """CUDA's disassembler: on the PATH, beside nvcc, the package of that name (the extra `test`), or Triton's."""
+    """CUDA's disassembler: on the PATH, next to nvcc, the package of that name (the extra `test`), or Triton's."""
     places = [Path(nvcc).resolve().parent for nvcc in [shutil.which("nvcc")] if nvcc]
     places.append(Path("/usr/local/cuda/bin"))
     try:
@@ -146,27 +146,28 @@ class DenseTerm(NamedTuple):
 
     tensors: int
     gradients: int  # that they make: not the one by x for a term in parts (count.h)
-    together: int  # elements that are worked on at once; values are stored so
-    kernels: (
-        int  # 4 and, but for a term in parts or of many inputs, 8 elements of a thread, with gradients and without, for
-    )
-    # each class of forms; and as many again for each usual set of inputs (forms.h), in float32 and bfloat16
+    at_once: int  # elements that are worked on at once; values are stored so
+    # 4 and, but for a term in parts or of many inputs, 8 elements of a thread, with gradients and without, for each class of
+    # forms; and as many again for each set of inputs of the fast path (traits.h), in float32 and bfloat16
+    kernels: int
 
 
 def terms() -> dict[str, DenseTerm]:
     classes = {"OneForm": 1, "ManyForms": 1, "TwoForms": 2, "ScaleForms": 2}
     text = "".join(path.read_text() for path in (ROOT / "csrc" / "terms").glob("*.h"))
     bases = r"struct (\w+) : ([^{]*\b(\w+Forms?)\b[^{]*) {"
-    declaration = bases + r"\s+static constexpr int kInputs = (\d)(?:, kTensors = (\d))?(?:, kTogether = (\d))?([^{]*)"
+    declaration = (
+        bases + r"\s+static constexpr int kInputs = (\d)(?:, kTensors = (\d))?(?:, kElementsAtOnce = (\d))?([^{]*)"
+    )
     found = {}
-    for name, inherited, forms, inputs, tensors, together, rest in re.findall(declaration, text):
+    for name, inherited, forms, inputs, tensors, at_once, rest in re.findall(declaration, text):
         in_parts, count = "CountTerm" in inherited, int(tensors or inputs)
-        usual, scale = (
+        fast, scale = (
             int(eval(value[1])) if (value := re.search(rf"{constant} = ([\w<|\s]+)", rest)) else 0  # 1 << 2 | 1 << 3
-            for constant in ("kUsualInputs", "kPrecomputedFrom")
+            for constant in ("kFastPathInputs", "kPrecomputedFrom")
         )
-        kernels = (2 if in_parts or (int(inputs) > 3 and not usual) else 4) + 4 * len({usual, usual & ~scale} - {0})
-        found[name] = DenseTerm(count, count - in_parts, int(together or 4), classes[forms] * kernels)
+        kernels = (2 if in_parts or (int(inputs) > 3 and not fast) else 4) + 4 * len({fast, fast & ~scale} - {0})
+        found[name] = DenseTerm(count, count - in_parts, int(at_once or 4), classes[forms] * kernels)
     return found
 
 
@@ -182,8 +183,8 @@ def test_wide_accesses() -> None:
         "latent_backward_kernel": (5, 4),
         "sample_log_prob_kernel": (4, 1),
         "sample_log_prob_backward_kernel": (5, 4),
-        "usual_latent_kernel": (2, 1),
-        "usual_latent_backward_kernel": (2, 2),
+        "latent_fast_path_kernel": (2, 1),
+        "latent_backward_fast_path_kernel": (2, 2),
         "latent_list_kernel": (2, 1),
         "latent_list_backward_kernel": (2, 2),
     }
@@ -195,9 +196,9 @@ def test_wide_accesses() -> None:
             assert re.search(r"\b(LDL|STL)\b", function) is None, name
             dense = r"12dense_kernelINS0_\d+([A-Za-z]+)EfNS0_5DenseILi[48]ELj(\d+)ELNS_5DTypeE\dEEELb([01])E"
             if kernel := re.search(dense, name):
-                term, usual = terms()[kernel[1]], int(kernel[2]).bit_count()
-                loads = usual or term.tensors
-                stores = (usual or term.gradients) if kernel[3] == "1" else int(term.together == 4)
+                term, inputs = terms()[kernel[1]], int(kernel[2]).bit_count()
+                loads = inputs or term.tensors
+                stores = (inputs or term.gradients) if kernel[3] == "1" else int(term.at_once == 4)
             elif kernel := re.search(r"\d([a-z_]+_kernel)I(?:fLb1E|LNS_5DTypeE0E)", name):  # of float, and dense
                 loads, stores = latent[kernel[1]]
             else:
@@ -205,7 +206,7 @@ def test_wide_accesses() -> None:
             seen[kernel[1]] += 1
             assert len(re.findall(r"\bLDG\.E[.\w]*\.128\b", function)) >= loads, name
             assert len(re.findall(r"\bSTG\.E[.\w]*\.128\b", function)) >= stores, name
-    of_latent = {name: 4 if name.startswith("usual") else 2 for name in latent}  # usual: with a KL and without
+    of_latent = {name: 4 if "fast_path" in name else 2 for name in latent}  # there with a KL and without
     expected = {name: term.kernels for name, term in terms().items()} | of_latent
     assert seen == {name: count * len(machine_code()) for name, count in expected.items()}
 
@@ -323,7 +324,7 @@ def test_a_home_without_nvcc(tmp_path: Path, name: str, wish: str) -> None:
 
 
 def test_a_home_with_nvcc_is_enough(tmp_path: Path) -> None:
-    """CUDA_PATH is not looked at behind it."""
+    """CUDA_PATH is not looked at after it."""
     home = fake_nvcc(tmp_path, "13.0")
     result = build(tmp_path, CUDA_HOME=home, CUDA_PATH="/nonexistent", ELBO_EXT_CUDA="", CXX="no-such-compiler")
     assert result == (1, [NO_COMPILER])

@@ -44,13 +44,8 @@ TRACED_IDS = {
     "gaussian-mixed-x-float32",
     "gaussian-empty-batch",
     "bernoulli-weight",
-    "laplace-crossed",
-    "poisson-plain",
     "negative_binomial-logits-log_theta",
-    "zinb-crossed",
     "student_t-log_df",
-    "continuous_bernoulli-plain",
-    "discretized_logistic-crossed",
     "discretized_gaussian-batch_dims-1-mean",
     "elbo-discretized_gaussian",
     "discretized_gaussian-rho+min_std-element",
@@ -85,6 +80,9 @@ TRACED_IDS = {
     "elbo-mask",
 }
 TRACED = [sample for sample in CORE if sample.id in TRACED_IDS]
+# Of any other function the one whose operands all broadcast.
+_FUNCTIONS = {sample.function for sample in TRACED}
+TRACED += [sample for sample in CORE if sample.id.endswith("-crossed") and sample.function not in _FUNCTIONS]
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +120,7 @@ def assert_same(compiled: tuple[Any, ...], eager: tuple[Any, ...], rtol: float =
 
 
 def test_the_table_has_the_traced_samples() -> None:
-    assert {sample.id for sample in TRACED} == TRACED_IDS
+    assert {sample.id for sample in TRACED} >= TRACED_IDS
     assert {sample.function for sample in TRACED} == {sample.function for sample in CORE}
 
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 import elbo_ext
 from elbo_ext import ELBO, ELBOLoss, bounds, likelihoods
+from elbo_ext.likelihoods import LIKELIHOODS
+from samples.registry import arguments_of, function_of
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +42,11 @@ def inputs(batch: int) -> dict[str, Tensor]:
 
 SCALE = torch.tensor([0.5, 1.0, 2.0])
 FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **{
+        f"likelihood-{name}": lambda x, mu, std, kl, mask, noise, likelihood=likelihood: function_of(likelihood)(
+            **arguments_of(likelihood, x=x, counts=(5 * x).ceil(), real=mu, positive=std))
+        for name, likelihood in LIKELIHOODS.items()
+    },
     "gaussian": lambda x, mu, std, kl, mask, noise: elbo_ext.gaussian_log_prob(x, mu, std=SCALE, weight=mask),
     "laplace": lambda x, mu, std, kl, mask, noise: elbo_ext.laplace_log_prob(x, mu, scale=std, reduction="mean"),
     "bernoulli": lambda x, mu, std, kl, mask, noise: elbo_ext.bernoulli_log_prob(x, mu, batch_dims=0),

@@ -20,9 +20,18 @@ import elbo_ext
 from elbo_ext import bounds
 from elbo_ext.demo import __main__ as demo
 from elbo_ext.demo.bound import command as bound_demo
-from elbo_ext.demo.bound import experiments as bound_experiments
 from elbo_ext.demo.bound import models as bound_models
 from elbo_ext.demo.bound import plots as bound_plots
+from elbo_ext.demo.bound.experiments.amortization import amortization
+from elbo_ext.demo.bound.experiments.bound_over_counts import bound_over_counts, chi_square
+from elbo_ext.demo.bound.experiments.collapse import collapse
+from elbo_ext.demo.bound.experiments.gap_over_training import gap_over_training
+from elbo_ext.demo.bound.experiments.gradient_variance import (
+    ESTIMATORS,
+    gradient_moments,
+    gradient_variance,
+    pathwise_variances,
+)
 from elbo_ext.demo.bound.models import QUICK, Check, Finding
 from elbo_ext.demo.data import load_images, split
 
@@ -164,11 +173,11 @@ def test_the_same_seed_gives_the_same_numbers_and_leaves_the_random_state_alone(
         digits = bound_models.train_digits(train_data, test_data, size, seed)
         return [
             digits.training,
-            bound_experiments.bound_over_counts(digits, size, seed).numbers,
-            bound_experiments.gradient_variance(size, seed, torch.device("cpu")).numbers,
-            bound_experiments.gap_over_training(digits, size, seed).numbers,
-            bound_experiments.amortization(digits, size, seed).numbers,
-            bound_experiments.collapse(train_data, test_data, size, seed).numbers,
+            bound_over_counts(digits, size, seed).numbers,
+            gradient_variance(size, seed, torch.device("cpu")).numbers,
+            gap_over_training(digits, size, seed).numbers,
+            amortization(digits, size, seed).numbers,
+            collapse(train_data, test_data, size, seed).numbers,
         ]
 
     torch.manual_seed(5)
@@ -189,7 +198,7 @@ def test_chi_square(shift, widen):
     x = torch.tensor([[0.3, 1.0, -0.5], [2.0, 0.1, 0.0]], dtype=torch.float64)
     mu, logvar = model.best_diagonal(x)
     mu, logvar = mu + shift, logvar + widen
-    measured = bound_experiments.chi_square(model, x, mu, logvar)
+    measured = chi_square(model, x, mu, logvar)
     if widen < -math.log(2):
         assert measured.isinf().all()
         return
@@ -225,9 +234,9 @@ def orthogonal():
 def test_closed_forms_of_the_pathwise_variances(orthogonal):
     model, x, mu, logvar = orthogonal
     likelihood = partial(model.log_likelihood, x)
-    predicted = bound_experiments.pathwise_variances(model, x, mu, logvar)
+    predicted = pathwise_variances(model, x, mu, logvar)
     for name, variances in predicted.items():
-        exact = gradients_by_quadrature(bound_experiments.ESTIMATORS[name], likelihood, mu, logvar)
+        exact = gradients_by_quadrature(ESTIMATORS[name], likelihood, mu, logvar)
         for (_, variance), closed_form in zip(exact, variances.values(), strict=True):
             assert closed_form == pytest.approx(variance, rel=1e-10)
 
@@ -235,9 +244,9 @@ def test_closed_forms_of_the_pathwise_variances(orthogonal):
 def test_measured_moments_of_the_score_function(orthogonal):
     model, x, mu, logvar = orthogonal
     likelihood = partial(model.log_likelihood, x)
-    estimator = bound_experiments.ESTIMATORS["score function"]
+    estimator = ESTIMATORS["score function"]
     torch.manual_seed(1)
-    measured = bound_experiments.gradient_moments(estimator, likelihood, mu, logvar, 1, 40_000)
+    measured = gradient_moments(estimator, likelihood, mu, logvar, 1, 40_000)
     exact = gradients_by_quadrature(estimator, likelihood, mu, logvar)
     for moments, (mean, variance) in zip(measured.values(), exact, strict=True):
         assert ((moments.mean - mean).abs() < 5 * moments.mean_error).all()
@@ -279,9 +288,9 @@ def too_steep(*arguments, **options):
     ],
 )
 def test_a_wrong_gradient_is_noticed(monkeypatch, name, wrong, noticed):
-    monkeypatch.setitem(bound_experiments.ESTIMATORS, name, wrong)
+    monkeypatch.setitem(ESTIMATORS, name, wrong)
     size = dataclasses.replace(QUICK, largest_count=16, repetitions=2000)
-    finding = bound_experiments.gradient_variance(size, 0, torch.device("cpu"))
+    finding = gradient_variance(size, 0, torch.device("cpu"))
     assert noticed <= {key for key, check in finding.checks.items() if not check.holds}
 
 
@@ -289,14 +298,14 @@ def test_a_wrong_bound_is_noticed(monkeypatch):
     train_data, test_data = ((part > 0.5).float() for part in split(load_images(), 64, 0))
     size = bound_models.Size(16, 10, 2**14, 5, 1, 16, 256, ())
     digits = bound_models.train_digits(train_data, test_data, size, 0)
-    assert all(check.holds for check in bound_experiments.bound_over_counts(digits, size, 0).checks.values())
+    assert all(check.holds for check in bound_over_counts(digits, size, 0).checks.values())
     right = bounds.iwae
 
     def without_the_mean(log_likelihood, mu, logvar, *, num_samples, **options):  # logsumexp alone
         return right(log_likelihood, mu, logvar, num_samples=num_samples, **options) + math.log(num_samples)
 
     monkeypatch.setattr(bounds, "iwae", without_the_mean)
-    finding = bound_experiments.bound_over_counts(digits, size, 0)
+    finding = bound_over_counts(digits, size, 0)
     assert not any(check.holds for check in finding.checks.values())
 
 

@@ -124,7 +124,7 @@ def test_results_are_consistent(finished):
 
 
 def test_own_data_and_an_existing_folder(tmp_path, capsys):
-    """Colour images with labels beside them; other files in the folder stay, old results are replaced."""
+    """Colour images with labels next to them; other files in the folder stay, old results are replaced."""
     images = np.random.default_rng(0).integers(0, 256, (60, 6, 5, 3), dtype=np.uint8)
     np.savez(tmp_path / "x.npz", images=images, labels=np.arange(60))
     out = tmp_path / "out"

@@ -50,7 +50,7 @@ MUTANTS = [
     Mutant("no-barrier-in-sums-of-a-block", "cuda/sums.cuh",
            "per_warp[k][threadIdx.x / kWarp] = of_warp;\n  }\n  __syncthreads();\n",
            "per_warp[k][threadIdx.x / kWarp] = of_warp;\n  }\n", "latent.float", RSAMPLE_KL, WRONG),
-    Mutant("no-barrier-in-sums-of-columns", "cuda/term_sum.cu",
+    Mutant("no-barrier-in-sums-of-columns", "cuda/term_sum_columns.cuh",
            "of_warp[warp][lane * V + i] = column_sum[k][i];\n    __syncthreads();\n",
            "of_warp[warp][lane * V + i] = column_sum[k][i];\n", "term_sum.float",
            ("test_gradients.py::test_gradients", "-k", "shared-theta"), WRONG),
@@ -123,7 +123,7 @@ def test_mutant(mutant: Mutant, tmp_path: Path) -> None:
     library = compile_mutant(mutant, tmp_path)
     for multiprocessors in mutant.multiprocessors:
         for order in ORDERS:
-            # A sanitizer ends the process; it may have to wait for a tensor that ends behind a part of a vector.
+            # A sanitizer ends the process; it may have to wait for a tensor that ends after a part of a vector.
             stop = [] if mutant.variant == "sanitized" else ["-x"]
             status, output = run_tests(*mutant.tests, *stop, variant=mutant.variant, library=library,
                                        multiprocessors=multiprocessors, **order)  # fmt: skip

@@ -391,7 +391,7 @@ def test_compiled_step() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(dtype: torch.dtype) -> None:
-    """A decoder's half-precision output beside float32 data, and a loss in float32."""
+    """A decoder's half-precision output with float32 data, and a loss in float32."""
     m = Maker(torch.float32, "cuda", 0)
     x, h, weight = m.normal(64, 96), m.normal(64, 32), m.normal(96, 32).requires_grad_()
     mu, logvar = m.normal(64, 8).requires_grad_(), m.scale("logvar", 64, 8).requires_grad_()

@@ -131,7 +131,7 @@ def test_infinite_theta_is_a_poisson() -> None:
         actual = value_and_gradients(
             elbo_ext.negative_binomial_log_prob, x=x, mean=mean, theta=torch.full_like(x, theta)
         )
-        # What cancels is x - mean, beside which a rounding of the mean is worth as much.
+        # What cancels is x - mean, compared to which a rounding of the mean is worth as much.
         limit = 1e-6 * (expected[0].abs() + (x - mean).abs())
         assert bool(((actual[0] - expected[0]).abs() <= limit).all())
         torch.testing.assert_close(actual[1], expected[1], rtol=4e-7, atol=0)
@@ -214,7 +214,7 @@ def test_outside_of_the_support(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", elbo_ext.likelihoods.LIKELIHOODS)
 def test_data_that_are_nan(name: str, dtype: torch.dtype) -> None:
-    """Come through, alone and beside others, and say nothing about their weight where that is 0."""
+    """Come through, alone and among others, and say nothing about their weight where that is 0."""
     likelihood = elbo_ext.likelihoods.LIKELIHOODS[name]
     x = torch.full((40,), 1.0, dtype=dtype)
     x[::3] = torch.nan

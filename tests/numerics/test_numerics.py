@@ -419,7 +419,7 @@ def test_kl_of_neighbouring_numbers_above_a_floor(
 @pytest.mark.parametrize("logvar", [-1e4, -400.0, -200.0, -100.0, 100.0, 200.0, 400.0, 1e4])
 def test_gaussian_at_its_mean(logvar: float, dtype: torch.dtype, device: str) -> None:
     """x = mean: value -1/2 (ln sigma^2 + ln 2 pi) and gradients are finite for any finite ln sigma^2, also next to
-    ordinary elements, in full registers and in the rest behind them."""
+    ordinary elements, in full registers and in the rest after them."""
     for n in (1, 5, 37):
         x = torch.full((n,), 0.3, dtype=dtype, device=device, requires_grad=True)
         mean = torch.full_like(x, 0.3, requires_grad=True)

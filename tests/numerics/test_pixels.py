@@ -191,7 +191,7 @@ def options_of(grid: dict[str, float]) -> dict[str, Any]:
 
 
 def named(form: str) -> tuple[list[str], dict[str, float]]:
-    """The names of the inputs, and the floor beside them if the form has one."""
+    """The names of the inputs, and the floor after them if the form has one."""
     form, _, floor = form.partition("+")
     return ["x", "mean", form], {floor: FLOOR} if floor else {}
 
@@ -263,7 +263,7 @@ def test_the_bins_add_up_to_one(family: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("family", ["logistic", "gaussian"])
 def test_extreme_scales(family: str, dtype: torch.dtype, device: str) -> None:
     """A flat distribution: the density times the width of the bin. One without width: 0 in the mean's bin, half on its edge.
-    Beside ordinary numbers in the same register, and with gradients that are finite where mathematics has finite ones."""
+    Next to ordinary numbers in the same register, and with gradients that are finite where mathematics has finite ones."""
     form = "log_scale" if family == "logistic" else "log_std"
     s = torch.tensor([100.0, 1000.0, 0.0, -100.0, -100.0, -1000.0, 85.0], dtype=dtype, device=device)
     x = torch.tensor([0.5, 2.0, 1.0, 3.0, 1.0, 1.0, 7.0], dtype=dtype, device=device)

@@ -16,25 +16,20 @@ from elbo_ext import (
     ELBOLoss,
     bernoulli_log_prob,
     bounds,
-    continuous_bernoulli_log_prob,
     discretized_gaussian_log_prob,
-    discretized_logistic_log_prob,
     elbo_loss,
     gaussian_kl,
     gaussian_log_prob,
     laplace_log_prob,
     likelihoods,
-    negative_binomial_log_prob,
-    poisson_log_prob,
     reference,
     rsample,
     rsample_kl,
     rsample_with_log_prob,
-    student_t_log_prob,
-    zero_inflated_negative_binomial_log_prob,
 )
 from elbo_ext.arguments import DATA_DTYPES
 from elbo_ext.likelihoods import LIKELIHOODS
+from samples.registry import function_of, tensor_inputs
 
 A = torch.full((2, 3), 0.5)  # valid as anything: data, mean, logits, each form of a scale
 ROWS = torch.full((2,), 0.5)  # one number per example
@@ -61,19 +56,10 @@ VALID: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "rsample_kl": (rsample_kl, dict(mu=A, logvar=A, prior_mu=A, prior_logvar=A)),
     "rsample_with_log_prob": (rsample_with_log_prob, dict(mu=A, logvar=A, prior_mu=A, prior_logvar=A)),
     "gaussian_kl": (gaussian_kl, dict(mu=A, logvar=A, prior_mu=A, prior_logvar=A, weight=A)),
-    "gaussian_log_prob": (gaussian_log_prob, dict(x=A, mean=A, logvar=A, weight=A)),
-    "bernoulli_log_prob": (bernoulli_log_prob, dict(x=A, logits=A, weight=A)),
-    "laplace_log_prob": (laplace_log_prob, dict(x=A, mean=A, log_scale=A, weight=A)),
-    "poisson_log_prob": (poisson_log_prob, dict(x=A, log_rate=A, weight=A)),
-    "negative_binomial_log_prob": (negative_binomial_log_prob, dict(x=A, mean=A, theta=A, weight=A)),
-    "zero_inflated_negative_binomial_log_prob": (
-        zero_inflated_negative_binomial_log_prob,
-        dict(x=A, mean=A, theta=A, gate_logits=A, weight=A),
-    ),
-    "student_t_log_prob": (student_t_log_prob, dict(x=A, df=A, mean=A, log_scale=A, weight=A)),
-    "continuous_bernoulli_log_prob": (continuous_bernoulli_log_prob, dict(x=A, logits=A, weight=A)),
-    "discretized_logistic_log_prob": (discretized_logistic_log_prob, dict(x=A, mean=A, log_scale=A, weight=A)),
-    "discretized_gaussian_log_prob": (discretized_gaussian_log_prob, dict(x=A, mean=A, logvar=A, weight=A)),
+    **{
+        f"{name}_log_prob": (function_of(likelihood), dict.fromkeys([*tensor_inputs(likelihood), "weight"], A))
+        for name, likelihood in LIKELIHOODS.items()
+    },
     "elbo_loss-computed": (elbo_loss, dict(log_likelihood=ROWS, mu=A, logvar=A)),
     "elbo_loss-likelihood": (elbo_loss, dict(x=A, recon=A, recon_logvar=A, weight=A, kl=ROWS)),
     "elbo_loss-bernoulli": (elbo_loss, dict(x=A, recon=A, weight=A, kl=ROWS, likelihood="bernoulli")),
@@ -81,8 +67,8 @@ VALID: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "ELBOLoss": (module, dict(x=A, recon=A, recon_logvar=A, weight=A, kl=ROWS)),
 }
 # Operands that a number may stand for.
-NUMBERS = {"logvar", "prior_mu", "prior_logvar", "mean", "logits", "log_scale", "recon_logvar", "beta", "kl"}
-NUMBERS |= {"log_rate", "theta", "gate_logits", "df"}
+NUMBERS = {"logvar", "prior_mu", "prior_logvar", "recon_logvar", "beta", "kl"}
+NUMBERS |= {name for likelihood in LIKELIHOODS.values() for name in tensor_inputs(likelihood)} - {"x"}
 # Arguments that are no operands of the joint shape.
 APART = {"kl", "likelihood", "log_likelihood"}
 

@@ -177,7 +177,7 @@ def test_noise_is_the_definition(seed: int, offset: int) -> None:
 @pytest.mark.parametrize("a", [0, 1, 2, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFD, 0xFFFFFFFE, 0xFFFFFFFF])
 def test_noise_radius_at_the_ends_of_the_unit_interval(a: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """u -> 0 gives the longest radius, u -> 1 the shortest, where ln u must not lose its digits."""
-    monkeypatch.setattr(reference, "philox4x32_10", lambda counter, key: np.array([[a, 0, a, 0]], np.uint32))
+    monkeypatch.setattr(reference.noise, "philox4x32_10", lambda counter, key: np.array([[a, 0, a, 0]], np.uint32))
     radius = mp.sqrt(-2 * mp.log((mp.mpf(a >> 1) + mp.mpf(1) / 2) / 2**31))
     eps = normal_noise(0, 4)
     assert_rel(torch.from_numpy(eps[0::2].copy()), [radius, radius], 4e-16)

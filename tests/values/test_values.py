@@ -294,7 +294,7 @@ def test_offsets_beyond_32_bits() -> None:
 
 
 def test_samples_beyond_32_bits() -> None:
-    """The noise of the elements behind 2^31, written where it belongs: 4 GiB of bfloat16, from a mean of one number."""
+    """The noise of the elements beyond 2^31, written where it belongs: 4 GiB of bfloat16, from a mean of one number."""
     size = 2**31 + 5000
     mu = torch.full((), 0.5, dtype=torch.bfloat16).expand(size)
     torch.manual_seed(4)
@@ -312,7 +312,7 @@ def test_samples_beyond_32_bits() -> None:
 
 @pytest.mark.parametrize("device", devices())
 def test_a_number_in_a_tensor_does_not_promote(device: str) -> None:
-    """As in torch: of a learned float32 scale, say, or of one that NumPy made, beside bfloat16 and float32 data."""
+    """As in torch: of a learned float32 scale, say, or of one that NumPy made, with bfloat16 and float32 data."""
     mu = torch.linspace(-1, 1, 20, dtype=torch.bfloat16, device=device).reshape(4, 5)
     log_std = torch.tensor(0.25, device=device)
     z = elbo_ext.rsample(mu, log_std=log_std, noise=torch.zeros(4, 5, device=device))

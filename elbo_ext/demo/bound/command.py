@@ -56,7 +56,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run the experiments, write the files and print the table; returns bound.json's content."""
     started = time.perf_counter()
     device = check_run_options(options)
-    from . import experiments, models, plots
+    from . import models, plots
+    from .experiments.amortization import amortization
+    from .experiments.bound_over_counts import bound_over_counts
+    from .experiments.collapse import collapse
+    from .experiments.gap_over_training import gap_over_training
+    from .experiments.gradient_variance import gradient_variance
 
     size = models.QUICK if options.quick else models.FULL
     train_data, test_data = ((part > 0.5).float().to(device) for part in split(load_images(), 64, options.seed))
@@ -70,11 +75,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     seed = options.seed
     digits = models.train_digits(train_data, test_data, size, seed)
     findings = {
-        "bound_over_counts": experiments.bound_over_counts(digits, size, seed),
-        "gradient_variance": experiments.gradient_variance(size, seed, device),
-        "gap_over_training": experiments.gap_over_training(digits, size, seed),
-        "amortization": experiments.amortization(digits, size, seed),
-        "collapse": experiments.collapse(train_data, test_data, size, seed),
+        "bound_over_counts": bound_over_counts(digits, size, seed),
+        "gradient_variance": gradient_variance(size, seed, device),
+        "gap_over_training": gap_over_training(digits, size, seed),
+        "amortization": amortization(digits, size, seed),
+        "collapse": collapse(train_data, test_data, size, seed),
     }
     figures = {FIGURES[name]: getattr(plots, name)(finding) for name, finding in findings.items()}
     checks = {name: check for finding in findings.values() for name, check in finding.checks.items()}
@@ -95,7 +100,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(findings: dict[str, Any]) -> str:
-    """The statements as text: what was measured below each, and whether it holds beside it."""
+    """The statements as text: what was measured below each, and whether it holds at its end."""
     width = 104
     rule = "-" * (width + 7)
     lines = [rule, f"{'nats per example':<{width}}{'holds':>7}", rule]

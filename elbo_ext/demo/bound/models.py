@@ -88,7 +88,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(repetitions: Tensor) -> Estimate:
-    """Mean over the repetitions on axis 0 of the mean over the examples behind."""
+    """Mean over the repetitions on axis 0 of the mean over the examples on the other axes."""
     values = repetitions.double().flatten(1).mean(1) if repetitions.dim() > 1 else repetitions.double()
     return Estimate(values.mean().item(), (values.std() / math.sqrt(len(values))).item())
 

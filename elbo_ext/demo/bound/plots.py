@@ -56,7 +56,7 @@ def _band(axes: Axes, x: Sequence[float], value: Sequence[float], error: Sequenc
 
 
 def bound_over_counts(finding: Finding) -> bytes:
-    """The bounds of both models over K, and how far IWAE's is from ln p(x) beside the prediction."""
+    """The bounds of both models over K, and how far IWAE's is from ln p(x) next to the prediction."""
     import matplotlib
 
     numbers = finding.numbers

@@ -1,47 +1,28 @@
-"""The public functions in plain Python, PyTorch and NumPy: what the fused kernels are checked against.
-
-Written to be read as mathematics and to be right to the last digits, not to be fast. Arguments are not
-validated here. All log-densities and divergences are natural logarithms (nats).
-
-Sources:
-    Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014.
-    Rezende, Mohamed & Wierstra, "Stochastic Backpropagation and Approximate Inference in Deep Generative
-    Models", ICML 2014.
-    Higgins et al., "beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework",
-    ICLR 2017.
-    Salmon, Moraes, Dror & Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
-    Box & Muller, "A Note on the Generation of Random Normal Deviates", Ann. Math. Statist. 29, 1958.
-"""
+"""The public functions, as formulas in PyTorch."""
 
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .formulas import gaussian, sample_and_log_prob, standard_deviation
-from .likelihoods import GAUSSIAN_KL, LIKELIHOODS, Term, by_name
+from ..formulas import gaussian, sample_and_log_prob, standard_deviation
+from ..likelihoods import GAUSSIAN_KL, LIKELIHOODS, Term, by_name
+from . import categorical
+from .noise import normal_noise
 
 __all__ = [
     "ELBO",
     "bernoulli_log_prob",
-    "categorical_kl",
-    "categorical_log_prob",
-    "categorical_rsample_kl",
     "continuous_bernoulli_log_prob",
     "discretized_gaussian_log_prob",
     "discretized_logistic_log_prob",
     "elbo_loss",
     "gaussian_kl",
     "gaussian_log_prob",
-    "gumbel_noise",
     "laplace_log_prob",
-    "multinomial_log_prob",
     "negative_binomial_log_prob",
-    "normal_noise",
-    "philox4x32_10",
     "poisson_log_prob",
     "rsample",
     "rsample_kl",
@@ -63,105 +44,6 @@ class ELBO(NamedTuple):
     loss: Tensor
     log_likelihood: Tensor
     kl: Tensor
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Noise: a pure function of (seed, element index)
-# ---------------------------------------------------------------------------------------------------------
-
-_MASK32 = np.uint64(0xFFFFFFFF)
-_SHIFT32 = np.uint64(32)
-_MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.uint64)
-_WEYL = np.array([0x9E3779B9, 0xBB67AE85], dtype=np.uint64)  # golden ratio and sqrt(3) - 1, times 2^32
-
-
-def philox4x32_10(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Ten rounds of Philox-4x32, a keyed bijection of 128 bit counters (Salmon et al. 2011).
-
-    With (hi, lo) the two halves of a 64 bit product, one round maps::
-
-        (c0, c1, c2, c3)  ->  (hi(M1 c2) ^ c1 ^ k0,  lo(M1 c2),  hi(M0 c0) ^ c3 ^ k1,  lo(M0 c0))
-
-    and between rounds the key advances by the Weyl constants, (k0, k1) += (W0, W1) mod 2^32.
-
-    Args:
-        counter: uint32 array ``[..., 4]``.
-        key: uint32 array ``[..., 2]``; its leading dimensions broadcast with the counter's.
-
-    Returns:
-        uint32 array ``[..., 4]``.
-    """
-    c0, c1, c2, c3 = np.moveaxis(np.asarray(counter).astype(np.uint64), -1, 0)
-    key = np.asarray(key).astype(np.uint64)
-    for _ in range(10):
-        k0, k1 = np.moveaxis(key, -1, 0)
-        p0, p1 = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
-        c0, c1, c2, c3 = (p1 >> _SHIFT32) ^ c1 ^ k0, p1 & _MASK32, (p0 >> _SHIFT32) ^ c3 ^ k1, p0 & _MASK32
-        key = (key + _WEYL) & _MASK32
-    return np.stack(np.broadcast_arrays(c0, c1, c2, c3), axis=-1).astype(np.uint32)
-
-
-def _words32(value: np.ndarray) -> np.ndarray:
-    """(low, high) 32 bit words of a uint64 array ``[...]``, as uint32 ``[..., 2]``."""
-    return np.stack([value & _MASK32, value >> _SHIFT32], axis=-1).astype(np.uint32)
-
-
-def normal_noise(seed: int, n: int, offset: int = 0) -> np.ndarray:
-    """Standard normal noise as a pure function of the seed and the element index (Box & Muller 1958).
-
-    Four elements share one Philox block (w0, w1, w2, w3), and two of them one pair of words
-    (a, b), which is (w0, w1) for elements 0 and 1 of the block and (w2, w3) for elements 2 and 3::
-
-        counter = (lo32(i // 4), hi32(i // 4), 0, 0),    key = (lo32(seed), hi32(seed))
-        u       = (floor(a / 2) + 1/2) 2^-31             in (0, 1), never 0 or 1
-        theta   = 2 pi b 2^-32
-        eps_i   = sqrt(-2 ln u) cos(theta)  for even i,  sqrt(-2 ln u) sin(theta)  for odd i
-
-    u has at most 32 significant bits, so float64 holds u and u - 1 exactly, and ln u = log1p(u - 1) keeps its
-    relative precision as u -> 1. The largest value possible is sqrt(64 ln 2) = 6.66.
-
-    Args:
-        seed: any 64 bit integer; negative ones stand for their two's complement.
-        n: number of values.
-        offset: index i of the first value.
-
-    Returns:
-        float64 array ``[n]`` with eps_offset, ..., eps_(offset + n - 1).
-    """
-    first, last = offset // 4, -((offset + n) // -4)
-    block = np.uint64(first) + np.arange(last - first, dtype=np.uint64)
-    counter = np.concatenate([_words32(block), np.zeros((last - first, 2), np.uint32)], axis=-1)
-    words = philox4x32_10(counter, _words32(np.asarray(seed % 2**64, dtype=np.uint64)))
-    a, b = words[:, 0::2], words[:, 1::2]  # [blocks, 2]: one column per pair
-    u_minus_1 = ((a >> 1) + (0.5 - 2.0**31)) * 2.0**-31
-    theta = 2.0 * np.pi * (b * 2.0**-32)
-    radius = np.sqrt(-2.0 * np.log1p(u_minus_1))
-    eps = np.stack([radius * np.cos(theta), radius * np.sin(theta)], axis=-1)
-    return eps.reshape(-1)[offset % 4 : offset % 4 + n]
-
-
-def gumbel_noise(seed: int, n: int, offset: int = 0) -> np.ndarray:
-    """Standard Gumbel noise as a pure function of the seed and the element index: -ln(-ln u), u as in :func:`normal_noise` of
-    word i % 4 of block i // 4 (Gumbel 1954).
-
-    Args:
-        seed, n, offset: as in :func:`normal_noise`.
-
-    Returns:
-        float64 array ``[n]``.
-    """
-    first, last = offset // 4, -((offset + n) // -4)
-    block = np.uint64(first) + np.arange(last - first, dtype=np.uint64)
-    counter = np.concatenate([_words32(block), np.zeros((last - first, 2), np.uint32)], axis=-1)
-    words = philox4x32_10(counter, _words32(np.asarray(seed % 2**64, dtype=np.uint64)))
-    u_minus_1 = ((words >> 1) + (0.5 - 2.0**31)) * 2.0**-31
-    noise: np.ndarray = -np.log(-np.log1p(u_minus_1))
-    return noise.reshape(-1)[offset % 4 : offset % 4 + n]
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Public functions
-# ---------------------------------------------------------------------------------------------------------
 
 
 def _pick(given: dict[str, Any], forms: Sequence[str], floors: Sequence[str]) -> tuple[str | None, str, float]:
@@ -262,7 +144,7 @@ def rsample(
     Args:
         mu: tensor of any shape.
         logvar: ln sigma^2, broadcastable with mu; or one of ``log_std``, ``std``, ``var``, ``rho`` in its place, and
-            ``min_std`` or ``min_var``, if any, beside it.
+            ``min_std`` or ``min_var``, if any, with it.
         num_samples: K adds a leading axis of length K to z; None adds no axis.
         generator: where the seed of eps is drawn from; None is torch's default generator. A list has one for each example
             along the first dimension of S.
@@ -279,7 +161,7 @@ def rsample(
     if num_samples is not None:
         shape = (num_samples, *shape)
     if noise is None:
-        from .ops import draw_seed
+        from ..ops import draw_seed
 
         def draw(generator: torch.Generator | None, *shape: int) -> Tensor:
             seed = int(draw_seed(mu.device, generator))
@@ -378,8 +260,8 @@ def rsample_kl(
         mu, *(v for v in (*own.values(), prior_mu, *prior.values()) if isinstance(v, Tensor))
     )
     z = rsample(joint[0], **own, num_samples=num_samples, generator=generator, noise=noise)
-    rows: dict[str, Any] = {"batch_dims": batch_dims, "reduction": reduction}
-    kl = gaussian_kl(mu, prior_mu=prior_mu, **own, **prior, **rows, weight=kl_weight)
+    options: dict[str, Any] = {"batch_dims": batch_dims, "reduction": reduction}
+    kl = gaussian_kl(mu, prior_mu=prior_mu, **own, **prior, **options, weight=kl_weight)
     return z, kl
 
 
@@ -508,17 +390,17 @@ def bernoulli_log_prob(
 
 
 def laplace_log_prob(
-    x: Tensor, mean: Tensor, log_scale: Tensor | float = 0.0, *, scale: Tensor | float | None = None, **rows: Any
+    x: Tensor, mean: Tensor, log_scale: Tensor | float = 0.0, *, scale: Tensor | float | None = None, **options: Any
 ) -> Tensor:
-    """ln p(x) = sum_j -(|x_j - mean_j| / b_j + ln b_j + ln 2), in nats; rows: as for :func:`gaussian_log_prob`."""
-    return _log_prob("laplace", {"x": x, "mean": mean, "log_scale": log_scale, "scale": scale}, **rows)
+    """ln p(x) = sum_j -(|x_j - mean_j| / b_j + ln b_j + ln 2), in nats; options: as for :func:`gaussian_log_prob`."""
+    return _log_prob("laplace", {"x": x, "mean": mean, "log_scale": log_scale, "scale": scale}, **options)
 
 
 def poisson_log_prob(
-    x: Tensor, log_rate: Tensor | float | None = None, *, rate: Tensor | float | None = None, **rows: Any
+    x: Tensor, log_rate: Tensor | float | None = None, *, rate: Tensor | float | None = None, **options: Any
 ) -> Tensor:
-    """ln p(x) = sum_j (x_j ln r_j - r_j - ln x_j!), in nats; rows: as for :func:`gaussian_log_prob`."""
-    return _log_prob("poisson", {"x": x, "log_rate": log_rate, "rate": rate}, **rows)
+    """ln p(x) = sum_j (x_j ln r_j - r_j - ln x_j!), in nats; options: as for :func:`gaussian_log_prob`."""
+    return _log_prob("poisson", {"x": x, "log_rate": log_rate, "rate": rate}, **options)
 
 
 def negative_binomial_log_prob(
@@ -529,11 +411,11 @@ def negative_binomial_log_prob(
     log_mean: Any = None,
     logits: Any = None,
     log_theta: Any = None,
-    **rows: Any,
+    **options: Any,
 ) -> Tensor:
-    """ln p(x) of negative binomials of mean m and variance m + m^2 / theta; rows: as for :func:`gaussian_log_prob`."""
+    """ln p(x) of negative binomials of mean m and variance m + m^2 / theta; options: as for :func:`gaussian_log_prob`."""
     given = {"x": x, "mean": mean, "log_mean": log_mean, "logits": logits, "theta": theta, "log_theta": log_theta}
-    return _log_prob("negative_binomial", given, **rows)
+    return _log_prob("negative_binomial", given, **options)
 
 
 def zero_inflated_negative_binomial_log_prob(
@@ -545,11 +427,11 @@ def zero_inflated_negative_binomial_log_prob(
     log_mean: Any = None,
     logits: Any = None,
     log_theta: Any = None,
-    **rows: Any,
+    **options: Any,
 ) -> Tensor:
-    """The same behind gates that make zeros of their own; rows: as for :func:`gaussian_log_prob`."""
+    """The same with extra zeros from a gate; options: as for :func:`gaussian_log_prob`."""
     given = {"x": x, "mean": mean, "log_mean": log_mean, "logits": logits, "theta": theta, "log_theta": log_theta}
-    return _log_prob("zero_inflated_negative_binomial", {**given, "gate_logits": gate_logits}, **rows)
+    return _log_prob("zero_inflated_negative_binomial", {**given, "gate_logits": gate_logits}, **options)
 
 
 def student_t_log_prob(
@@ -560,16 +442,16 @@ def student_t_log_prob(
     *,
     log_df: Any = None,
     scale: Any = None,
-    **rows: Any,
+    **options: Any,
 ) -> Tensor:
-    """ln p(x) of t distributions with df degrees of freedom; rows: as for :func:`gaussian_log_prob`."""
+    """ln p(x) of t distributions with df degrees of freedom; options: as for :func:`gaussian_log_prob`."""
     given = {"x": x, "df": df, "log_df": log_df, "mean": mean, "log_scale": log_scale, "scale": scale}
-    return _log_prob("student_t", given, **rows)
+    return _log_prob("student_t", given, **options)
 
 
-def continuous_bernoulli_log_prob(x: Tensor, logits: Tensor | float, **rows: Any) -> Tensor:
-    """ln p(x) = sum_j (a_j x_j - ln((e^a_j - 1) / a_j)), a the logits, in nats; rows: as for :func:`gaussian_log_prob`."""
-    return _log_prob("continuous_bernoulli", {"x": x, "logits": logits}, **rows)
+def continuous_bernoulli_log_prob(x: Tensor, logits: Tensor | float, **options: Any) -> Tensor:
+    """ln p(x) = sum_j (a_j x_j - ln((e^a_j - 1) / a_j)), a the logits, in nats; options: as for :func:`gaussian_log_prob`."""
+    return _log_prob("continuous_bernoulli", {"x": x, "logits": logits}, **options)
 
 
 def discretized_logistic_log_prob(
@@ -582,15 +464,17 @@ def discretized_logistic_log_prob(
     high: float | None = 1.0,
     bins: int = 256,
     width: float | None = None,
-    **rows: Any,
+    **options: Any,
 ) -> Tensor:
     """ln p(x) = sum_j ln(S((x_j + h - mean_j) / b_j) - S((x_j - h - mean_j) / b_j)), S the logistic function, in nats.
 
     h is half a bin, (high - low) / (bins - 1) / 2, or width / 2 where low and high are None. The lowest bin begins at
-    -infinity, the highest one ends at +infinity. rows: as for :func:`gaussian_log_prob`.
+    -infinity, the highest one ends at +infinity. options: as for :func:`gaussian_log_prob`.
     """
     given = {"x": x, "mean": mean, "log_scale": log_scale, "scale": scale}
-    return _log_prob("discretized_logistic", {**given, "low": low, "high": high, "bins": bins, "width": width}, **rows)
+    return _log_prob(
+        "discretized_logistic", {**given, "low": low, "high": high, "bins": bins, "width": width}, **options
+    )
 
 
 def discretized_gaussian_log_prob(
@@ -608,12 +492,14 @@ def discretized_gaussian_log_prob(
     high: float | None = 1.0,
     bins: int = 256,
     width: float | None = None,
-    **rows: Any,
+    **options: Any,
 ) -> Tensor:
-    """ln p(x) = sum_j ln(Phi((x_j + h - mean_j) / sigma_j) - Phi((x_j - h - mean_j) / sigma_j)), in nats; bins and rows as
+    """ln p(x) = sum_j ln(Phi((x_j + h - mean_j) / sigma_j) - Phi((x_j - h - mean_j) / sigma_j)), in nats; bins and options as
     for :func:`discretized_logistic_log_prob`."""
     given = {"x": x, "mean": mean, **_by_name("", logvar, log_std, std, var, rho, min_std, min_var)}
-    return _log_prob("discretized_gaussian", {**given, "low": low, "high": high, "bins": bins, "width": width}, **rows)
+    return _log_prob(
+        "discretized_gaussian", {**given, "low": low, "high": high, "bins": bins, "width": width}, **options
+    )
 
 
 def elbo_loss(
@@ -680,7 +566,7 @@ def elbo_loss(
         if "logvar" in chosen.likelihood.forms:
             given = {**scales, **given}
         if classes:
-            log_prob = globals()[f"{chosen.likelihood.name}_log_prob"]
+            log_prob = getattr(categorical, f"{chosen.likelihood.name}_log_prob")
             log_likelihood = log_prob(**given, weight=weight, batch_dims=batch_dims)
             classes -= chosen.likelihood.name == "multinomial"  # whose x has a dimension of its own for them
         else:
@@ -693,123 +579,11 @@ def elbo_loss(
         )
         operands = (x, recon, *scales.values(), weight)
         sample_axes = 0 if x is None else max(t.dim() for t in operands if isinstance(t, Tensor)) - x.dim() - classes
-        rows: dict[str, Any] = {"weight": kl_weight, "batch_dims": batch_dims - sample_axes}
-        kl = gaussian_kl(mu, prior_mu=prior_mu, **own, **prior, **rows)
+        options: dict[str, Any] = {"weight": kl_weight, "batch_dims": batch_dims - sample_axes}
+        kl = gaussian_kl(mu, prior_mu=prior_mu, **own, **prior, **options)
     log_likelihood, kl, beta = _tensors(log_likelihood, kl, beta)
     kl = kl.expand_as(log_likelihood)
     loss = -(log_likelihood - beta * kl)
     if reduction == "none":  # copies of what the caller has, so that a change in place of one does not reach the other
         return ELBO(loss, log_likelihood.clone(), kl.clone())
     return ELBO(*(_reduce(value, reduction) for value in (loss, log_likelihood, kl)))
-
-
-# ---- over a dimension of classes ----
-
-
-def _reduced(rows: Tensor, weight: Tensor | None, batch_dims: int, reduction: str) -> Tensor:
-    """Rows that are left out by a weight of 0 add nothing."""
-    if weight is not None:
-        weight = weight.to(rows)
-        rows = torch.where((weight == 0) & ~rows.isfinite(), 0.0, rows) * weight
-    examples = rows.flatten(batch_dims).sum(-1) if rows.dim() > batch_dims else rows
-    return examples if reduction == "none" else examples.sum() if reduction == "sum" else examples.mean()
-
-
-def _log_probabilities(logits: Tensor, dim: int, unimix: float = 0.0) -> Tensor:
-    """ln p, p = (1 - unimix) softmax + unimix / C, with the classes last."""
-    logits = logits.movedim(dim, -1)
-    log_s = logits - logits.logsumexp(-1, keepdim=True)
-    return log_s if unimix == 0 else ((1 - unimix) * log_s.exp() + unimix / logits.shape[-1]).log()
-
-
-def categorical_log_prob(
-    x: Tensor,
-    logits: Tensor,
-    *,
-    dim: int = -1,
-    ignore_index: int = -100,
-    weight: Tensor | None = None,
-    batch_dims: int = 1,
-    reduction: str = "none",
-) -> Tensor:
-    """logits_x - ln sum_c e^logits_c."""
-    log_p = _log_probabilities(logits, dim)
-    shape = torch.broadcast_shapes(x.shape, log_p.shape[:-1])
-    x = x.long().expand(shape)
-    inside = (x >= 0) & (x < log_p.shape[-1])
-    one_hot = torch.nn.functional.one_hot(torch.where(inside, x, 0), log_p.shape[-1]).bool()
-    rows = torch.where(one_hot, log_p, 0.0).sum(-1)
-    rows = torch.where(x == ignore_index, 0.0, torch.where(inside, rows, -math.inf))
-    return _reduced(rows, weight, batch_dims, reduction)
-
-
-def multinomial_log_prob(
-    x: Tensor,
-    logits: Tensor,
-    *,
-    dim: int = -1,
-    coefficient: bool = False,
-    weight: Tensor | None = None,
-    batch_dims: int = 1,
-    reduction: str = "none",
-) -> Tensor:
-    """sum_c x_c ln softmax(logits)_c, and with the coefficient ln (sum_c x_c)! - sum_c ln x_c!."""
-    dim = dim if dim < 0 else dim - logits.dim()
-    log_p = _log_probabilities(logits, dim)
-    counts = x.movedim(dim, -1).to(log_p)
-    rows = (counts * torch.where((counts == 0) & log_p.isinf(), 0.0, log_p)).sum(-1)
-    if coefficient:
-        rows = rows + torch.lgamma(counts.sum(-1) + 1) - torch.lgamma(counts + 1).sum(-1)
-    return _reduced(rows, weight, batch_dims, reduction)
-
-
-def categorical_kl(
-    logits: Tensor,
-    prior_logits: Tensor | None = None,
-    *,
-    dim: int = -1,
-    unimix: float = 0.0,
-    weight: Tensor | None = None,
-    batch_dims: int = 1,
-    reduction: str = "none",
-) -> Tensor:
-    """sum_c p_c (ln p_c - ln q_c), of the uniform distribution by default."""
-    dim = dim if dim < 0 else dim - logits.dim()
-    log_p = _log_probabilities(logits, dim, unimix)
-    if prior_logits is None:
-        log_q = torch.full_like(log_p, -math.log(log_p.shape[-1]))
-    else:
-        log_q = _log_probabilities(prior_logits, dim, unimix)
-    log_p, log_q = torch.broadcast_tensors(log_p, log_q)
-    possible = log_p > -math.inf
-    ratio = torch.where(possible, log_p, 0.0) - torch.where(possible, log_q, 0.0)
-    return _reduced((log_p.exp() * ratio).sum(-1), weight, batch_dims, reduction)
-
-
-def categorical_rsample_kl(
-    logits: Tensor,
-    prior_logits: Tensor | None = None,
-    *,
-    dim: int = -1,
-    unimix: float = 0.0,
-    num_samples: int | None = None,
-    generator: torch.Generator | None = None,
-    noise: Tensor | None = None,
-    batch_dims: int = 1,
-    reduction: str = "none",
-) -> tuple[Tensor, Tensor]:
-    """One-hot z of the largest ln p_c + g_c, with the gradient of p, and the KL. Noise counts with the classes last."""
-    kl = categorical_kl(logits, prior_logits, dim=dim, unimix=unimix, batch_dims=batch_dims, reduction=reduction)
-    log_p = _log_probabilities(logits, dim if dim < 0 else dim - logits.dim(), unimix)
-    if prior_logits is not None:
-        log_p = log_p.expand(torch.broadcast_shapes(logits.movedim(dim, -1).shape, prior_logits.movedim(dim, -1).shape))
-    shape = log_p.shape if num_samples is None else (num_samples, *log_p.shape)
-    back = dim if dim < 0 or num_samples is None else dim + 1
-    if noise is None:
-        seed = int(torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator))
-        g = torch.from_numpy(gumbel_noise(seed, math.prod(shape))).reshape(shape).to(log_p)
-    else:
-        g = noise.movedim(back, -1).to(log_p)
-    drawn = (log_p.detach() + g).argmax(-1)
-    z = torch.nn.functional.one_hot(drawn, log_p.shape[-1]).to(log_p) + (log_p.exp() - log_p.exp().detach())
-    return z.movedim(-1, back), kl
