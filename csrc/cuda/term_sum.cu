@@ -8,10 +8,10 @@
 namespace elbo_ext {
 namespace {
 
-// The widest vectors of the dense kernel: 16 bytes of half precision, but for terms in parts and those of many inputs, which
+// The widest vectors of the dense kernel: 16 bytes of half precision, but for terms of counts and those of many inputs, which
 // would spill registers.
 template <class Term>
-constexpr int kWidest = HasParts<Term>::value || (Term::kInputs > 3 && kFastPath<Term> == kAnyInputs) ? 4 : 8;
+constexpr int kWidest = IsCountTerm<Term>::value || (Term::kInputs > 3 && kFastPath<Term> == kAnyInputs) ? 4 : 8;
 
 struct KernelChoice {
   int width = 0;  // of the dense kernel's vectors; 0: the kernel for any layout
@@ -40,21 +40,21 @@ template <template <class> class TermOf, class R, int kCount>
 KernelChoice lay_out(Layout<kCount>& layout, const TermSumProblem& p, const Dimensions& dims, int64_t segment, int widest) {
   using S = Slots<TermOf<R>::kInputs>;
   constexpr int kUpstream = S::kUpstream, kFirstSink = S::kFirstSink, kElement = S::kElement;
-  constexpr bool kInParts = HasParts<TermOf<R>>::value;
+  constexpr bool kIsCountTerm = IsCountTerm<TermOf<R>>::value;
   const auto for_width = [&](int width, bool dense = true) {
     layout = {};
     LayoutBuilder<kCount> builder(layout, dims, segment, width, p.compute_double);
     for (int k = 0; k < S::kOperands; ++k) {
-      builder.set(k, p.operand[k], /*written=*/false, /*base_step=*/0, /*integer_vectors=*/dense && kInParts && k == 0);
+      builder.set(k, p.operand[k], /*written=*/false, /*base_step=*/0, /*integer_vectors=*/dense && kIsCountTerm && k == 0);
       if (!p.gradient[k].summed) builder.set(kFirstSink + k, p.gradient[k], /*written=*/true);
     }
     builder.set(kUpstream, p.upstream);
     builder.set(kElement, dense_view(p.values.element, compute_type(p.compute_double)), /*written=*/true);
   };
   // Each of these would double the kernels there are to compile: weights, float64, forms of several classes, and the
-  // derivative by data of terms in parts.
+  // derivative by data of terms of counts.
   const bool may_be_dense = !p.operand[S::kWeight].present() && !p.compute_double &&
-                            TermOf<R>::form_class(p.forms) != kAnyForms && !(kInParts && p.gradient[0].wanted());
+                            TermOf<R>::form_class(p.forms) != kAnyForms && !(kIsCountTerm && p.gradient[0].wanted());
   for (int width = widest; may_be_dense && width >= 4; width /= 2) {
     for_width(width);
     bool fits = segment % width == 0 && !reads_vectors(layout.place[kUpstream]);
