@@ -83,7 +83,8 @@ auto with_dense(const TermSumProblem& p, const KernelChoice& choice, WhatFor&& w
   if constexpr (kAll != kAnyInputs) {
     const bool wide = choice.width != 4;
     if (choice.vector_inputs == kAll)
-      return wide ? what_for(Specialization<8, kAll, DType::kBFloat16>{}, form_class) : what_for(Specialization<4, kAll>{}, form_class);
+      return wide ? what_for(Specialization<8, kAll, DType::kBFloat16>{}, form_class)
+                  : what_for(Specialization<4, kAll>{}, form_class);
     if (choice.vector_inputs == kWithoutScale)
       return wide ? what_for(Specialization<8, kWithoutScale, DType::kBFloat16>{}, form_class)
                   : what_for(Specialization<4, kWithoutScale>{}, form_class);
@@ -116,7 +117,8 @@ const char* launch_main(const TermSumProblem& p, const TermParams<TermOf<R>::kIn
         using Spec = decltype(spec);
         constexpr int kFormClass = decltype(form_class)::value;
         const auto kernel =
-            p.wants_gradient ? dense_kernel<TermOf, R, Spec, true, kFormClass> : dense_kernel<TermOf, R, Spec, false, kFormClass>;
+            p.wants_gradient ? dense_kernel<TermOf, R, Spec, true, kFormClass>
+                             : dense_kernel<TermOf, R, Spec, false, kFormClass>;
         return launch(kernel, grid, kThreads, params, call);
       });
   return launch(general_kernel<TermOf, R, kTermGroup<TermOf<R>, R>>, grid, kThreads, params, call);
@@ -234,7 +236,8 @@ const char* run(const TermSumProblem& p, const CudaCall& call) {
   if (has_columns<TermOf, R>(p, params.layout, dims, choice, sinks)) return run_columns<TermOf, R>(p, params, sinks, call);
 
   const int per_step = choice.width == 0 ? kTermGroup<TermOf<R>, R> : choice.width;
-  Work<S::kSums> work(params.units, params.sums, dims, segment, by_segment, per_step, resident_blocks<TermOf, R>(p, choice), call);
+  Work<S::kSums> work(params.units, params.sums, dims, segment, by_segment, per_step, resident_blocks<TermOf, R>(p, choice),
+                      call);
   work.add_values(S::kValueSum, p.values, compute, p.space);
   work.add_gradients(sinks, p.gradient);
   const char* error = work.run(any_written(params.layout, S::kFirstSink, S::kCount),

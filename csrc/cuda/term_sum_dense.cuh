@@ -51,8 +51,9 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>, Spec, kGradi
   using S = Slots<kInputs>;
   constexpr int kUpstream = S::kUpstream, kFirstSink = S::kFirstSink, kElement = S::kElement, kValueSum = S::kValueSum;
   // The inputs whose gradients may be sums, and those whose gradients may be written element by element.
-  constexpr unsigned kTensorSet = (1u << kTensors) - 1, kSummed = !kGradient ? 0u : kAny ? kTensorSet
-                                                                                         : kFastPath<Term> & ~Spec::kVectorInputs;
+  constexpr unsigned kTensorSet = (1u << kTensors) - 1;
+  constexpr unsigned kRepeated = kAny ? kTensorSet : kFastPath<Term> & ~Spec::kVectorInputs;
+  constexpr unsigned kSummed = kGradient ? kRepeated : 0u;
   constexpr unsigned kWritten = kAny ? kTensorSet : Spec::kVectorInputs, used = used_sums<kInputs>(kSummed);
   constexpr bool kIsCountTerm = IsCountTerm<Term>::value;  // terms/count.h
   const Forms forms{Term::template within<kFormClass>(p.forms), p.constant};

@@ -16,7 +16,7 @@ namespace {
 
 constexpr double kTwoPi = 6.28318530717958647692528676656;
 
-// Whether a term is a CountTerm. Kernels then read vectors of integers, too, and ask for the derivative by x where it is wanted.
+// Whether a term is a CountTerm. Kernels then read vectors of integers, too, and ask for the derivative by x if it is wanted.
 template <class Term, class = void>
 struct IsCountTerm {
   static constexpr bool value = false;
