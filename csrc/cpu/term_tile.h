@@ -63,14 +63,14 @@ void run_term_loop(TermTile<R>& tile, Forms forms, bool recompute) {
   using Term = TermOf<V>;
   constexpr int kWidth = V::size();
   constexpr int kInputs = Term::kInputs, kWeight = kInputs;
-  constexpr bool kInParts = HasParts<Term>::value;
+  constexpr bool kIsCountTerm = IsCountTerm<Term>::value;
   const V zero(R(0));
   if constexpr (kFastPath != FastPath::kNone) {
     forms = {0};
     recompute = kFastPath == FastPath::kRecomputed;
   }
   const bool weighted = kFastPath == FastPath::kNone && tile.weighted;
-  bool streams = kFastPath != FastPath::kNone && tile.streams && !kInParts;  // a second part reads what the first one wrote
+  bool streams = kFastPath != FastPath::kNone && tile.streams && !kIsCountTerm;  // x > 0 is added to what x = 0 wrote
 
   // Copies, because the compiler must assume that a store through any pointer could change the tile itself.
   const R* from[kInputs];
@@ -115,7 +115,7 @@ void run_term_loop(TermTile<R>& tile, Forms forms, bool recompute) {
     if (recompute) precomputed = Term::precompute(in, forms);
 
     V value, derivative[kInputs];
-    if constexpr (kInParts) {
+    if constexpr (kIsCountTerm) {
       value = at_most_zero<Term, kGradient>(in, forms, derivative);
       if constexpr (kGradient)
         if (wanted[0]) derivative[0] = Term::data_gradient(in, forms);
@@ -156,7 +156,7 @@ void run_term_loop(TermTile<R>& tile, Forms forms, bool recompute) {
   for (; i + kWidth <= tile.size; i += kWidth) step(std::true_type{}, i, kWidth);
   if (i < tile.size) step(std::false_type{}, i, static_cast<int>(tile.size - i));
 
-  if constexpr (kInParts) {
+  if constexpr (kIsCountTerm) {
     // The elements whose x is above 0, a register of them at a time. Lanes past the last one repeat it.
     Index<R> position[kTile + kWidth];
     const int count = positions_above_zero(tile, position);

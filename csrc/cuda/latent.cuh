@@ -175,8 +175,8 @@ auto with_form_class(const LatentProblem& p, WhatFor&& what_for) {
 }
 
 // The fast path: one sample, in which mu and the scale, and with them all that is read or written element by element, are
-// contiguous and of one dtype, float32 or bfloat16; the prior is one number, and so is the upstream gradient of a unit. `others`:
-// the slots after the noise.
+// contiguous and of one dtype, float32 or bfloat16; the prior is one number, and so is the upstream gradient of a unit.
+// `others`: the slots after the noise.
 template <int kSlots>
 bool takes_fast_path(const Layout<kSlots>& layout, const LatentProblem& p, std::initializer_list<int> others) {
   const DType dtype = layout.array[kMu].dtype;

@@ -8,10 +8,10 @@
 namespace elbo_ext {
 namespace {
 
-// The widest vectors of the dense kernel: 16 bytes of half precision, but for terms in parts and those of many inputs, which
+// The widest vectors of the dense kernel: 16 bytes of half precision, but for terms of counts and those of many inputs, which
 // would spill registers.
 template <class Term>
-constexpr int kWidest = HasParts<Term>::value || (Term::kInputs > 3 && kFastPath<Term> == kAnyInputs) ? 4 : 8;
+constexpr int kWidest = IsCountTerm<Term>::value || (Term::kInputs > 3 && kFastPath<Term> == kAnyInputs) ? 4 : 8;
 
 struct KernelChoice {
   int width = 0;  // of the dense kernel's vectors; 0: the kernel for any layout
@@ -40,21 +40,21 @@ template <template <class> class TermOf, class R, int kCount>
 KernelChoice lay_out(Layout<kCount>& layout, const TermSumProblem& p, const Dimensions& dims, int64_t segment, int widest) {
   using S = Slots<TermOf<R>::kInputs>;
   constexpr int kUpstream = S::kUpstream, kFirstSink = S::kFirstSink, kElement = S::kElement;
-  constexpr bool kInParts = HasParts<TermOf<R>>::value;
+  constexpr bool kIsCountTerm = IsCountTerm<TermOf<R>>::value;
   const auto for_width = [&](int width, bool dense = true) {
     layout = {};
     LayoutBuilder<kCount> builder(layout, dims, segment, width, p.compute_double);
     for (int k = 0; k < S::kOperands; ++k) {
-      builder.set(k, p.operand[k], /*written=*/false, /*base_step=*/0, /*integer_vectors=*/dense && kInParts && k == 0);
+      builder.set(k, p.operand[k], /*written=*/false, /*base_step=*/0, /*integer_vectors=*/dense && kIsCountTerm && k == 0);
       if (!p.gradient[k].summed) builder.set(kFirstSink + k, p.gradient[k], /*written=*/true);
     }
     builder.set(kUpstream, p.upstream);
     builder.set(kElement, dense_view(p.values.element, compute_type(p.compute_double)), /*written=*/true);
   };
   // Each of these would double the kernels there are to compile: weights, float64, forms of several classes, and the
-  // derivative by data of terms in parts.
+  // derivative by data of terms of counts.
   const bool may_be_dense = !p.operand[S::kWeight].present() && !p.compute_double &&
-                            TermOf<R>::form_class(p.forms) != kAnyForms && !(kInParts && p.gradient[0].wanted());
+                            TermOf<R>::form_class(p.forms) != kAnyForms && !(kIsCountTerm && p.gradient[0].wanted());
   for (int width = widest; may_be_dense && width >= 4; width /= 2) {
     for_width(width);
     bool fits = segment % width == 0 && !reads_vectors(layout.place[kUpstream]);
@@ -83,7 +83,8 @@ auto with_dense(const TermSumProblem& p, const KernelChoice& choice, WhatFor&& w
   if constexpr (kAll != kAnyInputs) {
     const bool wide = choice.width != 4;
     if (choice.vector_inputs == kAll)
-      return wide ? what_for(Specialization<8, kAll, DType::kBFloat16>{}, form_class) : what_for(Specialization<4, kAll>{}, form_class);
+      return wide ? what_for(Specialization<8, kAll, DType::kBFloat16>{}, form_class)
+                  : what_for(Specialization<4, kAll>{}, form_class);
     if (choice.vector_inputs == kWithoutScale)
       return wide ? what_for(Specialization<8, kWithoutScale, DType::kBFloat16>{}, form_class)
                   : what_for(Specialization<4, kWithoutScale>{}, form_class);
@@ -116,7 +117,8 @@ const char* launch_main(const TermSumProblem& p, const TermParams<TermOf<R>::kIn
         using Spec = decltype(spec);
         constexpr int kFormClass = decltype(form_class)::value;
         const auto kernel =
-            p.wants_gradient ? dense_kernel<TermOf, R, Spec, true, kFormClass> : dense_kernel<TermOf, R, Spec, false, kFormClass>;
+            p.wants_gradient ? dense_kernel<TermOf, R, Spec, true, kFormClass>
+                             : dense_kernel<TermOf, R, Spec, false, kFormClass>;
         return launch(kernel, grid, kThreads, params, call);
       });
   return launch(general_kernel<TermOf, R, kTermGroup<TermOf<R>, R>>, grid, kThreads, params, call);
@@ -234,7 +236,8 @@ const char* run(const TermSumProblem& p, const CudaCall& call) {
   if (has_columns<TermOf, R>(p, params.layout, dims, choice, sinks)) return run_columns<TermOf, R>(p, params, sinks, call);
 
   const int per_step = choice.width == 0 ? kTermGroup<TermOf<R>, R> : choice.width;
-  Work<S::kSums> work(params.units, params.sums, dims, segment, by_segment, per_step, resident_blocks<TermOf, R>(p, choice), call);
+  Work<S::kSums> work(params.units, params.sums, dims, segment, by_segment, per_step, resident_blocks<TermOf, R>(p, choice),
+                      call);
   work.add_values(S::kValueSum, p.values, compute, p.space);
   work.add_gradients(sinks, p.gradient);
   const char* error = work.run(any_written(params.layout, S::kFirstSink, S::kCount),

@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kThreads, kGeneralBlocks<TermOf<R>, R>) genera
       reader[kUpstream].finish(p.layout, kUpstream, mask, grad.x, R(1));
 
       T d[kOperands], value = Term::gradient(Term::precompute(in, Forms{p.forms, p.constant}), in, d);
-      if constexpr (HasParts<Term>::value)
+      if constexpr (IsCountTerm<Term>::value)
         if (p.layout.place[kFirstSink] != kAbsent || p.sums.kind[0] != kNoSum) d[0] = Term::data_gradient(in, p.forms);
       const T& weight = in[kWeight];
       ELBO_UNROLL
@@ -150,7 +150,7 @@ struct GatherTerm {
     ELBO_UNROLL
     for (int k = 0; k < kInputs; ++k) x[k] = element.number(k, p.constant[k]);
     const R value = Term::gradient(Term::precompute(x, Forms{p.forms, p.constant}), x, d);
-    if constexpr (HasParts<Term>::value)
+    if constexpr (IsCountTerm<Term>::value)
       if (p.gather.out[0].data != nullptr) d[0] = Term::data_gradient(x, p.forms);
     const R weight = element.number(kWeight, p.constant[kWeight]);
     const R grad = element.upstream(kUpstream, p.constant[kUpstream], p.upstream_factor);

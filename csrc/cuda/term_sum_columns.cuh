@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kThreads, kColumnsBlocks<TermOf<R>>) columns_k
   using S = Slots<kInputs>;
   constexpr int kUpstream = S::kUpstream, kFirstSink = S::kFirstSink, kValueSum = S::kValueSum;
   constexpr unsigned kSharedSet = shared_inputs_of<Term>();
-  constexpr bool kInParts = HasParts<Term>::value;
+  constexpr bool kIsCountTerm = IsCountTerm<Term>::value;
   const Forms forms{Term::template within<kFormClass>(p.forms), p.constant};
   const int64_t column_block = blockIdx.x % p.column_blocks, sharer = blockIdx.x / p.column_blocks;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads, kColumnsBlocks<TermOf<R>>) columns_k
     ELBO_UNROLL
     for (int k = 0; k < kTensors; ++k)
       if (vectors[k])
-        raw[k] = kInParts && k == 0 ? load_data<R, V>(p.layout.array[k], n) : load<R, V>(p.layout.array[k], n);
+        raw[k] = kIsCountTerm && k == 0 ? load_data<R, V>(p.layout.array[k], n) : load<R, V>(p.layout.array[k], n);
     if (of_rows) upstream = per_unit_upstream<R>(p.layout, kUpstream, n, p.upstream_factor);
     R total = R(0);
     const auto part = [&](auto number) {
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kThreads, kColumnsBlocks<TermOf<R>>) columns_k
         in[k] = known[k][kOf];
         if (!vectors[k]) continue;
         const DType dtype = p.layout.array[k].dtype;
-        convert<R, V, kAt, kPart>(raw[k], kInParts && k == 0 ? dtype_in_registers<R>(dtype) : dtype, in[k].x);
+        convert<R, V, kAt, kPart>(raw[k], kIsCountTerm && k == 0 ? dtype_in_registers<R>(dtype) : dtype, in[k].x);
       }
       typename Term::Precomputed precomputed = precomputed_once[kOf];
       if constexpr (!kPrecomputedOnce) precomputed = Term::precompute(in, forms);

@@ -33,7 +33,7 @@ constexpr int kDenseBlocks = [] {
   const bool any = Spec::kVectorInputs == kAnyInputs;
   if (any && Spec::kVector == 8 && Term::kInputs > 3) return 1;
   return std::max(2, 4 - any - (any && Spec::kVector == 8) - (kFormClass > 0) - (Term::kInputs > 3) -
-                         (elements_at_once<Term>() < 4) - HasParts<Term>::value);
+                         (elements_at_once<Term>() < 4) - IsCountTerm<Term>::value);
 }();
 
 // The ordinary case, in which a kernel has to keep up with the memory: each operand is dense, also if it then repeats, or
@@ -51,10 +51,11 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>, Spec, kGradi
   using S = Slots<kInputs>;
   constexpr int kUpstream = S::kUpstream, kFirstSink = S::kFirstSink, kElement = S::kElement, kValueSum = S::kValueSum;
   // The inputs whose gradients may be sums, and those whose gradients may be written element by element.
-  constexpr unsigned kTensorSet = (1u << kTensors) - 1, kSummed = !kGradient ? 0u : kAny ? kTensorSet
-                                                                                         : kFastPath<Term> & ~Spec::kVectorInputs;
+  constexpr unsigned kTensorSet = (1u << kTensors) - 1;
+  constexpr unsigned kRepeated = kAny ? kTensorSet : kFastPath<Term> & ~Spec::kVectorInputs;
+  constexpr unsigned kSummed = kGradient ? kRepeated : 0u;
   constexpr unsigned kWritten = kAny ? kTensorSet : Spec::kVectorInputs, used = used_sums<kInputs>(kSummed);
-  constexpr bool kInParts = HasParts<Term>::value;  // terms/count.h
+  constexpr bool kIsCountTerm = IsCountTerm<Term>::value;  // terms/count.h
   const Forms forms{Term::template within<kFormClass>(p.forms), p.constant};
   const auto array = [&](int slot) { return kAny ? p.layout.array[slot] : Array{p.layout.array[slot].data, Spec::kDType}; };
   T uniform[kInputs];
@@ -86,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>, Spec, kGradi
       for (int k = 0; k < kTensors; ++k)
         if (vectors[k]) {
           const int64_t offset = kAny ? p.layout.vector_offset(p.layout.place[k], n) : n;
-          raw[k] = kInParts && k == 0 ? load_data<R, V>(array(k), offset) : load<R, V>(array(k), offset);
+          raw[k] = kIsCountTerm && k == 0 ? load_data<R, V>(array(k), offset) : load<R, V>(array(k), offset);
         }
       R total = R(0), sink_sum[kInputs] = {};
       const auto part = [&](auto at) {
@@ -96,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, kDenseBlocks<TermOf<R>, Spec, kGradi
         for (int k = 0; k < kInputs; ++k) {
           if (vectors[k]) {
             const DType dtype = array(k).dtype;
-            convert<R, V, kAt, kPart>(raw[k], kInParts && k == 0 ? dtype_in_registers<R>(dtype) : dtype, in[k].x);
+            convert<R, V, kAt, kPart>(raw[k], kIsCountTerm && k == 0 ? dtype_in_registers<R>(dtype) : dtype, in[k].x);
           } else in[k] = uniform[k];
         }
         typename Term::Precomputed precomputed = precomputed_once;

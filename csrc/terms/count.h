@@ -16,13 +16,13 @@ namespace {
 
 constexpr double kTwoPi = 6.28318530717958647692528676656;
 
-// A term in two parts?
+// Whether a term is a CountTerm. Kernels then read vectors of integers, too, and ask for the derivative by x if it is wanted.
 template <class Term, class = void>
-struct HasParts {
+struct IsCountTerm {
   static constexpr bool value = false;
 };
 template <class Term>
-struct HasParts<Term, typename Term::InParts> {
+struct IsCountTerm<Term, typename Term::Counts> {
   static constexpr bool value = true;
 };
 
@@ -31,7 +31,7 @@ ELBO_INLINE T at_most_zero(const T* in, int forms, T* d);
 
 template <class Self, class T>
 struct CountTerm {
-  using InParts = void;
+  using Counts = void;
   static constexpr unsigned kPrecomputedFrom = 0;
   using R = Real<T>;
   struct Precomputed {

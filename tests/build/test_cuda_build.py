@@ -145,9 +145,9 @@ class DenseTerm(NamedTuple):
     """What a term's header in csrc/terms says of its kernels for dense tensors."""
 
     tensors: int
-    gradients: int  # that they make: not the one by x for a term in parts (count.h)
+    gradients: int  # that they make: not the one by x for a term of counts (count.h)
     at_once: int  # elements that are worked on at once; values are stored so
-    # 4 and, but for a term in parts or of many inputs, 8 elements of a thread, with gradients and without, for each class of
+    # 4 and, but for a term of counts or of many inputs, 8 elements of a thread, with gradients and without, for each class of
     # forms; and as many again for each set of inputs of the fast path (traits.h), in float32 and bfloat16
     kernels: int
 
@@ -161,13 +161,13 @@ def terms() -> dict[str, DenseTerm]:
     )
     found = {}
     for name, inherited, forms, inputs, tensors, at_once, rest in re.findall(declaration, text):
-        in_parts, count = "CountTerm" in inherited, int(tensors or inputs)
+        of_counts, count = "CountTerm" in inherited, int(tensors or inputs)
         fast, scale = (
             int(eval(value[1])) if (value := re.search(rf"{constant} = ([\w<|\s]+)", rest)) else 0  # 1 << 2 | 1 << 3
             for constant in ("kFastPathInputs", "kPrecomputedFrom")
         )
-        kernels = (2 if in_parts or (int(inputs) > 3 and not fast) else 4) + 4 * len({fast, fast & ~scale} - {0})
-        found[name] = DenseTerm(count, count - in_parts, int(at_once or 4), classes[forms] * kernels)
+        kernels = (2 if of_counts or (int(inputs) > 3 and not fast) else 4) + 4 * len({fast, fast & ~scale} - {0})
+        found[name] = DenseTerm(count, count - of_counts, int(at_once or 4), classes[forms] * kernels)
     return found
 
 
