@@ -15,7 +15,7 @@ class Wrapper(Tensor):
 
     @staticmethod
     def __new__(cls, t: Tensor) -> "Wrapper":
-        shell = Tensor._make_subclass(cls, torch.full_like(t.detach(), float("nan")))
+        shell = Tensor._make_subclass(cls, torch.full_like(t.detach(), float("nan") if t.is_floating_point() else -1))
         shell._t = t
         return shell
 

@@ -80,9 +80,10 @@ WITH_TENSORS = {case: call for case, call in CALLS.items() if case != "collapse_
 
 def run(function: Any, arguments: dict[str, Any], wrap: Callable[[Tensor], Tensor]) -> tuple[Any, list[Tensor | None]]:
     """The result, and the gradients of its sum by the tensors inside."""
-    leaves = {name: t.clone().requires_grad_() for name, t in arguments.items() if isinstance(t, Tensor)}
+    tensors = {name: t.clone() for name, t in arguments.items() if isinstance(t, Tensor)}
+    leaves = {name: t.requires_grad_() for name, t in tensors.items() if t.is_floating_point()}
     torch.manual_seed(7)
-    result = function(**{**arguments, **{name: wrap(t) for name, t in leaves.items()}})
+    result = function(**{**arguments, **{name: wrap(t) for name, t in tensors.items()}})
     parts = [unwrapped(t) for t in tree_leaves(result) if isinstance(t, Tensor)]
     total = sum(t.double().sum() for t in parts if t.requires_grad)
     if isinstance(total, int):
