@@ -219,21 +219,24 @@ def _rows(named: Mapping[str, Any], weight: Tensor | None) -> torch.Size:
     if weight is not None:
         of_rows["weight"] = weight
     rows = arguments.broadcast(of_rows)
-    sizes = {name: t.shape[-1] for name, t in tensors.items() if t.shape[-1] != 1}
+    known = {name: arguments.known_shape(t.shape)[-1] for name, t in tensors.items()}
+    sizes = {name: size for name, size in known.items() if size != 1}
     if len(set(sizes.values())) > 1:
         listed = " and ".join(f"{size} of {name}" for name, size in sizes.items())
         raise ValueError(f"the numbers of classes differ: {listed}")
     return rows
 
 
-def _operands(named: Mapping[str, Any], weight: Tensor | None, rows: torch.Size) -> tuple[Tensor | None, ...]:
-    """As the operators take them: the whole joint shape, whose gradients torch adds up where it repeats an operand."""
-    classes = max(value.shape[-1] for value in named.values() if isinstance(value, Tensor))
+def _operands(
+    named: Mapping[str, Any], weight: Tensor | None, rows: torch.Size, labels: bool = False
+) -> tuple[Tensor | None, ...]:
+    """As the operators take them: the whole joint shape, whose gradients torch adds up where it repeats an operand. ``labels``:
+    x has one number for all classes."""
+    classes = max(arguments.known_shape(value.shape)[-1] for value in named.values() if isinstance(value, Tensor))
     whole: list[Any] = []
     for name, value in named.items():
         if isinstance(value, Tensor):
-            shape = (*rows, 1 if name == "x" and value.shape[-1] == 1 else classes)
-            value = _expanded(value, shape)
+            value = _expanded(value, (*rows, 1 if labels and name == "x" else classes))
         whole.append(value)
     if weight is not None:
         weight = _expanded(weight, rows).unsqueeze(-1)
@@ -259,7 +262,7 @@ def _sum(
         arguments.batch_dims(batch_dims, rows),
         arguments.reduction(reduction),
     )
-    return autograd.term_sum(spec, _operands(named, weight, rows))
+    return autograd.term_sum(spec, _operands(named, weight, rows, labels=term is likelihoods.Categorical))
 
 
 def _of_rows(
