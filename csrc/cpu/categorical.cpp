@@ -126,11 +126,9 @@ struct ClassesOfRow {
     }
   }
   V one_hot(int64_t c) const {
-    const V zero(R(0));
+    const V zero(R(0)), one(R(1));
     if (label < c || label >= c + V::size()) return zero;
-    R lane[V::size()] = {};
-    lane[label - c] = R(1);
-    return V::loadu(lane);
+    return select(abs(V::arange(R(0), R(1)) - V(static_cast<R>(label - c))) > zero, zero, one);
   }
 
   static ELBO_INLINE V inside(V outside, V numbers, int64_t count) {
@@ -186,20 +184,40 @@ auto first_of(V numbers) {
   return lane[0];
 }
 
-// The term of a row, as far as its sums tell it.
+// What a term knows of the classes of a register after its second sweep, for its gradients: kept for rows that are no longer
+// than so many registers.
+constexpr int64_t kMostKept = 64;
+template <class Term>
+struct KeptClass {
+  struct Nothing {};
+  using type = Nothing;
+};
+template <class Term>
+  requires(Term::kSweeps == 2)
+struct KeptClass<Term> {
+  using type = typename Term::Class;
+};
+
+// The term of a row, as far as its sums tell it. `kept` may be null.
 template <class Term, class R>
-ELBO_INLINE Term learn(const CategoricalProblem& p, const ClassesOfRow<R>& row) {
+ELBO_INLINE Term learn(const CategoricalProblem& p, const ClassesOfRow<R>& row, typename KeptClass<Term>::type* kept) {
   using V = Vec<R>;
   Term term(ClassConstants{p.operand[0].constant, static_cast<double>(p.classes)});
   V largest[kClassInputs] = {V(R(0)), V(R(0))};
   for (int k = 0; k < kClassInputs; ++k)
     if (Term::kSoftmax >> k & 1) largest[k] = V(row.largest(row.input[k]));
   term.given_largest(largest);
+  if constexpr (Term::kLabels)
+    term.given_own(V(row.label >= 0 && row.label < row.classes ? row.input[1].data[row.label * row.input[1].step] : R(0)));
   V sum[Term::kSums];
   row.template sums<Term::kSums>(sum, [&](const V(&in)[kClassInputs], V(&to)[Term::kSums]) { term.template add<0>(in, to); });
   term.template given_sums<0>(sum);
   if constexpr (Term::kSweeps == 2) {
-    row.template sums<Term::kSums>(sum, [&](const V(&in)[kClassInputs], V(&to)[Term::kSums]) { term.template add<1>(in, to); });
+    row.template sums<Term::kSums>(sum, [&](const V(&in)[kClassInputs], V(&to)[Term::kSums]) {
+      const typename Term::Class of_register = term.of(in);
+      if (kept != nullptr) *kept++ = of_register;
+      term.add(of_register, to);
+    });
     term.template given_sums<1>(sum);
   }
   return term;
@@ -233,6 +251,9 @@ void run_rows(const CategoricalProblem& p, int64_t begin, int64_t end) {
   ClassLanes<R> grad_z(p.space, p.grad_z, classes);
   ClassSink<R> sink[kClassInputs] = {{p.space, p.gradient[0], classes}, {p.space, p.gradient[1], classes}};
   const ClassView& of_weight = p.gradient[kClassInputs];
+  const int64_t registers = (classes + V::size() - 1) / V::size();
+  const bool keeps = Term::kSweeps == 2 && p.wants_gradient && registers <= kMostKept;
+  std::vector<typename KeptClass<Term>::type> kept(keeps ? registers : 0);
   for (int64_t base = begin; base < end; base += kRowsTogether) {
     const int64_t rows = std::min(kRowsTogether, end - base);
     first.begin(base, rows);
@@ -250,7 +271,7 @@ void run_rows(const CategoricalProblem& p, int64_t begin, int64_t end) {
       }
       const Operand& weight_of_row = p.operand[kClassInputs];
       const R weight = weight_of_row.present() ? number_at<R>(p.space, weight_of_row, at) : R(1);
-      const Term term = learn<Term>(p, row);
+      const Term term = learn<Term>(p, row, keeps ? kept.data() : nullptr);
       const R value = left_out ? R(0) : outside ? -infinity
                                                 : first_of(term.value());
       if (p.row_value != nullptr) static_cast<R*>(p.row_value)[at] = weight == R(0) ? R(0) : weight * value;
@@ -286,7 +307,12 @@ void run_rows(const CategoricalProblem& p, int64_t begin, int64_t end) {
       row.for_each([&](const V(&in)[kClassInputs], int64_t c, int64_t count) {
         V d[kClassInputs] = {zero, zero};
         if (!nothing) {
-          term.gradient(in, d);
+          if constexpr (Term::kSweeps == 2) {
+            if (!keeps) term.gradient(in, d);
+            else term.gradient(kept[c / V::size()], d);
+          } else {
+            term.gradient(in, d);
+          }
           for (V& number : d) number = number * factor;
         }
         if constexpr (Term::kSoftmax & 1) {
@@ -355,7 +381,7 @@ void run_samples(const CategoricalProblem& p, int64_t begin, int64_t end) {
         const V largest = V(row.largest(row.input[0]));
         V over_sum(R(0)), kept(R(1)), uniform(R(0));
         if (mixed) {
-          const Term term = learn<Term>(p, row);
+          const Term term = learn<Term>(p, row, nullptr);
           over_sum = term.over_sum[0];
           kept = term.kept;
           uniform = term.uniform;

@@ -147,6 +147,9 @@ __device__ __forceinline__ Term learn(const RowOfClasses<R, kPlain>& row) {
   for (int k = 0; k < kClassInputs; ++k)
     if (Term::kSoftmax >> k & 1) largest[k] = largest_of<R, kTeam>(row, k);
   term.given_largest(largest);
+  if constexpr (Term::kLabels)
+    term.given_own(row.label >= 0 && row.label < row.p.classes ? RowOfClasses<R, kPlain>::at(row.p, 1, row.first[1], row.label)
+                                                               : R(0));
   R sum[Term::kSums];
   sum_classes<Term::kSums, kTeam>(row, sum, [&](const R(&in)[kClassInputs], int64_t, R(&to)[Term::kSums]) {
     term.template add<0>(in, to);

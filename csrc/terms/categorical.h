@@ -2,6 +2,7 @@
 // classes in sweeps: first for the largest of each operand, then kSweeps times for sums, and once more for the gradients. It
 // keeps one term for each row of classes, which learns from sweep to sweep:
 //   given_largest(largest)      of each operand; only those of kSoftmax are looked for
+//   given_own(logit)            of the class that a label names, where kLabels
 //   add<sweep>(in, sum)         adds what the classes of `in` contribute to the sums
 //   given_sums<sweep>(sum)
 //   value()
@@ -30,7 +31,7 @@ struct Categorical {
   static constexpr const char* kSignature = "x logits";
   static constexpr bool kLabels = true;  // the first input is a number for each row, the class
   static constexpr unsigned kSoftmax = 0b10;
-  static constexpr int kSweeps = 1, kSums = 3;
+  static constexpr int kSweeps = 1, kSums = 1;
   using R = Real<T>;
   T largest, own, rest, own_minus_largest, over_sum;
 
@@ -39,25 +40,22 @@ struct Categorical {
 
   template <int kSweep>
   ELBO_INLINE void add(const T (&in)[kClassInputs], T (&sum)[kSums]) const {
-    const T zero = T(R(0)), difference = in[1] - largest, e = exp(difference);
-    const auto is_own = in[0] > zero;
-    sum[0] = sum[0] + select(is_own, zero, e);
-    sum[1] = sum[1] + select(is_own, e, zero);
-    sum[2] = sum[2] + select(is_own, difference, zero);
+    const T zero = T(R(0));
+    sum[0] = sum[0] + select(in[0] > zero, zero, exp(in[1] - largest));
+  }
+  // The logit of the class x, after the largest one.
+  ELBO_INLINE void given_own(T logit) {
+    own_minus_largest = logit - largest;
+    own = exp(own_minus_largest);
   }
   template <int kSweep>
   ELBO_INLINE void given_sums(const T (&sum)[kSums]) {
     rest = sum[0];
-    own = sum[1];
-    own_minus_largest = sum[2];
     over_sum = T(R(1)) / (own + rest);
   }
 
-  // Where x is the most probable class, all others may be as small as they like: own = 1 there.
-  ELBO_INLINE T value() const {
-    const T zero = T(R(0));
-    return select(own_minus_largest < zero, own_minus_largest - log(own + rest), zero - log1p(rest));
-  }
+  // l_x - m - log S, S = own + rest. Where x is the most probable class own = 1, and the others may be as small as they like.
+  ELBO_INLINE T value() const { return own_minus_largest - log1p((own - T(R(1))) + rest); }
   // d/dl_c = [c = x] - s_c, and 1 - s_x as the sum of the others, which does not cancel.
   ELBO_INLINE void gradient(const T (&in)[kClassInputs], T (&d)[kClassInputs]) const {
     const T zero = T(R(0)), e = exp(in[1] - largest);
@@ -179,11 +177,14 @@ struct CategoricalKL {
       sum[1] = sum[1] + prior;
       sum[2] = sum[2] + select(near, prior * small_expm1(select(near, k, zero)), e - prior);
     } else {
-      const Class c = of(in);
-      sum[0] = sum[0] + c.kl;
-      sum[1] = sum[1] + c.s * c.log_ratio;
-      sum[2] = sum[2] + c.prior_over_q * c.difference;
+      add(of(in), sum);
     }
+  }
+  // The second sweep, of classes that a kernel may keep for the gradients.
+  ELBO_INLINE void add(const Class& c, T (&sum)[kSums]) const {
+    sum[0] = sum[0] + c.kl;
+    sum[1] = sum[1] + c.s * c.log_ratio;
+    sum[2] = sum[2] + c.prior_over_q * c.difference;
   }
   template <int kSweep>
   ELBO_INLINE void given_sums(const T (&sum)[kSums]) {
@@ -202,8 +203,8 @@ struct CategoricalKL {
   // By ds_c/dl_k = s_c ([c = k] - s_k):
   //   dKL/dl_k  = (1 - u) s_k (r_k - sum_c s_c r_c)
   //   dKL/dl'_k = -(1 - u) s'_k (w_k - sum_c s'_c w_c),   w_c = (p_c - q_c) / q_c = (1 - u) (s_c - s'_c) / q_c
-  ELBO_INLINE void gradient(const T (&in)[kClassInputs], T (&d)[kClassInputs]) const {
-    const Class c = of(in);
+  ELBO_INLINE void gradient(const T (&in)[kClassInputs], T (&d)[kClassInputs]) const { gradient(of(in), d); }
+  ELBO_INLINE void gradient(const Class& c, T (&d)[kClassInputs]) const {
     d[0] = kept * (c.s * (c.log_ratio - mean_log_ratio));
     d[1] = kept * kept * (c.prior * mean_difference - c.prior_over_q * c.difference);
   }

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import arguments, autograd, likelihoods, ops
 from ..autograd import CategoricalSpec, TermSpec
+from ..autograd.torch_internals import is_tracing
 from ..dispatch import public
 from ..likelihoods import CATEGORICAL_KL, Term
 from . import latent_call
@@ -215,6 +216,8 @@ def _posterior_and_prior(
 def _rows(named: Mapping[str, Any], weight: Tensor | None) -> torch.Size:
     """The joint shape of the operands without their last dimension, that of the classes; and of the weight."""
     tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    if not torch.compiler.is_compiling() and not is_tracing() and _are_alike(list(tensors.values()), weight):
+        return next(iter(tensors.values())).shape[:-1]
     of_rows = {name if name == "x" else f"{name} without classes": t[..., 0] for name, t in tensors.items()}
     if weight is not None:
         of_rows["weight"] = weight
@@ -225,6 +228,17 @@ def _rows(named: Mapping[str, Any], weight: Tensor | None) -> torch.Size:
         listed = " and ".join(f"{size} of {name}" for name, size in sizes.items())
         raise ValueError(f"the numbers of classes differ: {listed}")
     return rows
+
+
+def _are_alike(tensors: Sequence[Tensor], weight: Tensor | None) -> bool:
+    """The usual case, which needs none of the views that messages are made of: nothing repeats but the labels."""
+    first = tensors[0]
+    rows, device, sizes = first.shape[:-1], first.device, {t.shape[-1] for t in tensors}
+    return (
+        len(sizes - {1}) <= 1
+        and all(t.shape[:-1] == rows and t.device == device for t in tensors[1:])
+        and (weight is None or (weight.shape == rows and weight.device == device))
+    )
 
 
 def _operands(
