@@ -12,6 +12,7 @@ from .. import functional
 from ..autograd.torch_internals import remember_kl
 from .base import wide
 from .bernoulli import Bernoulli, ContinuousBernoulli, mean_of_falling
+from .categorical import Categorical, OneHotCategoricalStraightThrough
 from .counts import Poisson
 from .location_scale import Laplace, Normal
 
@@ -83,6 +84,13 @@ def _continuous_bernoulli(p: Any, q: Any) -> Tensor:
         falling,
         torch.where(falls, q_logits, -q_logits),
     )
+
+
+@_register(OneHotCategoricalStraightThrough)
+@_register(Categorical)
+def _categorical(p: Any, q: Any) -> Tensor:
+    """sum_c p_c (ln p_c - ln q_c), which keeps relative precision as p -> q."""
+    return functional.categorical_kl(p.logits, q.logits, batch_dims=_dims(p, q))
 
 
 def _dims(p: Any, q: Any) -> int:

@@ -137,6 +137,36 @@ def test_labels(dtype: torch.dtype, device: str) -> None:
 
 
 @ON_DEVICES
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_a_weight_of_zero_leaves_a_row_out(poison: float, device: str) -> None:
+    """Whatever stands in it: its gradients are 0, and nothing of it reaches the sum. Without a weight it comes through."""
+    clean = numbers(5, 7).float().to(device)
+    mask = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0], device=device)
+    hole = (mask == 0).unsqueeze(1)
+    x = torch.randint(4, (5, 7), device=device).float()
+    for function, victim, given in (
+        (multinomial_log_prob, "logits", {"x": x, "logits": clean}),
+        (multinomial_log_prob, "x", {"x": x, "logits": clean}),
+        (categorical_kl, "logits", {"logits": clean, "prior_logits": x}),
+        (categorical_kl, "prior_logits", {"logits": clean, "prior_logits": x}),
+        (categorical_log_prob, "logits", {"x": x[:, 0].long(), "logits": clean}),
+    ):
+        results = []
+        for dirty in (False, True):
+            arguments = {**given, victim: torch.where(hole, poison, given[victim])} if dirty else given
+            leaves = {k: t.clone().requires_grad_() for k, t in arguments.items() if t.is_floating_point()}
+            weight = mask.clone().requires_grad_()
+            value = function(**{**arguments, **leaves}, weight=weight, reduction="sum")
+            gradients = torch.autograd.grad(value, [*leaves.values(), weight])
+            assert all(bool((g[hole[:, 0]] == 0).all()) for g in gradients[:-1])
+            assert bool(gradients[-1].isfinite().all())
+            results.append((value, *gradients[:-1], gradients[-1] * mask))
+        torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=0)
+        if math.isnan(poison):
+            assert function(**arguments).isnan().tolist() == (mask == 0).tolist()
+
+
+@ON_DEVICES
 def test_a_vocabulary(device: str) -> None:
     """50,257 classes, in each dtype: against torch in float64."""
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
