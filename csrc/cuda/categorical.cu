@@ -164,10 +164,14 @@ __device__ __forceinline__ Term learn(const RowOfClasses<R, kPlain>& row) {
   return term;
 }
 
+// Blocks of a multiprocessor; for more the kernels in double have not the registers.
+template <class R>
+constexpr int kResidentBlocks = std::is_same_v<R, double> ? 2 : 3;
+
 // ---- values and gradients ----
 
 template <template <class> class TermOf, class R, int kTeam, bool kPlain>
-__global__ void __launch_bounds__(kThreads, 3) categorical_kernel(const __grid_constant__ ClassParams p) {
+__global__ void __launch_bounds__(kThreads, kResidentBlocks<R>) categorical_kernel(const __grid_constant__ ClassParams p) {
   using Term = TermOf<R>;
   const int lane = threadIdx.x % kTeam;
   for_each_row<kTeam>(p.rows, [&](int64_t at) {
@@ -243,7 +247,7 @@ __device__ __forceinline__ uint32_t word_of(uint64_t seed, uint64_t number) {
 
 // The class of the largest log-probability with Gumbel noise is a draw of it (Gumbel 1954; Maddison, Tarlow & Minka 2014).
 template <class R, int kTeam>
-__global__ void __launch_bounds__(kThreads, 3) categorical_sample_kernel(const __grid_constant__ ClassParams p) {
+__global__ void __launch_bounds__(kThreads, kResidentBlocks<R>) categorical_sample_kernel(const __grid_constant__ ClassParams p) {
   using Term = CategoricalKL<R>;
   const uint64_t seed = p.seed == nullptr ? 0 : static_cast<uint64_t>(p.seed_on_host ? reinterpret_cast<int64_t>(p.seed) : *p.seed);
   const bool mixed = p.constant[0] > 0.0;
@@ -295,9 +299,6 @@ int team_for(const CategoricalProblem& p, const ClassOperand& logits) {
   if (p.classes < kWarpRow || (rows_together && p.space.rows >= kThreads)) return 1;
   return p.classes >= kBlockRow ? kThreads : kWarp;
 }
-
-template <class R>
-using ClassKernel = void (*)(ClassParams);
 
 template <class R>
 const char* launch_rows(void (*kernel)(ClassParams), int team, const ClassParams& params, const CudaCall& call) {
