@@ -194,7 +194,7 @@ def test_wide_accesses() -> None:
         for function in functions:
             name = function.split(maxsplit=1)[0]
             assert re.search(r"\b(LDL|STL)\b", function) is None, name
-            dense = r"12dense_kernelINS0_\d+([A-Za-z]+)EfNS0_5DenseILi[48]ELj(\d+)ELNS_5DTypeE\dEEELb([01])E"
+            dense = r"12dense_kernelINS0_\d+([A-Za-z]+)EfNS0_14SpecializationILi[48]ELj(\d+)ELNS_5DTypeE\dEEELb([01])E"
             if kernel := re.search(dense, name):
                 term, inputs = terms()[kernel[1]], int(kernel[2]).bit_count()
                 loads = inputs or term.tensors

@@ -46,7 +46,7 @@ SIZE_OF_PARTS |= {
     "categorical_log_prob": 3.0,  # l - max l and the logarithm of the sum
     "multinomial_log_prob": 3.0,  # x_c and N s_c
     "categorical_kl": 12.0,  # ln s_c - ln s'_c and its mean
-    "categorical_rsample_kl": 12.0,  # the gradient of z and its mean, where few classes have most of the probability
+    "categorical_rsample_kl": 16.0,  # the gradient of z and its mean, where few classes have most of the probability
 }
 
 
