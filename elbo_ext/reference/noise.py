@@ -46,6 +46,14 @@ def _words32(value: np.ndarray) -> np.ndarray:
     return np.stack([value & _MASK32, value >> _SHIFT32], axis=-1).astype(np.uint32)
 
 
+def _words_of(seed: int, n: int, offset: int) -> np.ndarray:
+    """The random words ``[blocks, 4]`` of the blocks of four that the elements offset, ..., offset + n - 1 belong to."""
+    first, last = offset // 4, -((offset + n) // -4)
+    block = np.uint64(first) + np.arange(last - first, dtype=np.uint64)
+    counter = np.concatenate([_words32(block), np.zeros((last - first, 2), np.uint32)], axis=-1)
+    return philox4x32_10(counter, _words32(np.asarray(seed % 2**64, dtype=np.uint64)))
+
+
 def normal_noise(seed: int, n: int, offset: int = 0) -> np.ndarray:
     """Standard normal noise as a pure function of the seed and the element index (Box & Muller 1958).
 
@@ -68,10 +76,7 @@ def normal_noise(seed: int, n: int, offset: int = 0) -> np.ndarray:
     Returns:
         float64 array ``[n]`` with eps_offset, ..., eps_(offset + n - 1).
     """
-    first, last = offset // 4, -((offset + n) // -4)
-    block = np.uint64(first) + np.arange(last - first, dtype=np.uint64)
-    counter = np.concatenate([_words32(block), np.zeros((last - first, 2), np.uint32)], axis=-1)
-    words = philox4x32_10(counter, _words32(np.asarray(seed % 2**64, dtype=np.uint64)))
+    words = _words_of(seed, n, offset)
     a, b = words[:, 0::2], words[:, 1::2]  # [blocks, 2]: one column per pair
     u_minus_1 = ((a >> 1) + (0.5 - 2.0**31)) * 2.0**-31
     theta = 2.0 * np.pi * (b * 2.0**-32)
@@ -90,10 +95,7 @@ def gumbel_noise(seed: int, n: int, offset: int = 0) -> np.ndarray:
     Returns:
         float64 array ``[n]``.
     """
-    first, last = offset // 4, -((offset + n) // -4)
-    block = np.uint64(first) + np.arange(last - first, dtype=np.uint64)
-    counter = np.concatenate([_words32(block), np.zeros((last - first, 2), np.uint32)], axis=-1)
-    words = philox4x32_10(counter, _words32(np.asarray(seed % 2**64, dtype=np.uint64)))
+    words = _words_of(seed, n, offset)
     u_minus_1 = ((words >> 1) + (0.5 - 2.0**31)) * 2.0**-31
     noise: np.ndarray = -np.log(-np.log1p(u_minus_1))
     return noise.reshape(-1)[offset % 4 : offset % 4 + n]

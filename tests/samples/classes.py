@@ -103,10 +103,13 @@ def _over_classes(function: str) -> Iterator[Sample]:
     yield add("shared", (5, 6), "logits of all examples", core=True, make=lambda m: dict(logits=m.normal(6)))
     for dtype in ("float32", "float64"):
         wide = getattr(torch, dtype)
-        yield add(
-            f"mixed-{dtype}", (4, 70), "logits in a dtype of their own", core=dtype == "float32",
-            make=lambda m, wide=wide: dict(logits=m.normal(4, 70, dtype=wide)),
-        )  # fmt: skip
+
+        def mixed(m: Maker, wide: torch.dtype = wide) -> _X:
+            drawn = dict(logits=m.normal(4, 70, dtype=wide))
+            return drawn if is_kl else dict(drawn, weight=m.unit(4))
+
+        note = "logits in a dtype of their own, next to a prior or a weight"
+        yield add(f"mixed-{dtype}", (4, 70), note, core=dtype == "float32", make=mixed)
     yield add("empty-batch", (0, 4), "no example")
     yield add("empty-batch-sum", (0, 4), "an empty sum is 0", reduction="sum")
     yield add("empty-batch-mean", (0, 4), "an empty mean is NaN, as torch's", reduction="mean")
